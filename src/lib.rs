@@ -1,1 +1,16 @@
-//! Placeholder.
+//! Ottoscaler runs CI/CD workers as pods for otto-handler.
+//!
+//! The way of a `ScaleUp`: `grpc` takes the call and checks it with `domain`,
+//! on a follower `grpc::forward` sends it on to the leader; there `workers`
+//! writes the WorkerTask and its pods through `cluster`. What the API server
+//! then tells comes back through `cluster::watch` into `index`, from which
+//! `grpc` answers status, `workers` plans on and `logs` follows the pods.
+pub mod config;
+pub mod domain;
+
+/// Generated from `proto/ottoscaler/v1`.
+pub mod proto {
+    tonic::include_proto!("ottoscaler.v1");
+    /// For gRPC reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,487 @@
+//! Environment and flags → [`Config`]. Pure: values come from a lookup, so that
+//! tests need no process environment.
+//!
+//! Every setting is one row of [`SETTINGS`]; `--grpc-port 1` is the flag of
+//! `GRPC_PORT`. A flag wins over the environment; an empty value is no value.
+use std::{fmt, time::Duration};
+
+/// A setting: its variable, its default, what it takes and what it is for.
+#[derive(Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub default: &'static str,
+    pub takes: &'static str,
+    pub about: &'static str,
+}
+
+macro_rules! settings {
+    ($($name:literal $default:literal $takes:literal $about:literal;)*) => {
+        /// All settings, in the order of the README's table.
+        pub const SETTINGS: &[Setting] = &[$(Setting { name: $name, default: $default, takes: $takes, about: $about }),*];
+    };
+}
+
+settings! {
+    "GRPC_PORT" "9090" "a port" "where otto-handler asks";
+    "HEALTH_PORT" "9091" "a port" "gRPC health checks, for the kubelet";
+    "OTTO_HANDLER_HOST" "otto-handler:8080" "host:port" "where logs and states go";
+    "OTTO_HANDLER_ACK" "each" "each or cumulative" "how otto-handler acknowledges log entries";
+    "NAMESPACE" "default" "a namespace" "where the Lease, WorkerTasks and pods live";
+    "OTTO_AGENT_IMAGE" "busybox:latest" "an image" "what workers run";
+    "WORKER_IMAGE_PULL_POLICY" "IfNotPresent" "Always, IfNotPresent or Never" "when the node pulls the image";
+    "WORKER_CPU_LIMIT" "500m" "a quantity" "CPU of a worker";
+    "WORKER_MEMORY_LIMIT" "128Mi" "a quantity" "memory of a worker";
+    "WORKER_USER_ID" "65532" "a user id" "user of the worker's container; 0 allows images that need root";
+    "LOG_LEVEL" "info" "error, warn, info, debug, trace or a tracing filter" "what is logged";
+    "LOG_FORMAT" "json" "json or text" "how it is logged";
+    "POD_NAME" "" "a name" "this replica; default: the host name";
+    "POD_UID" "" "a uid" "this replica's pod, for its proof of death";
+    "POD_IP" "127.0.0.1" "an address" "where other replicas reach this one";
+    "LEASE_NAME" "ottoscaler-leader" "a name" "the Lease the replicas compete for";
+    "LEASE_DURATION" "6s" "whole seconds" "how long a silent leader keeps the Lease";
+    "LEASE_RENEW_DEADLINE" "4s" "a duration" "how long a leader acts after its last renewal";
+    "LEASE_RETRY_PERIOD" "1s" "a duration" "between renewals and between attempts";
+    "HANDOVER_TIMEOUT" "20s" "a duration" "for draining before the Lease is released";
+    "MAX_WORKERS" "500" "a count" "pods at a time";
+    "MAX_FINISHED_TASKS" "10000" "a count" "finished tasks kept as history";
+    "TASK_TTL" "24h" "a duration" "how long a finished task is kept";
+    "PENDING_TIMEOUT" "15m" "a duration" "for a pod to start";
+    "LOG_DRAIN_TIMEOUT" "15m" "a duration" "for a finished worker's logs to be acknowledged";
+    "NODE_LOST_TIMEOUT" "5m" "a duration" "until workers of a lost node fail";
+    "LOG_ACK_TIMEOUT" "30s" "a duration" "for otto-handler to answer a log entry";
+    "LOG_WINDOW" "1024" "a count" "log entries of a worker under way";
+    "OTEL_EXPORTER_OTLP_ENDPOINT" "" "a URL" "where traces go; empty: nowhere";
+}
+
+/// A value that a setting does not take.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{name}: {value:?} is not {takes}")]
+pub struct Invalid {
+    pub name: String,
+    pub value: String,
+    pub takes: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub namespace: String,
+    pub serve: Serve,
+    pub replica: Replica,
+    pub lease: Lease,
+    pub worker: Worker,
+    pub limits: Limits,
+    pub handler: Handler,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Debug, Clone)]
+pub struct Serve {
+    pub grpc_port: u16,
+    pub health_port: u16,
+}
+
+/// This process among the replicas.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    pub pod_name: String,
+    /// None outside a pod: no proof of death is published then.
+    pub pod_uid: Option<String>,
+    /// `host:port` at which the other replicas reach it.
+    pub address: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Lease {
+    pub name: String,
+    /// Whole seconds.
+    pub duration: Duration,
+    pub renew_deadline: Duration,
+    pub retry_period: Duration,
+    pub handover_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Worker {
+    pub image: String,
+    pub pull_policy: String,
+    pub cpu_limit: String,
+    pub memory_limit: String,
+    pub user_id: i64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_workers: usize,
+    pub max_finished_tasks: usize,
+    pub task_ttl: Duration,
+    pub pending_timeout: Duration,
+    pub log_drain_timeout: Duration,
+    pub node_lost_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Handler {
+    pub host: String,
+    pub ack: AckMode,
+    pub ack_timeout: Duration,
+    pub window: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AckMode {
+    Each,
+    Cumulative,
+}
+
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    pub log_level: String,
+    pub log_format: LogFormat,
+    pub otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+impl Config {
+    /// Reads every setting through `lookup` (variable name → value).
+    ///
+    /// # Errors
+    /// The first value that its setting does not take, and lease timings that
+    /// cannot be safe.
+    pub fn from_lookup(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Self, Invalid> {
+        let get = Reader { lookup };
+        let grpc_port = get.parse("GRPC_PORT")?;
+        let lease = Lease {
+            name: get.text("LEASE_NAME"),
+            duration: get.duration("LEASE_DURATION")?,
+            renew_deadline: get.duration("LEASE_RENEW_DEADLINE")?,
+            retry_period: get.duration("LEASE_RETRY_PERIOD")?,
+            handover_timeout: get.duration("HANDOVER_TIMEOUT")?,
+        };
+        lease.validate()?;
+        let host = get.text("OTTO_HANDLER_HOST");
+        if !host
+            .rsplit_once(':')
+            .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
+        {
+            return Err(get.invalid("OTTO_HANDLER_HOST"));
+        }
+        let pod_name = match get.text("POD_NAME") {
+            name if name.is_empty() => {
+                (get.lookup)("HOSTNAME").unwrap_or_else(|| "ottoscaler".to_owned())
+            }
+            name => name,
+        };
+        let ip = get.text("POD_IP");
+        let host_part = if ip.contains(':') {
+            format!("[{ip}]")
+        } else {
+            ip
+        };
+        Ok(Self {
+            namespace: get.text("NAMESPACE"),
+            serve: Serve {
+                grpc_port,
+                health_port: get.parse("HEALTH_PORT")?,
+            },
+            replica: Replica {
+                pod_name,
+                pod_uid: get.optional("POD_UID"),
+                address: format!("{host_part}:{grpc_port}"),
+            },
+            lease,
+            worker: Worker {
+                image: get.text("OTTO_AGENT_IMAGE"),
+                pull_policy: get.one_of(
+                    "WORKER_IMAGE_PULL_POLICY",
+                    &["Always", "IfNotPresent", "Never"],
+                )?,
+                cpu_limit: get.quantity("WORKER_CPU_LIMIT")?,
+                memory_limit: get.quantity("WORKER_MEMORY_LIMIT")?,
+                user_id: get.parse::<u32>("WORKER_USER_ID")?.into(),
+            },
+            limits: Limits {
+                max_workers: get.count("MAX_WORKERS")?,
+                max_finished_tasks: get.count("MAX_FINISHED_TASKS")?,
+                task_ttl: get.duration("TASK_TTL")?,
+                pending_timeout: get.duration("PENDING_TIMEOUT")?,
+                log_drain_timeout: get.duration("LOG_DRAIN_TIMEOUT")?,
+                node_lost_timeout: get.duration("NODE_LOST_TIMEOUT")?,
+            },
+            handler: Handler {
+                host,
+                ack: match get
+                    .one_of("OTTO_HANDLER_ACK", &["each", "cumulative"])?
+                    .as_str()
+                {
+                    "each" => AckMode::Each,
+                    _ => AckMode::Cumulative,
+                },
+                ack_timeout: get.duration("LOG_ACK_TIMEOUT")?,
+                window: get.count("LOG_WINDOW")?,
+            },
+            telemetry: Telemetry {
+                log_level: get.text("LOG_LEVEL"),
+                log_format: match get.one_of("LOG_FORMAT", &["json", "text"])?.as_str() {
+                    "json" => LogFormat::Json,
+                    _ => LogFormat::Text,
+                },
+                otlp_endpoint: get.optional("OTEL_EXPORTER_OTLP_ENDPOINT"),
+            },
+        })
+    }
+}
+
+impl Lease {
+    /// A leader must stop acting before anyone else may start, with room for
+    /// more than one renewal.
+    fn validate(&self) -> Result<(), Invalid> {
+        let bad = |name: &str, value: Duration, takes: String| {
+            Err(Invalid {
+                name: name.to_owned(),
+                value: format!("{}ms", value.as_millis()),
+                takes,
+            })
+        };
+        if self.duration.subsec_nanos() != 0 || self.duration.is_zero() {
+            return bad(
+                "LEASE_DURATION",
+                self.duration,
+                "a positive number of whole seconds".to_owned(),
+            );
+        }
+        if self.renew_deadline >= self.duration {
+            let takes = format!("less than LEASE_DURATION ({} s)", self.duration.as_secs());
+            return bad("LEASE_RENEW_DEADLINE", self.renew_deadline, takes);
+        }
+        if self.retry_period.is_zero() || self.retry_period * 2 > self.renew_deadline {
+            let takes = format!(
+                "at most half of LEASE_RENEW_DEADLINE ({} ms)",
+                self.renew_deadline.as_millis()
+            );
+            return bad("LEASE_RETRY_PERIOD", self.retry_period, takes);
+        }
+        Ok(())
+    }
+}
+
+/// Splits `--name value` and `--name=value` into settings by variable name.
+///
+/// # Errors
+/// A flag that no setting has, or one without a value.
+pub fn parse_flags(
+    args: impl IntoIterator<Item = String>,
+) -> Result<Vec<(&'static str, String)>, Invalid> {
+    let mut flags = Vec::new();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let invalid = |takes: &str| Invalid {
+            name: arg.clone(),
+            value: arg.clone(),
+            takes: takes.to_owned(),
+        };
+        let Some(flag) = arg.strip_prefix("--") else {
+            return Err(invalid("a flag (see --help)"));
+        };
+        let (flag, inline) = match flag.split_once('=') {
+            Some((flag, value)) => (flag, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        let variable = flag.replace('-', "_").to_uppercase();
+        let Some(setting) = SETTINGS.iter().find(|s| s.name == variable) else {
+            return Err(invalid("a known flag (see --help)"));
+        };
+        let Some(value) = inline.or_else(|| args.next()) else {
+            return Err(Invalid {
+                name: arg,
+                value: String::new(),
+                takes: setting.takes.to_owned(),
+            });
+        };
+        flags.push((setting.name, value));
+    }
+    Ok(flags)
+}
+
+/// The text of `--help`.
+#[derive(Debug)]
+pub struct Help;
+
+impl fmt::Display for Help {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "Usage: ottoscaler [--FLAG VALUE]…\n       ottoscaler crd | --version | --help\n"
+        )?;
+        writeln!(f, "Each variable has a flag: GRPC_PORT is --grpc-port.\n")?;
+        for s in SETTINGS {
+            let default = if s.default.is_empty() {
+                "none"
+            } else {
+                s.default
+            };
+            writeln!(
+                f,
+                "  {:<28} {} ({}; default {default})",
+                s.name, s.about, s.takes
+            )?;
+        }
+        Ok(())
+    }
+}
+
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Reader<'_> {
+    fn setting(name: &str) -> (&'static str, &'static str) {
+        SETTINGS
+            .iter()
+            .find(|s| s.name == name)
+            .map_or(("", "known"), |s| (s.default, s.takes))
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.optional(name)
+            .unwrap_or_else(|| Self::setting(name).0.to_owned())
+    }
+
+    fn optional(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).filter(|v| !v.is_empty())
+    }
+
+    fn invalid(&self, name: &str) -> Invalid {
+        Invalid {
+            name: name.to_owned(),
+            value: self.text(name),
+            takes: Self::setting(name).1.to_owned(),
+        }
+    }
+
+    fn parse<T: std::str::FromStr>(&self, name: &str) -> Result<T, Invalid> {
+        self.text(name).parse().map_err(|_| self.invalid(name))
+    }
+
+    fn count(&self, name: &str) -> Result<usize, Invalid> {
+        self.parse(name).and_then(|n: usize| {
+            if n > 0 {
+                Ok(n)
+            } else {
+                Err(self.invalid(name))
+            }
+        })
+    }
+
+    fn one_of(&self, name: &str, choices: &[&str]) -> Result<String, Invalid> {
+        let value = self.text(name);
+        if choices.contains(&value.as_str()) {
+            Ok(value)
+        } else {
+            Err(self.invalid(name))
+        }
+    }
+
+    /// `1h30m`, `250ms`, or a bare number of seconds.
+    fn duration(&self, name: &str) -> Result<Duration, Invalid> {
+        let text = self.text(name);
+        if let Ok(seconds) = text.parse::<u32>() {
+            return Ok(Duration::from_secs(seconds.into()));
+        }
+        text.parse::<jiff::SignedDuration>()
+            .ok()
+            .and_then(|d| Duration::try_from(d).ok())
+            .ok_or_else(|| self.invalid(name))
+    }
+
+    /// A Kubernetes quantity: a number and a known suffix.
+    fn quantity(&self, name: &str) -> Result<String, Invalid> {
+        let text = self.text(name);
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let suffix = &text[digits.len()..];
+        let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"].contains(&suffix);
+        if known && digits.parse::<f64>().is_ok_and(|n| n > 0.0) {
+            Ok(text)
+        } else {
+            Err(self.invalid(name))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+
+    fn with(pairs: &[(&str, &str)]) -> Result<Config, Invalid> {
+        Config::from_lookup(&|name| {
+            pairs
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_originals_defaults_are_kept() {
+        let c = with(&[]).unwrap();
+        assert_eq!(c.serve.grpc_port, 9090);
+        assert_eq!(c.handler.host, "otto-handler:8080");
+        assert_eq!(c.namespace, "default");
+        assert_eq!(c.worker.image, "busybox:latest");
+        assert_eq!(
+            (c.worker.cpu_limit.as_str(), c.worker.memory_limit.as_str()),
+            ("500m", "128Mi")
+        );
+        assert_eq!(c.telemetry.log_level, "info");
+        assert_eq!(c.limits.task_ttl, Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn a_bad_value_names_the_variable_and_what_it_takes() {
+        let e = with(&[("GRPC_PORT", "ninety")]).unwrap_err();
+        assert_eq!(e.to_string(), "GRPC_PORT: \"ninety\" is not a port");
+        for (name, value) in [
+            ("WORKER_CPU_LIMIT", "lots"),
+            ("TASK_TTL", "soon"),
+            ("MAX_WORKERS", "0"),
+            ("OTTO_HANDLER_HOST", "handler"),
+            ("OTTO_HANDLER_ACK", "maybe"),
+        ] {
+            assert_eq!(with(&[(name, value)]).unwrap_err().name, name);
+        }
+    }
+
+    #[test]
+    fn lease_timings_that_let_two_lead_are_refused() {
+        assert_eq!(
+            with(&[("LEASE_RENEW_DEADLINE", "6s")]).unwrap_err().name,
+            "LEASE_RENEW_DEADLINE"
+        );
+        assert_eq!(
+            with(&[("LEASE_RETRY_PERIOD", "3s")]).unwrap_err().name,
+            "LEASE_RETRY_PERIOD"
+        );
+        assert_eq!(
+            with(&[("LEASE_DURATION", "1500ms")]).unwrap_err().name,
+            "LEASE_DURATION"
+        );
+    }
+
+    #[test]
+    fn flags_carry_the_variables_names() {
+        let args = ["--grpc-port", "1", "--namespace=ci"].map(String::from);
+        assert_eq!(
+            parse_flags(args).unwrap(),
+            [
+                ("GRPC_PORT", "1".to_owned()),
+                ("NAMESPACE", "ci".to_owned())
+            ]
+        );
+        assert!(parse_flags(["--no-such".to_owned(), "x".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! Names and labels of worker pods: legal in Kubernetes, and never shared by
+//! two task ids.
+use sha2::{Digest as _, Sha256};
+
+/// Pod and WorkerTask names are at most this long, so that a pod's name is its
+/// hostname too (RFC 1123 label).
+const MAX_NAME: usize = 63;
+/// Room for `otto-agent-` and `-<index>-r<attempt>` with 1,000 workers.
+const MAX_TASK_PART: usize = MAX_NAME - "otto-agent-".len() - "-1000-r99".len();
+const PREFIX: &str = "otto-agent-";
+
+/// A task id as part of a name: itself when it is a legal DNS label that fits,
+/// else its sanitised head and 8 hex digits of its SHA-256.
+pub fn task_part(task_id: &str) -> String {
+    let clean = sanitise(task_id);
+    // A clean id that ends like our own suffix is hashed as well, so that it
+    // cannot meet another id's hashed name.
+    if clean == task_id && clean.len() <= MAX_TASK_PART && !ends_like_a_hash(&clean) {
+        return clean;
+    }
+    let hash = hex8(task_id);
+    let head: String = clean.chars().take(MAX_TASK_PART - 9).collect();
+    match head.trim_matches('-') {
+        "" => format!("t-{hash}"),
+        head => format!("{head}-{hash}"),
+    }
+}
+
+/// The name of the WorkerTask of a task id.
+pub fn task_name(task_id: &str) -> String {
+    task_part(task_id)
+}
+
+/// The name of a worker's pod: `otto-agent-<task>-<index>`, from the second
+/// attempt on with `-r<attempt - 1>`.
+pub fn pod_name(task_id: &str, index: u32, attempt: u32) -> String {
+    let task = task_part(task_id);
+    match attempt {
+        0 | 1 => format!("{PREFIX}{task}-{index}"),
+        n => format!("{PREFIX}{task}-{index}-r{}", n - 1),
+    }
+}
+
+/// A label value (Kubernetes: ≤63 characters, `[A-Za-z0-9._-]`, ends
+/// alphanumeric). The original text belongs into an annotation.
+pub fn label_value(text: &str) -> String {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let mapped: String = text
+        .chars()
+        .map(|c| if legal(c) { c } else { '-' })
+        .take(63)
+        .collect();
+    mapped
+        .trim_matches(|c: char| !c.is_ascii_alphanumeric())
+        .to_owned()
+}
+
+/// Whether a text may be an environment variable's name (POSIX: letters,
+/// digits, underscore; no digit first).
+pub fn is_env_name(text: &str) -> bool {
+    let mut chars = text.chars();
+    chars
+        .next()
+        .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn sanitise(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let c = c.to_ascii_lowercase();
+        if c.is_ascii_alphanumeric() {
+            out.push(c);
+        } else if !out.ends_with('-') {
+            out.push('-');
+        }
+    }
+    out.trim_matches('-').to_owned()
+}
+
+fn ends_like_a_hash(text: &str) -> bool {
+    text.rsplit_once('-').is_some_and(|(_, tail)| {
+        tail.len() == 8 && tail.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+    })
+}
+
+fn hex8(text: &str) -> String {
+    Sha256::digest(text)
+        .iter()
+        .take(4)
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_legal_task_id_is_kept() {
+        assert_eq!(pod_name("build-42", 1, 1), "otto-agent-build-42-1");
+        assert_eq!(pod_name("build-42", 12, 3), "otto-agent-build-42-12-r2");
+    }
+
+    #[test]
+    fn a_changed_task_id_carries_its_hash() {
+        assert_eq!(
+            task_part("Build_42"),
+            format!("build-42-{}", hex8("Build_42"))
+        );
+        assert_ne!(task_part("Build_42"), task_part("build-42"));
+        assert_eq!(task_part("한국어"), format!("t-{}", hex8("한국어")));
+    }
+
+    #[test]
+    fn an_id_that_ends_like_a_hash_cannot_take_a_hashed_name() {
+        let taken = task_part("Build_42");
+        assert_ne!(task_part(&taken), taken);
+    }
+
+    /// `a-1` with index 2 and `a` with index `1-2` must not meet: an index has
+    /// no dash, so the last part decides.
+    #[test]
+    fn task_and_index_cannot_be_confused() {
+        assert_ne!(pod_name("a-1", 2, 1), pod_name("a", 12, 1));
+        assert_ne!(pod_name("a-1", 1, 2), pod_name("a", 1, 1));
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_legal(id in "\\PC{1,200}", index in 1u32..=1000, attempt in 1u32..=99) {
+            let name = pod_name(&id, index, attempt);
+            prop_assert!(name.len() <= MAX_NAME, "{name}");
+            prop_assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'));
+            prop_assert!(!name.contains("--") && !name.ends_with('-'), "{name}");
+        }
+
+        #[test]
+        fn two_ids_never_share_a_name(a in "[a-cA-C_-]{1,6}", b in "[a-cA-C_-]{1,6}") {
+            prop_assume!(a != b);
+            prop_assert_ne!(task_part(&a), task_part(&b));
+        }
+
+        #[test]
+        fn label_values_are_legal(text in "\\PC{0,100}") {
+            let v = label_value(&text);
+            prop_assert!(v.len() <= 63);
+            prop_assert!(v.is_empty() || v.ends_with(|c: char| c.is_ascii_alphanumeric()));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A task and its workers, as the WorkerTask stores them.
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// Workers a task may have; holds the stored object well under etcd's limit.
+pub const MAX_TASK_WORKERS: u32 = 1_000;
+/// Request ids that a task remembers.
+pub const REMEMBERED_REQUESTS: usize = 16;
+
+/// What was asked for. Written by the leader on behalf of a request; all but
+/// `workers` and `request_ids` stay as first written.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSpec {
+    pub task_id: String,
+    pub repository: String,
+    pub commit_sha: String,
+    /// Workers wanted; 0 ends the task for good.
+    pub workers: u32,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub build_config: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub triggered_by: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Of repository, commit and build config; a request with another one under
+    /// the same task id is refused.
+    pub digest: String,
+    /// Requests applied lately, newest last. Beside `workers`, not in the
+    /// status: one write must change both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub request_ids: Vec<String>,
+    /// W3C trace context of the request that made the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+}
+
+impl TaskSpec {
+    /// The identity of a request under its task id.
+    pub fn digest_of(
+        repository: &str,
+        commit_sha: &str,
+        build_config: &BTreeMap<String, String>,
+    ) -> String {
+        let mut hash = Sha256::new();
+        let mut field = |text: &str| {
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        };
+        field(repository);
+        field(commit_sha);
+        for (key, value) in build_config {
+            field(key);
+            field(value);
+        }
+        hash.finalize()
+            .iter()
+            .take(16)
+            .map(|b| format!("{b:02x}"))
+            .collect()
+    }
+}
+
+/// What became of it. Written by the leader only.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskStatus {
+    /// Term of the leader that wrote this.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub term: String,
+    #[serde(default)]
+    pub phase: TaskPhase,
+    #[serde(default)]
+    pub counts: Counts,
+    /// One record per worker that was ever wanted, by index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerRecord>,
+    /// When the last worker was final (Unix seconds).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TaskPhase {
+    #[default]
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl TaskPhase {
+    /// A finished task is never revived.
+    pub fn is_finished(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Counts {
+    pub total: u32,
+    pub pending: u32,
+    pub running: u32,
+    pub succeeded: u32,
+    pub failed: u32,
+}
+
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub enum WorkerPhase {
+    /// No pod yet.
+    #[default]
+    Queued,
+    /// Its pod exists, the container has not started.
+    Pending,
+    Running,
+    Succeeded,
+    /// For good: no retry follows.
+    Failed,
+    /// Ended by ScaleDown.
+    Terminated,
+}
+
+impl WorkerPhase {
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Terminated)
+    }
+}
+
+/// One worker, compact: a task of 1,000 is one object in etcd. Times are Unix
+/// seconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerRecord {
+    /// From 1.
+    pub index: u32,
+    /// From 1; the pod's name follows from task, index and attempt.
+    pub attempt: u32,
+    pub phase: WorkerPhase,
+    /// The attempt's pod, once seen. A pod whose record is final may be deleted
+    /// once its logs are drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ip: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<i64>,
+    /// ScaleDown took this worker: its pod may be deleted at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopping: bool,
+    /// The last transition that otto-handler took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notified: Option<Notified>,
+    /// Attempts before this one whose pods are still to be removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<FormerAttempt>,
+    /// Failures counted against the retry budget so far.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FormerAttempt {
+    pub attempt: u32,
+    pub uid: String,
+}
+
+/// A transition of an attempt, as otto-handler knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Notified {
+    pub attempt: u32,
+    pub state: NotifiedState,
+}
+
+/// In the order in which an attempt passes through them.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum NotifiedState {
+    Created,
+    Running,
+    Completed,
+    Failed,
+    Terminated,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// A WorkerTask as the API server last told of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Task {
+    pub name: String,
+    pub uid: String,
+    pub resource_version: u64,
+    /// The annotation `ottoscaler.io/term`: the leader that sealed it.
+    pub term: String,
+    /// Unix seconds.
+    pub created: i64,
+    pub deleting: bool,
+    pub spec: TaskSpec,
+    pub status: TaskStatus,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_cannot_trade_text_in_a_digest() {
+        let none = BTreeMap::new();
+        assert_ne!(
+            TaskSpec::digest_of("ab", "c", &none),
+            TaskSpec::digest_of("a", "bc", &none)
+        );
+    }
+}

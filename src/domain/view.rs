@@ -1,0 +1,209 @@
+//! A worker as told to clients: its record and its live pod in one.
+use std::sync::Arc;
+
+use super::{
+    names,
+    pod::{Pod, PodPhase},
+    task::{Task, WorkerPhase, WorkerRecord},
+};
+
+/// The four states that otto-handler knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+impl State {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Running, Self::Succeeded, Self::Failed]
+            .into_iter()
+            .find(|s| s.as_str().eq_ignore_ascii_case(text))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+impl From<WorkerPhase> for State {
+    fn from(phase: WorkerPhase) -> Self {
+        match phase {
+            WorkerPhase::Queued | WorkerPhase::Pending => Self::Pending,
+            WorkerPhase::Running => Self::Running,
+            WorkerPhase::Succeeded => Self::Succeeded,
+            WorkerPhase::Failed | WorkerPhase::Terminated => Self::Failed,
+        }
+    }
+}
+
+/// A worker of a task. Times are Unix seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerView {
+    pub pod_name: String,
+    pub record: WorkerRecord,
+}
+
+impl WorkerView {
+    pub fn state(&self) -> State {
+        self.record.phase.into()
+    }
+}
+
+/// The workers of a task by index: what its records say, moved on by what its
+/// pods say now. Every replica computes the same from the same objects.
+pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
+    let known = task.status.workers.last().map_or(0, |w| w.index);
+    let newest = pods.iter().map(|p| p.index).max().unwrap_or(0);
+    (1..=task.spec.workers.max(known).max(newest))
+        .map(|index| {
+            let mut record = record(task, index);
+            // The newest attempt that anyone knows of is the worker.
+            if let Some(pod) = pods
+                .iter()
+                .filter(|p| p.index == index && p.attempt >= record.attempt)
+                .max_by_key(|p| p.attempt)
+            {
+                observe(&mut record, pod);
+            }
+            let pod_name = names::pod_name(&task.spec.task_id, index, record.attempt);
+            WorkerView { pod_name, record }
+        })
+        .collect()
+}
+
+/// The record of a worker as stored, or a queued one.
+pub fn record(task: &Task, index: u32) -> WorkerRecord {
+    let stored = &task.status.workers;
+    // Records are sorted by index and mostly without holes.
+    stored
+        .get(index as usize - 1)
+        .filter(|w| w.index == index)
+        .or_else(|| stored.iter().find(|w| w.index == index))
+        .cloned()
+        .unwrap_or_else(|| WorkerRecord {
+            index,
+            attempt: 1,
+            ..WorkerRecord::default()
+        })
+}
+
+/// Moves a record on by what its pod says. A final record stays: history is not
+/// rewritten by a late event, and a phase never goes back.
+pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
+    if pod.attempt < record.attempt || (record.phase.is_final() && pod.attempt == record.attempt) {
+        return;
+    }
+    if pod.attempt > record.attempt {
+        *record = WorkerRecord {
+            index: record.index,
+            attempt: pod.attempt,
+            notified: record.notified,
+            former: std::mem::take(&mut record.former),
+            failures: record.failures,
+            stopping: record.stopping,
+            ..WorkerRecord::default()
+        };
+    }
+    record.uid = Some(pod.uid.clone());
+    let phase = match pod.phase {
+        PodPhase::Pending | PodPhase::Unknown => WorkerPhase::Pending,
+        PodPhase::Running => WorkerPhase::Running,
+        PodPhase::Succeeded if !record.stopping => WorkerPhase::Succeeded,
+        PodPhase::Failed if !record.stopping => WorkerPhase::Failed,
+        PodPhase::Succeeded | PodPhase::Failed => WorkerPhase::Terminated,
+    };
+    record.phase = record.phase.max(phase);
+    record.reason.clone_from(&pod.reason);
+    record.message = clip(&pod.message);
+    record.exit_code = pod.exit_code;
+    let keep = |old: &mut String, new: &String| {
+        if !new.is_empty() {
+            old.clone_from(new);
+        }
+    };
+    keep(&mut record.node, &pod.node);
+    keep(&mut record.ip, &pod.ip);
+    record.created = pod.created.or(record.created);
+    record.started = pod.started.or(record.started);
+    record.finished = pod.finished.or(record.finished);
+}
+
+/// Messages are for people; 128 bytes keep a task of 1,000 small.
+fn clip(text: &str) -> String {
+    let mut end = text.len().min(128);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::TaskSpec;
+
+    fn task(workers: u32) -> Task {
+        Task {
+            spec: TaskSpec {
+                task_id: "t".into(),
+                workers,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn pod(index: u32, attempt: u32, phase: PodPhase) -> Arc<Pod> {
+        Arc::new(Pod {
+            index,
+            attempt,
+            phase,
+            uid: format!("u{index}-{attempt}"),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_worker_without_a_pod_is_pending() {
+        let views = workers(&task(2), &[]);
+        assert_eq!(
+            views.iter().map(WorkerView::state).collect::<Vec<_>>(),
+            [State::Pending; 2]
+        );
+        assert_eq!(views[1].pod_name, "otto-agent-t-2");
+    }
+
+    #[test]
+    fn the_newest_attempt_is_the_worker() {
+        let views = workers(
+            &task(1),
+            &[pod(1, 1, PodPhase::Failed), pod(1, 2, PodPhase::Running)],
+        );
+        assert_eq!(views.len(), 1);
+        assert_eq!(
+            (views[0].pod_name.as_str(), views[0].state()),
+            ("otto-agent-t-1-r1", State::Running)
+        );
+    }
+
+    #[test]
+    fn a_final_record_outlives_its_pod_and_any_late_event() {
+        let mut t = task(1);
+        let mut r = record(&t, 1);
+        observe(&mut r, &pod(1, 1, PodPhase::Succeeded));
+        t.status.workers = vec![r];
+        assert_eq!(workers(&t, &[])[0].state(), State::Succeeded);
+        assert_eq!(
+            workers(&t, &[pod(1, 1, PodPhase::Running)])[0].state(),
+            State::Succeeded
+        );
+    }
+}
