@@ -5,8 +5,10 @@
 //! writes the WorkerTask and its pods through `cluster`. What the API server
 //! then tells comes back through `cluster::watch` into `index`, from which
 //! `grpc` answers status, `workers` plans on and `logs` follows the pods.
+pub mod cluster;
 pub mod config;
 pub mod domain;
+pub mod index;
 
 /// Generated from `proto/ottoscaler/v1`.
 pub mod proto {

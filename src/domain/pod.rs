@@ -50,5 +50,7 @@ pub struct Pod {
     pub deleting: bool,
     /// The annotation `ottoscaler.io/log-checkpoint`.
     pub checkpoint: Option<String>,
+    /// The annotation `ottoscaler.io/traceparent`: the task's trace.
+    pub traceparent: Option<String>,
     pub labels: BTreeMap<String, String>,
 }

@@ -173,6 +173,9 @@ pub struct WorkerRecord {
     /// Attempts before this one whose pods are still to be removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former: Vec<FormerAttempt>,
+    /// No pod of this attempt before this time (backoff).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<i64>,
     /// Failures counted against the retry budget so far.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failures: u32,

@@ -1,0 +1,287 @@
+//! API objects → plain records of [`crate::domain`].
+//!
+//! [`PodView`] decodes only the fields that something here uses, straight from
+//! the watch stream.
+use std::sync::Arc;
+
+use k8s_openapi::{
+    api::core::v1::Pod as K8sPod,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::Resource;
+use serde::{Deserialize, Serialize};
+
+use super::{ATTEMPT, LOG_CHECKPOINT, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX, crd::WorkerTask};
+use crate::domain::{
+    pod::{Pod, PodPhase},
+    task::Task,
+};
+
+/// A pod with the few fields of spec and status that matter.
+#[derive(Debug, Clone, Deserialize, Serialize, Resource)]
+#[resource(inherit = K8sPod)]
+#[serde(rename_all = "camelCase")]
+pub struct PodView {
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: PodSpecView,
+    #[serde(default)]
+    pub status: PodStatusView,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodSpecView {
+    #[serde(default)]
+    pub node_name: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatusView {
+    pub phase: String,
+    pub reason: String,
+    pub message: String,
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    pub container_statuses: Vec<ContainerStatusView>,
+    pub init_container_statuses: Vec<ContainerStatusView>,
+    pub conditions: Vec<ConditionView>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatusView {
+    pub name: String,
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    pub restart_count: i32,
+    pub state: ContainerStateView,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct ContainerStateView {
+    pub waiting: Option<WaitingView>,
+    pub running: Option<RunningView>,
+    pub terminated: Option<TerminatedView>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct WaitingView {
+    pub reason: String,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunningView {
+    pub started_at: Option<Time>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TerminatedView {
+    pub exit_code: i32,
+    pub reason: String,
+    pub message: String,
+    pub started_at: Option<Time>,
+    pub finished_at: Option<Time>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct ConditionView {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+}
+
+fn version(meta: &ObjectMeta) -> u64 {
+    meta.resource_version
+        .as_deref()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0)
+}
+
+/// None for a pod that no WorkerTask owns: not ours (the Go original's carry
+/// the same labels).
+pub fn pod(view: PodView) -> Option<Pod> {
+    let PodView {
+        metadata: meta,
+        spec,
+        status,
+    } = view;
+    let resource_version = version(&meta);
+    let owner = meta
+        .owner_references
+        .as_ref()?
+        .iter()
+        .find(|o| o.kind == "WorkerTask")?;
+    let labels = meta.labels.unwrap_or_default();
+    let annotation = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
+    let number = |key: &str| labels.get(key).and_then(|v| v.parse().ok());
+    let mut pod = Pod {
+        name: meta.name?,
+        uid: meta.uid?,
+        task: Arc::from(owner.name.as_str()),
+        task_uid: Arc::from(owner.uid.as_str()),
+        task_id: Arc::from(annotation(TASK_ID)?),
+        index: number(WORKER_INDEX)?,
+        attempt: number(ATTEMPT).unwrap_or(1),
+        resource_version,
+        phase: match status.phase.as_str() {
+            "Running" => PodPhase::Running,
+            "Succeeded" => PodPhase::Succeeded,
+            "Failed" => PodPhase::Failed,
+            "Unknown" => PodPhase::Unknown,
+            _ => PodPhase::Pending,
+        },
+        reason: status.reason,
+        message: status.message,
+        created: meta.creation_timestamp.map(|t| t.0.as_second()),
+        node: spec.node_name,
+        ip: status.pod_ip,
+        deleting: meta.deletion_timestamp.is_some(),
+        checkpoint: annotation(LOG_CHECKPOINT),
+        traceparent: annotation(TRACEPARENT),
+        labels,
+        ..Pod::default()
+    };
+    if let Some(worker) = status
+        .container_statuses
+        .into_iter()
+        .find(|c| c.name == "worker")
+    {
+        container(&mut pod, worker);
+    }
+    if pod.phase == PodPhase::Pending && pod.reason.is_empty() {
+        let stuck = status
+            .conditions
+            .into_iter()
+            .find(|c| c.kind == "PodScheduled" && c.status == "False");
+        if let Some(condition) = stuck {
+            pod.reason = condition.reason;
+            pod.message = condition.message;
+        }
+    }
+    Some(pod)
+}
+
+/// The pod's own reason (Evicted …) wins over its container's.
+fn container(pod: &mut Pod, status: ContainerStatusView) {
+    let second = |t: Option<Time>| t.map(|t| t.0.as_second());
+    pod.container_id = status.container_id;
+    pod.restart_count = status.restart_count;
+    let (reason, message) = match (status.state.terminated, status.state.waiting) {
+        (Some(end), _) => {
+            pod.exit_code = Some(end.exit_code);
+            // The zero time stands for a container that never ran.
+            pod.started = second(end.started_at).filter(|s| *s > 0);
+            pod.finished = second(end.finished_at).filter(|s| *s > 0);
+            let reason = if end.reason == "Completed" {
+                String::new()
+            } else {
+                end.reason
+            };
+            (reason, end.message)
+        }
+        (None, Some(waiting)) => (
+            if waiting.reason == "ContainerCreating" {
+                String::new()
+            } else {
+                waiting.reason
+            },
+            waiting.message,
+        ),
+        (None, None) => {
+            pod.started = status.state.running.and_then(|r| second(r.started_at));
+            Default::default()
+        }
+    };
+    if pod.reason.is_empty() {
+        pod.reason = reason;
+        if pod.message.is_empty() {
+            pod.message = message;
+        }
+    }
+}
+
+/// None for an object without a name or uid: the API server sends none such.
+pub fn task(object: WorkerTask) -> Option<Task> {
+    let meta = object.metadata;
+    Some(Task {
+        resource_version: version(&meta),
+        name: meta.name?,
+        uid: meta.uid?,
+        term: meta
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(TERM))
+            .cloned()
+            .unwrap_or_default(),
+        created: meta.creation_timestamp.map_or(0, |t| t.0.as_second()),
+        deleting: meta.deletion_timestamp.is_some(),
+        spec: object.spec.0,
+        status: object.status.unwrap_or_default(),
+    })
+}
+
+/// A pod as a write answered it.
+///
+/// # Errors
+/// Never in practice: what serialises as a pod deserialises as a view.
+pub fn pod_of(answer: &K8sPod) -> serde_json::Result<Option<Pod>> {
+    Ok(pod(serde_json::from_value(serde_json::to_value(answer)?)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn decode(status: serde_json::Value) -> Pod {
+        let view = json!({
+            "metadata": {
+                "name": "otto-agent-t-2", "uid": "u", "resourceVersion": "7",
+                "ownerReferences": [{"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask", "name": "t", "uid": "tu"}],
+                "labels": {"worker-index": "2", "ottoscaler.io/attempt": "1"},
+                "annotations": {"ottoscaler.io/task-id": "T"},
+            },
+            "status": status,
+        });
+        pod(serde_json::from_value(view).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_exit_code_is_kept() {
+        let p = decode(
+            json!({"phase": "Failed", "containerStatuses": [{"name": "worker", "state": {
+            "terminated": {"exitCode": 7, "reason": "Error", "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:09Z"}}}]}),
+        );
+        assert_eq!(
+            (p.phase, p.exit_code, p.reason.as_str()),
+            (PodPhase::Failed, Some(7), "Error")
+        );
+        assert_eq!(p.finished.unwrap() - p.started.unwrap(), 9);
+    }
+
+    #[test]
+    fn a_waiting_container_says_why() {
+        let p = decode(
+            json!({"phase": "Pending", "containerStatuses": [{"name": "worker", "state": {
+            "waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}),
+        );
+        assert_eq!((p.reason.as_str(), p.started), ("ImagePullBackOff", None));
+    }
+
+    #[test]
+    fn a_pod_without_our_owner_is_not_ours() {
+        let view = json!({"metadata": {"name": "otto-agent-t-1", "uid": "u", "labels": {"worker-index": "1"}}});
+        assert_eq!(pod(serde_json::from_value(view).unwrap()), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! The watches' way into the index.
+use std::{collections::BTreeSet, sync::atomic::Ordering};
+
+use super::{Heard, Index};
+use crate::cluster::{
+    convert::{self, PodView},
+    crd::WorkerTask,
+    watch::Sink,
+};
+
+/// Takes the watch of worker pods.
+#[derive(Debug)]
+pub struct PodFeed(pub Index);
+/// Takes the watch of WorkerTasks.
+#[derive(Debug)]
+pub struct TaskFeed(pub Index);
+
+impl Sink<PodView> for PodFeed {
+    fn reset(&self, all: Vec<PodView>, version: u64) {
+        let pods: Vec<_> = all.into_iter().filter_map(convert::pod).collect();
+        let listed: BTreeSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
+        for pod in pods {
+            self.0.change(|s| s.apply_pod(pod));
+        }
+        let mut lost = Vec::new();
+        self.0.change(|s| {
+            lost = s.retain_pods(&listed, version);
+            None
+        });
+        lost.into_iter().for_each(|task| self.0.announce(task));
+        self.0.0.pods.synced.store(true, Ordering::Release);
+        self.heard(version);
+    }
+
+    fn applied(&self, object: PodView) {
+        if let Some(pod) = convert::pod(object) {
+            self.0.change(|s| s.apply_pod(pod));
+        }
+    }
+
+    fn deleted(&self, object: PodView) {
+        if let Some(pod) = convert::pod(object) {
+            self.0.change(|s| s.delete_pod(pod));
+        }
+    }
+
+    fn heard(&self, version: u64) {
+        self.0.mark(&self.0.0.pods);
+        self.0
+            .0
+            .reached
+            .send_modify(|(_, pods)| *pods = version.max(*pods));
+    }
+}
+
+impl Sink<WorkerTask> for TaskFeed {
+    fn reset(&self, all: Vec<WorkerTask>, version: u64) {
+        let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();
+        let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
+        for task in tasks {
+            self.0.change(|s| s.apply_task(task));
+        }
+        let mut lost = Vec::new();
+        self.0.change(|s| {
+            lost = s.retain_tasks(&listed, version);
+            None
+        });
+        lost.into_iter().for_each(|task| self.0.announce(task));
+        self.0.0.tasks.synced.store(true, Ordering::Release);
+        self.heard(version);
+    }
+
+    fn applied(&self, object: WorkerTask) {
+        if let Some(task) = convert::task(object) {
+            self.0.change(|s| s.apply_task(task));
+        }
+    }
+
+    fn deleted(&self, object: WorkerTask) {
+        if let Some(task) = convert::task(object) {
+            self.0.change(|s| s.delete_task(&task.name, &task.uid));
+        }
+    }
+
+    fn heard(&self, version: u64) {
+        self.0.mark(&self.0.0.tasks);
+        self.0
+            .0
+            .reached
+            .send_modify(|(tasks, _)| *tasks = version.max(*tasks));
+    }
+}
+
+impl Index {
+    fn mark(&self, heard: &Heard) {
+        let now = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        heard.at.store(now, Ordering::Relaxed);
+    }
+}

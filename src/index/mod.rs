@@ -1,0 +1,210 @@
+//! The shared watch cache: every replica's picture of tasks and worker pods.
+//!
+//! Fed by two watches and, on the leader, by the answers of its own writes. What
+//! holds: of an object the highest resourceVersion wins, whatever the order of
+//! arrival; a pod that went leaves a tombstone until its task's record is final;
+//! a change is announced after it can be read. Readers share one lock, never held
+//! across an await.
+mod feed;
+mod state;
+
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{broadcast, watch};
+
+pub use feed::{PodFeed, TaskFeed};
+use state::State;
+
+use crate::domain::{
+    pod::Pod,
+    request::Selection,
+    task::Task,
+    view::{self, WorkerView},
+};
+
+/// Changes a subscriber may be behind before it must look at everything.
+const CHANGES: usize = 4_096;
+
+#[derive(Debug, Clone)]
+pub struct Index(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Written by the feeds; read by everyone.
+    state: RwLock<State>,
+    changes: broadcast::Sender<Arc<str>>,
+    /// How far the watches have come: (tasks, pods).
+    reached: watch::Sender<(u64, u64)>,
+    tasks: Heard,
+    pods: Heard,
+    start: Instant,
+}
+
+/// One watch's signs of life; written by its feed only.
+#[derive(Debug, Default)]
+struct Heard {
+    synced: AtomicBool,
+    /// Milliseconds since `start`.
+    at: AtomicU64,
+}
+
+/// A worker and the task it belongs to.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    pub task: Arc<Task>,
+    pub view: WorkerView,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            state: RwLock::default(),
+            changes: broadcast::channel(CHANGES).0,
+            reached: watch::channel((0, 0)).0,
+            tasks: Heard::default(),
+            pods: Heard::default(),
+            start: Instant::now(),
+        }))
+    }
+}
+
+impl Index {
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, then announces the task whose picture it changed.
+    fn change(&self, change: impl FnOnce(&mut State) -> Option<Arc<str>>) {
+        let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
+        if let Some(task) = changed {
+            // No subscriber is no error.
+            let _ = self.0.changes.send(task);
+        }
+    }
+
+    pub fn task(&self, name: &str) -> Option<Arc<Task>> {
+        self.read().tasks.get(name).cloned()
+    }
+
+    /// By name, so that a task list is stable.
+    pub fn tasks(&self) -> Vec<Arc<Task>> {
+        self.read().tasks.values().cloned().collect()
+    }
+
+    /// The live pods of a task and the tombstones of those that went.
+    pub fn pods_of(&self, task: &str) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
+        let state = self.read();
+        (state.pods_of(task), state.gone_of(task))
+    }
+
+    pub fn pod(&self, name: &str) -> Option<Arc<Pod>> {
+        self.read().pods.get(name).cloned()
+    }
+
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.read().pods.values().cloned().collect()
+    }
+
+    pub fn pod_count(&self) -> usize {
+        self.read().pods.len()
+    }
+
+    /// The workers of a task by index.
+    pub fn workers_of(&self, task: &Task) -> Vec<WorkerView> {
+        let (mut pods, gone) = self.pods_of(&task.name);
+        pods.extend(gone);
+        view::workers(task, &pods)
+    }
+
+    /// The selected workers, by task and index.
+    pub fn workers(&self, selection: &Selection) -> Vec<Worker> {
+        let tasks = match &selection.task_id {
+            Some(id) => self
+                .task(&crate::domain::names::task_name(id))
+                .into_iter()
+                .collect(),
+            None => self.tasks(),
+        };
+        let mut found = Vec::new();
+        for task in tasks {
+            for view in self.workers_of(&task) {
+                if selection
+                    .pod_name
+                    .as_ref()
+                    .is_none_or(|name| *name == view.pod_name)
+                    && selection.state.is_none_or(|state| state == view.state())
+                {
+                    found.push(Worker {
+                        task: task.clone(),
+                        view,
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    /// Names of tasks whose picture changed. A subscriber that lags must look at
+    /// everything.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<str>> {
+        self.0.changes.subscribe()
+    }
+
+    /// Asks subscribers to look at a task again.
+    pub fn announce(&self, task: Arc<str>) {
+        let _ = self.0.changes.send(task);
+    }
+
+    /// Both watches have listed once.
+    pub fn synced(&self) -> bool {
+        [&self.0.tasks, &self.0.pods]
+            .iter()
+            .all(|h| h.synced.load(Ordering::Acquire))
+    }
+
+    /// Since the quieter of the two watches gave a sign of life.
+    pub fn staleness(&self) -> Duration {
+        let last = self
+            .0
+            .tasks
+            .at
+            .load(Ordering::Relaxed)
+            .min(self.0.pods.at.load(Ordering::Relaxed));
+        self.0
+            .start
+            .elapsed()
+            .saturating_sub(Duration::from_millis(last))
+    }
+
+    /// Returns once the watches have come to these versions. The caller bounds
+    /// the wait.
+    pub async fn reached(&self, task_version: u64, pod_version: u64) {
+        let mut reached = self.0.reached.subscribe();
+        // The sender lives as long as self.
+        let _ = reached
+            .wait_for(|(t, p)| *t >= task_version && *p >= pod_version)
+            .await;
+    }
+
+    /// Returns once both watches have listed.
+    pub async fn wait_synced(&self) {
+        let mut reached = self.0.reached.subscribe();
+        let _ = reached.wait_for(|_| self.synced()).await;
+    }
+
+    /// Takes a task as a write answered it.
+    pub fn wrote_task(&self, task: Task) {
+        self.change(|s| s.apply_task(task));
+    }
+
+    /// Takes a pod as a write answered it.
+    pub fn wrote_pod(&self, pod: Pod) {
+        self.change(|s| s.apply_pod(pod));
+    }
+}

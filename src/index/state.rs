@@ -1,0 +1,251 @@
+//! What the index holds, and how an object gets in and out.
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use crate::domain::{pod::Pod, task::Task};
+
+/// Tombstones kept at most; beyond it the oldest go, and their workers count as
+/// lost.
+const MAX_GONE: usize = 20_000;
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
+    /// Live pods by name.
+    pub(super) pods: HashMap<String, Arc<Pod>>,
+    by_task: HashMap<Arc<str>, BTreeSet<String>>,
+    /// Pods that went before their task's record was final, by uid.
+    gone: HashMap<String, Arc<Pod>>,
+    gone_by_task: HashMap<Arc<str>, Vec<String>>,
+}
+
+impl State {
+    /// The task's name if this told something new.
+    pub(super) fn apply_task(&mut self, task: Task) -> Option<Arc<str>> {
+        let name: Arc<str> = Arc::from(task.name.as_str());
+        if let Some(known) = self.tasks.get(&name) {
+            if known.resource_version >= task.resource_version {
+                return None;
+            }
+        }
+        self.bury(&name, &task);
+        self.tasks.insert(name.clone(), Arc::new(task));
+        Some(name)
+    }
+
+    pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<Arc<str>> {
+        if self.tasks.get(name).is_none_or(|t| t.uid != uid) {
+            return None;
+        }
+        let (name, _) = self.tasks.remove_entry(name)?;
+        for uid in self.gone_by_task.remove(&name).unwrap_or_default() {
+            self.gone.remove(&uid);
+        }
+        Some(name)
+    }
+
+    pub(super) fn apply_pod(&mut self, pod: Pod) -> Option<Arc<str>> {
+        if self.gone.contains_key(&pod.uid) {
+            return None;
+        }
+        if let Some(known) = self.pods.get(&pod.name) {
+            if known.uid == pod.uid && known.resource_version >= pod.resource_version {
+                return None;
+            }
+            if known.uid != pod.uid {
+                if known.resource_version > pod.resource_version {
+                    return None;
+                }
+                let known = known.clone();
+                self.entomb(&known);
+            }
+        }
+        let task = pod.task.clone();
+        self.by_task
+            .entry(task.clone())
+            .or_default()
+            .insert(pod.name.clone());
+        self.pods.insert(pod.name.clone(), Arc::new(pod));
+        Some(task)
+    }
+
+    /// `last` is the pod as the deletion told it.
+    pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Arc<str>> {
+        let known = self.pods.get(&last.name).filter(|p| p.uid == last.uid)?;
+        // A forced deletion may tell an older status than we know.
+        let last = if known.phase.is_terminal() {
+            known.clone()
+        } else {
+            Arc::new(last)
+        };
+        let task = last.task.clone();
+        self.remove(&last.name, &task);
+        self.entomb(&last);
+        Some(task)
+    }
+
+    /// Drops pods that a complete list as of `version` no longer has.
+    pub(super) fn retain_pods(&mut self, listed: &BTreeSet<String>, version: u64) -> Vec<Arc<str>> {
+        let missing: Vec<Arc<Pod>> = self
+            .pods
+            .values()
+            .filter(|p| p.resource_version <= version && !listed.contains(&p.uid))
+            .cloned()
+            .collect();
+        missing
+            .into_iter()
+            .map(|pod| {
+                self.remove(&pod.name, &pod.task);
+                self.entomb(&pod);
+                pod.task.clone()
+            })
+            .collect()
+    }
+
+    pub(super) fn retain_tasks(
+        &mut self,
+        listed: &BTreeSet<String>,
+        version: u64,
+    ) -> Vec<Arc<str>> {
+        let missing: Vec<(Arc<str>, String)> = self
+            .tasks
+            .iter()
+            .filter(|(_, t)| t.resource_version <= version && !listed.contains(&t.uid))
+            .map(|(name, t)| (name.clone(), t.uid.clone()))
+            .collect();
+        missing
+            .into_iter()
+            .filter_map(|(name, uid)| self.delete_task(&name, &uid))
+            .collect()
+    }
+
+    pub(super) fn pods_of(&self, task: &str) -> Vec<Arc<Pod>> {
+        let names = self.by_task.get(task).into_iter().flatten();
+        names
+            .filter_map(|name| self.pods.get(name).cloned())
+            .collect()
+    }
+
+    pub(super) fn gone_of(&self, task: &str) -> Vec<Arc<Pod>> {
+        let uids = self.gone_by_task.get(task).into_iter().flatten();
+        uids.filter_map(|uid| self.gone.get(uid).cloned()).collect()
+    }
+
+    fn remove(&mut self, name: &str, task: &Arc<str>) {
+        self.pods.remove(name);
+        if let Some(names) = self.by_task.get_mut(task) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_task.remove(task);
+            }
+        }
+    }
+
+    fn entomb(&mut self, pod: &Arc<Pod>) {
+        if self.gone.len() >= MAX_GONE
+            || self
+                .tasks
+                .get(&pod.task)
+                .is_some_and(|t| is_recorded(t, pod))
+        {
+            return;
+        }
+        if self.gone.insert(pod.uid.clone(), pod.clone()).is_none() {
+            self.gone_by_task
+                .entry(pod.task.clone())
+                .or_default()
+                .push(pod.uid.clone());
+        }
+    }
+
+    /// Drops the tombstones that the task's new record makes needless.
+    fn bury(&mut self, name: &Arc<str>, task: &Task) {
+        let Some(uids) = self.gone_by_task.get_mut(name) else {
+            return;
+        };
+        uids.retain(|uid| {
+            let keep = self
+                .gone
+                .get(uid)
+                .is_some_and(|pod| !is_recorded(task, pod));
+            if !keep {
+                self.gone.remove(uid);
+            }
+            keep
+        });
+        if uids.is_empty() {
+            self.gone_by_task.remove(name);
+        }
+    }
+}
+
+/// The record has nothing more to learn from this pod.
+fn is_recorded(task: &Task, pod: &Pod) -> bool {
+    task.status.workers.iter().any(|w| {
+        w.index == pod.index
+            && (w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        pod::PodPhase,
+        task::{WorkerPhase, WorkerRecord},
+    };
+
+    fn pod(version: u64, phase: PodPhase) -> Pod {
+        Pod {
+            name: "p".into(),
+            uid: "u".into(),
+            task: "t".into(),
+            index: 1,
+            attempt: 1,
+            resource_version: version,
+            phase,
+            ..Pod::default()
+        }
+    }
+
+    #[test]
+    fn the_highest_version_wins_whatever_the_order() {
+        let mut s = State::default();
+        assert!(s.apply_pod(pod(5, PodPhase::Running)).is_some());
+        assert!(s.apply_pod(pod(4, PodPhase::Pending)).is_none());
+        assert_eq!(s.pods["p"].phase, PodPhase::Running);
+    }
+
+    #[test]
+    fn a_pod_that_went_leaves_a_tombstone_until_its_record_is_final() {
+        let mut s = State::default();
+        s.apply_pod(pod(5, PodPhase::Succeeded));
+        s.delete_pod(pod(6, PodPhase::Succeeded));
+        assert_eq!((s.pods_of("t").len(), s.gone_of("t").len()), (0, 1));
+        // A late event does not bring it back.
+        assert!(s.apply_pod(pod(4, PodPhase::Running)).is_none());
+        let mut task = Task {
+            name: "t".into(),
+            resource_version: 7,
+            ..Task::default()
+        };
+        task.status.workers = vec![WorkerRecord {
+            index: 1,
+            attempt: 1,
+            phase: WorkerPhase::Succeeded,
+            ..Default::default()
+        }];
+        s.apply_task(task);
+        assert!(s.gone_of("t").is_empty());
+    }
+
+    #[test]
+    fn a_list_older_than_a_write_does_not_remove_it() {
+        let mut s = State::default();
+        s.apply_pod(pod(9, PodPhase::Pending));
+        assert!(s.retain_pods(&BTreeSet::new(), 8).is_empty());
+        assert_eq!(s.retain_pods(&BTreeSet::new(), 9).len(), 1);
+    }
+}
