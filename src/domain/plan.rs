@@ -1,1 +1,382 @@
-//! Placeholder.
+//! `plan(task, observed, limits, now) → status and actions`: level-triggered, so
+//! any order of events, a restart or a new leader comes to the same pods.
+//!
+//! What holds: an attempt gets at most one pod, for its name follows from task,
+//! index and attempt; no attempt is made before its predecessor is terminal or
+//! gone; a pod is deleted only once the *stored* status says that its uid is
+//! done with; a final record never changes but for what was notified; a finished
+//! task is never revived.
+use std::sync::Arc;
+
+use super::{
+    names,
+    pod::{Pod, PodPhase},
+    retry::{self, Ending, Verdict},
+    task::{
+        Counts, FormerAttempt, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
+    },
+    transition, view,
+};
+
+/// What is known beside the task itself.
+#[derive(Clone, Copy)]
+pub struct Observed<'a> {
+    pub pods: &'a [Arc<Pod>],
+    /// Last states of pods that went.
+    pub gone: &'a [Arc<Pod>],
+    /// The logs of this pod are acknowledged to the last line.
+    pub drained: &'a dyn Fn(&str) -> bool,
+    /// What otto-handler took of this worker, newer than the stored record.
+    pub notified: &'a dyn Fn(u32) -> Option<Notified>,
+    /// The API server refused this worker's pod for good, and why.
+    pub refused: &'a dyn Fn(u32) -> Option<String>,
+}
+
+impl std::fmt::Debug for Observed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observed")
+            .field("pods", &self.pods)
+            .field("gone", &self.gone)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Durations in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Pods that may be created now.
+    pub slots: usize,
+    pub pending_timeout: i64,
+    pub log_drain_timeout: i64,
+    pub task_ttl: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Create {
+        index: u32,
+        attempt: u32,
+    },
+    /// With the uid as precondition.
+    Delete {
+        name: String,
+        uid: String,
+    },
+    /// The finished task itself, after TASK_TTL.
+    Forget,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// To be stored if it differs from the task's.
+    pub status: TaskStatus,
+    pub actions: Vec<Action>,
+    /// Workers that wait for a slot.
+    pub waiting: usize,
+    /// When to plan again though nothing changed (Unix seconds).
+    pub wake_at: Option<i64>,
+}
+
+/// What a task's objects ask for at `now` (Unix seconds).
+pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
+    let mut p = Planner {
+        task,
+        seen,
+        limits,
+        now,
+        actions: Vec::new(),
+        waiting: 0,
+        slots: limits.slots,
+        wake_at: None,
+    };
+    let finished = task.status.phase.is_finished();
+    let known = task.status.workers.last().map_or(0, |w| w.index);
+    let newest = seen
+        .pods
+        .iter()
+        .chain(seen.gone)
+        .map(|p| p.index)
+        .max()
+        .unwrap_or(0);
+    let mut workers = Vec::new();
+    for index in 1..=task.spec.workers.max(known).max(newest) {
+        let stored = view::record(task, index);
+        let mut record = p.worker(stored.clone(), index <= task.spec.workers && !finished);
+        if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt) {
+            if record
+                .notified
+                .is_none_or(|n| n.attempt < told.attempt || n.state < told.state)
+            {
+                record.notified = Some(told);
+            }
+        }
+        p.deletions(&stored, &mut record);
+        workers.push(record);
+    }
+    let status = p.status(workers);
+    if let Some(end) = status
+        .finished_at
+        .filter(|_| task.status.finished_at.is_some())
+    {
+        let forget_at = end + limits.task_ttl;
+        if forget_at <= now && !task.deleting {
+            p.actions.push(Action::Forget);
+        } else {
+            p.wake(forget_at);
+        }
+    }
+    Plan {
+        status,
+        actions: p.actions,
+        waiting: p.waiting,
+        wake_at: p.wake_at,
+    }
+}
+
+struct Planner<'a> {
+    task: &'a Task,
+    seen: Observed<'a>,
+    limits: Limits,
+    now: i64,
+    actions: Vec<Action>,
+    waiting: usize,
+    slots: usize,
+    wake_at: Option<i64>,
+}
+
+impl Planner<'_> {
+    fn wake(&mut self, at: i64) {
+        self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)).max(self.now + 1));
+    }
+
+    fn newest(pods: &[Arc<Pod>], record: &WorkerRecord) -> Option<Arc<Pod>> {
+        pods.iter()
+            .filter(|p| p.index == record.index && p.attempt >= record.attempt)
+            .max_by_key(|p| p.attempt)
+            .cloned()
+    }
+
+    /// The record after what was seen, and the create it asks for.
+    fn worker(&mut self, stored: WorkerRecord, wanted: bool) -> WorkerRecord {
+        let mut record = stored.clone();
+        let live = Self::newest(self.seen.pods, &record);
+        let gone = Self::newest(self.seen.gone, &record);
+        for pod in gone.iter().chain(&live) {
+            view::observe(&mut record, pod);
+        }
+        let live = live.filter(|p| p.attempt == record.attempt);
+        let was_final = stored.phase.is_final() && stored.attempt == record.attempt;
+        if !wanted {
+            if !record.phase.is_final() {
+                self.stop(&mut record, live.as_deref());
+            }
+            return record;
+        }
+        match record.phase {
+            // ScaleDown took it, growth wants it again: the attempt is used up.
+            WorkerPhase::Terminated if live.is_none() => self.next_attempt(&mut record, 0, false),
+            WorkerPhase::Failed if !was_final => self.failed(&mut record),
+            _ => {}
+        }
+        if !record.phase.is_final() {
+            match live {
+                Some(pod) => self.stuck(&mut record, &pod),
+                None if record.uid.is_some() => self.lost(&mut record),
+                None => {}
+            }
+        }
+        if !record.phase.is_final() && record.uid.is_none() {
+            self.create(&mut record);
+        }
+        record
+    }
+
+    fn create(&mut self, record: &mut WorkerRecord) {
+        if let Some(why) = (self.seen.refused)(record.index) {
+            record.phase = WorkerPhase::Failed;
+            "Refused".clone_into(&mut record.reason);
+            record.message = why;
+            record.finished = Some(self.now);
+            return;
+        }
+        if let Some(at) = record.not_before.filter(|at| *at > self.now) {
+            self.wake(at);
+            return;
+        }
+        // An earlier attempt that still holds its pod is not terminal or gone
+        // unless it is recorded as former.
+        let blocked = self.seen.pods.iter().any(|p| {
+            p.index == record.index && p.attempt < record.attempt && !p.phase.is_terminal()
+        });
+        if blocked {
+            return;
+        }
+        if self.slots == 0 {
+            self.waiting += 1;
+            return;
+        }
+        self.slots -= 1;
+        self.actions.push(Action::Create {
+            index: record.index,
+            attempt: record.attempt,
+        });
+    }
+
+    fn stop(&mut self, record: &mut WorkerRecord, live: Option<&Pod>) {
+        record.stopping = true;
+        if live.is_none() {
+            record.phase = WorkerPhase::Terminated;
+            "ScaledDown".clone_into(&mut record.reason);
+            record.finished = Some(self.now);
+        }
+    }
+
+    fn failed(&mut self, record: &mut WorkerRecord) {
+        let ending = Ending {
+            reason: &record.reason,
+            started: record.started.is_some(),
+            failures: record.failures,
+        };
+        if let Verdict::Retry { delay, counts } = retry::judge(ending) {
+            self.next_attempt(record, delay, counts);
+        }
+    }
+
+    /// The pod went, and nobody saw it end: never a success.
+    fn lost(&mut self, record: &mut WorkerRecord) {
+        record.phase = WorkerPhase::Failed;
+        "Lost".clone_into(&mut record.reason);
+        "the pod went without a final status".clone_into(&mut record.message);
+        record.finished = Some(self.now);
+        self.failed(record);
+    }
+
+    fn next_attempt(&mut self, record: &mut WorkerRecord, delay: i64, counts: bool) {
+        let mut former = std::mem::take(&mut record.former);
+        former.extend(record.uid.take().map(|uid| FormerAttempt {
+            attempt: record.attempt,
+            uid,
+        }));
+        *record = WorkerRecord {
+            index: record.index,
+            attempt: record.attempt + 1,
+            failures: record.failures + u32::from(counts),
+            notified: record.notified,
+            not_before: (delay > 0).then_some(self.now + delay),
+            former,
+            ..WorkerRecord::default()
+        };
+    }
+
+    /// A pod that cannot start is failed in the end, or at once where waiting
+    /// cannot help.
+    fn stuck(&mut self, record: &mut WorkerRecord, pod: &Pod) {
+        if pod.phase != PodPhase::Pending || pod.started.is_some() {
+            return;
+        }
+        let deadline = pod.created.unwrap_or(self.now) + self.limits.pending_timeout;
+        let reason = match pod.reason.as_str() {
+            "InvalidImageName" => "InvalidImageName",
+            _ if deadline <= self.now => "PendingTimeout",
+            _ => {
+                self.wake(deadline);
+                return;
+            }
+        };
+        record.phase = WorkerPhase::Failed;
+        if record.message.is_empty() {
+            record.message.clone_from(&pod.reason);
+        }
+        reason.clone_into(&mut record.reason);
+        record.finished = Some(self.now);
+    }
+
+    /// Pods whose uid the stored record is done with go, once drained.
+    fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
+        let pods = self
+            .seen
+            .pods
+            .iter()
+            .filter(|p| p.index == record.index && !p.deleting);
+        let pods: Vec<Arc<Pod>> = pods.cloned().collect();
+        for pod in pods {
+            let former = stored.former.iter().any(|f| f.uid == pod.uid);
+            let current = stored.uid.as_deref() == Some(pod.uid.as_str());
+            let stopped = current && stored.stopping && !stored.phase.is_final();
+            let done = former || (current && stored.phase.is_final());
+            if stopped || (done && self.is_drained(&pod)) {
+                self.actions.push(Action::Delete {
+                    name: pod.name.clone(),
+                    uid: pod.uid.clone(),
+                });
+            }
+        }
+        // A former attempt whose pod is gone needs no record.
+        record.former.retain(|f| {
+            self.seen.pods.iter().any(|p| p.uid == f.uid) || !stored.former.contains(f)
+        });
+    }
+
+    fn is_drained(&mut self, pod: &Pod) -> bool {
+        // A container that never ran has no logs.
+        if pod.started.is_none() || (self.seen.drained)(&pod.uid) {
+            return true;
+        }
+        let cap = pod.finished.unwrap_or(self.now) + self.limits.log_drain_timeout;
+        if cap > self.now {
+            self.wake(cap);
+        }
+        cap <= self.now
+    }
+
+    fn status(&self, workers: Vec<WorkerRecord>) -> TaskStatus {
+        let mut counts = Counts::default();
+        let stored = &self.task.status;
+        let mut everything_final = true;
+        for w in &workers {
+            counts.total += 1;
+            match w.phase {
+                WorkerPhase::Queued | WorkerPhase::Pending => counts.pending += 1,
+                WorkerPhase::Running => counts.running += 1,
+                WorkerPhase::Succeeded => counts.succeeded += 1,
+                WorkerPhase::Failed | WorkerPhase::Terminated => counts.failed += 1,
+            }
+            everything_final &= w.phase.is_final();
+        }
+        let failed = workers.iter().any(|w| w.phase == WorkerPhase::Failed);
+        let phase = match () {
+            () if stored.phase.is_finished() => stored.phase,
+            () if everything_final && self.task.spec.workers == 0 => TaskPhase::Cancelled,
+            () if everything_final && failed => TaskPhase::Failed,
+            () if everything_final => TaskPhase::Succeeded,
+            () if counts.running + counts.succeeded + counts.failed > 0 => TaskPhase::Running,
+            () => TaskPhase::Pending,
+        };
+        let finished_at = phase
+            .is_finished()
+            .then(|| stored.finished_at.unwrap_or(self.now));
+        TaskStatus {
+            term: stored.term.clone(),
+            phase,
+            counts,
+            workers,
+            finished_at,
+        }
+    }
+}
+
+/// Whether everything about a task is stored, told and cleaned up.
+pub fn is_settled(task: &Task, pods: &[Arc<Pod>]) -> bool {
+    task.status.phase.is_finished()
+        && pods.is_empty()
+        && task.status.workers.iter().all(transition::is_done)
+}
+
+/// The pod's name of a planned create.
+pub fn pod_name(task: &Task, index: u32, attempt: u32) -> String {
+    names::pod_name(&task.spec.task_id, index, attempt)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

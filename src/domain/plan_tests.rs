@@ -1,0 +1,315 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::task::TaskSpec;
+
+const LIMITS: Limits = Limits {
+    slots: 1_000,
+    pending_timeout: 900,
+    log_drain_timeout: 900,
+    task_ttl: 3_600,
+};
+
+fn task(workers: u32) -> Task {
+    Task {
+        name: "t".into(),
+        spec: TaskSpec {
+            task_id: "t".into(),
+            workers,
+            ..Default::default()
+        },
+        ..Default::default()
+    }
+}
+
+fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
+    Pod {
+        name: names::pod_name("t", index, attempt),
+        uid: format!("u{index}-{attempt}"),
+        index,
+        attempt,
+        phase,
+        created: Some(0),
+        started: (phase != PodPhase::Pending).then_some(1),
+        finished: phase.is_terminal().then_some(2),
+        ..Default::default()
+    }
+}
+
+fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, now: i64) -> Plan {
+    let seen = Observed {
+        pods,
+        gone,
+        drained: &|_| drained,
+        notified: &|_| None,
+        refused: &|_| None,
+    };
+    plan(task, seen, LIMITS, now)
+}
+
+#[test]
+fn a_new_task_gets_all_its_pods_at_once() {
+    let p = plan_with(&task(3), &[], &[], false, 10);
+    let wanted: Vec<_> = (1..=3)
+        .map(|index| Action::Create { index, attempt: 1 })
+        .collect();
+    assert_eq!(p.actions, wanted);
+}
+
+#[test]
+fn workers_beyond_the_slots_wait() {
+    let seen = Observed {
+        pods: &[],
+        gone: &[],
+        drained: &|_| false,
+        notified: &|_| None,
+        refused: &|_| None,
+    };
+    let p = plan(&task(3), seen, Limits { slots: 1, ..LIMITS }, 10);
+    assert_eq!((p.actions.len(), p.waiting), (1, 2));
+}
+
+#[test]
+fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
+    let mut t = task(1);
+    let pods = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
+    let first = plan_with(&t, &pods, &[], true, 10);
+    assert_eq!(first.actions, []);
+    assert_eq!(first.status.phase, TaskPhase::Succeeded);
+    t.status = first.status;
+    assert_eq!(plan_with(&t, &pods, &[], false, 11).actions, []);
+    let delete = Action::Delete {
+        name: "otto-agent-t-1".into(),
+        uid: "u1-1".into(),
+    };
+    assert_eq!(
+        plan_with(&t, &pods, &[], true, 12).actions,
+        [delete.clone()]
+    );
+    // The cap on draining.
+    assert_eq!(plan_with(&t, &pods, &[], false, 2 + 900).actions, [delete]);
+}
+
+#[test]
+fn a_vanished_pod_is_tried_again_and_never_a_success() {
+    let mut t = task(1);
+    t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
+    let p = plan_with(&t, &[], &[], false, 10);
+    assert_eq!(
+        (p.status.workers[0].attempt, p.status.workers[0].phase),
+        (2, WorkerPhase::Queued)
+    );
+    assert_eq!(p.actions, []);
+    t.status = p.status;
+    assert_eq!(
+        plan_with(&t, &[], &[], false, 11).actions,
+        [Action::Create {
+            index: 1,
+            attempt: 2
+        }]
+    );
+}
+
+#[test]
+fn a_tombstone_tells_how_a_pod_ended() {
+    let mut t = task(1);
+    t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
+    let p = plan_with(
+        &t,
+        &[],
+        &[Arc::new(pod(1, 1, PodPhase::Succeeded))],
+        false,
+        10,
+    );
+    assert_eq!(p.status.workers[0].phase, WorkerPhase::Succeeded);
+}
+
+#[test]
+fn scale_down_ends_the_last_workers_and_zero_is_final() {
+    let mut t = task(2);
+    let pods = [1, 2].map(|i| Arc::new(pod(i, 1, PodPhase::Running)));
+    t.status = plan_with(&t, &pods, &[], false, 5).status;
+    t.spec.workers = 0;
+    let p = plan_with(&t, &pods, &[], false, 6);
+    // Not before the intent is stored.
+    assert_eq!(p.actions, []);
+    t.status = p.status;
+    assert_eq!(plan_with(&t, &pods, &[], false, 7).actions.len(), 2);
+    let p = plan_with(&t, &[], &[], false, 8);
+    assert_eq!(p.status.phase, TaskPhase::Cancelled);
+    t.status = p.status;
+    t.spec.workers = 2;
+    assert_eq!(plan_with(&t, &[], &[], false, 9).actions, []);
+}
+
+#[test]
+fn growth_after_scale_down_uses_the_next_attempt() {
+    let mut t = task(2);
+    let both = [1, 2].map(|i| Arc::new(pod(i, 1, PodPhase::Running)));
+    t.status = plan_with(&t, &both, &[], false, 5).status;
+    t.spec.workers = 1;
+    t.status = plan_with(&t, &both, &[], false, 6).status;
+    t.status = plan_with(&t, &both[..1], &[], false, 7).status;
+    assert_eq!(t.status.workers[1].phase, WorkerPhase::Terminated);
+    t.spec.workers = 2;
+    assert_eq!(
+        plan_with(&t, &both[..1], &[], false, 8).actions,
+        [Action::Create {
+            index: 2,
+            attempt: 2
+        }]
+    );
+}
+
+#[test]
+fn a_finished_task_is_forgotten_after_its_ttl() {
+    let mut t = task(1);
+    t.status = plan_with(
+        &t,
+        &[Arc::new(pod(1, 1, PodPhase::Succeeded))],
+        &[],
+        true,
+        10,
+    )
+    .status;
+    assert_eq!(
+        plan_with(&t, &[], &[], true, 10 + 3_599).wake_at,
+        Some(10 + 3_600)
+    );
+    assert_eq!(
+        plan_with(&t, &[], &[], true, 10 + 3_600).actions,
+        [Action::Forget]
+    );
+}
+
+#[test]
+fn a_pod_that_cannot_start_fails_in_the_end() {
+    let t = task(1);
+    let pods = [Arc::new(pod(1, 1, PodPhase::Pending))];
+    assert_eq!(
+        plan_with(&t, &pods, &[], false, 899).status.workers[0].phase,
+        WorkerPhase::Pending
+    );
+    let p = plan_with(&t, &pods, &[], false, 900);
+    assert_eq!(
+        (
+            p.status.workers[0].phase,
+            p.status.workers[0].reason.as_str()
+        ),
+        (WorkerPhase::Failed, "PendingTimeout")
+    );
+}
+
+/// A cluster in a map: carries actions out, some of them late or never.
+#[derive(Default)]
+struct World {
+    pods: BTreeMap<String, Pod>,
+    created: BTreeSet<String>,
+}
+
+impl World {
+    fn act(&mut self, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Create { index, attempt } => {
+                    let p = pod(*index, *attempt, PodPhase::Pending);
+                    assert!(
+                        !self
+                            .pods
+                            .values()
+                            .any(|o| o.index == *index && !o.phase.is_terminal()),
+                        "a second live pod for worker {index}"
+                    );
+                    assert!(self.created.insert(p.name.clone()), "{} made twice", p.name);
+                    self.pods.insert(p.name.clone(), p);
+                }
+                Action::Delete { name, .. } => drop(self.pods.remove(name)),
+                Action::Forget => {}
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Plan, store, and act.
+    Reconcile,
+    /// Plan and act, but the status write is lost: a crash between.
+    Crash,
+    Move {
+        index: u32,
+        phase: PodPhase,
+        reason: bool,
+    },
+    Vanish {
+        index: u32,
+    },
+    Scale {
+        workers: u32,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Reconcile),
+        1 => Just(Step::Crash),
+        4 => (1u32..5, prop_oneof![Just(PodPhase::Running), Just(PodPhase::Succeeded), Just(PodPhase::Failed)], any::<bool>())
+            .prop_map(|(index, phase, reason)| Step::Move { index, phase, reason }),
+        1 => (1u32..5).prop_map(|index| Step::Vanish { index }),
+        1 => (1u32..5).prop_map(|workers| Step::Scale { workers }),
+    ]
+}
+
+proptest! {
+    /// From any history, planning goes on to a finished task with no pods left,
+    /// and never made two pods for one attempt or two live ones for a worker.
+    #[test]
+    fn any_history_converges(steps in prop::collection::vec(step(), 0..40)) {
+        let mut t = task(3);
+        let mut world = World::default();
+        let mut now = 100;
+        let reconcile = |t: &mut Task, world: &mut World, now: i64, store: bool| {
+            let pods: Vec<_> = world.pods.values().cloned().map(Arc::new).collect();
+            let p = plan_with(t, &pods, &[], true, now);
+            if store {
+                t.status = p.status;
+            }
+            world.act(&p.actions);
+        };
+        for step in steps {
+            now += 1;
+            match step {
+                Step::Reconcile => reconcile(&mut t, &mut world, now, true),
+                Step::Crash => reconcile(&mut t, &mut world, now, false),
+                Step::Move { index, phase, reason } => {
+                    if let Some(p) = world.pods.values_mut().find(|p| p.index == index && !p.phase.is_terminal()) {
+                        let moved = pod(p.index, p.attempt, phase);
+                        *p = Pod { reason: if reason { "Evicted".into() } else { String::new() }, ..moved };
+                    }
+                }
+                // Only what some status has seen: an unseen loss cannot be told
+                // from a pod that was never made.
+                Step::Vanish { index } => {
+                    let seen: BTreeSet<_> = t.status.workers.iter().filter_map(|w| w.uid.clone()).collect();
+                    world.pods.retain(|_, p| p.index != index || !seen.contains(&p.uid));
+                }
+                Step::Scale { workers } => {
+                    if !t.status.phase.is_finished() {
+                        t.spec.workers = workers;
+                    }
+                }
+            }
+        }
+        for _ in 0..40 {
+            now += 20;
+            reconcile(&mut t, &mut world, now, true);
+            for p in world.pods.values_mut().filter(|p| !p.phase.is_terminal()) {
+                *p = pod(p.index, p.attempt, PodPhase::Succeeded);
+            }
+        }
+        prop_assert!(t.status.phase.is_finished(), "{:?}", t.status);
+        prop_assert!(world.pods.is_empty(), "{:?}", world.pods);
+    }
+}
