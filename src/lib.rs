@@ -8,7 +8,11 @@
 pub mod cluster;
 pub mod config;
 pub mod domain;
+pub mod election;
 pub mod index;
+pub mod logs;
+pub mod telemetry;
+pub mod workers;
 
 /// Generated from `proto/ottoscaler/v1`.
 pub mod proto {

@@ -1,0 +1,57 @@
+//! One pod into being, exactly once.
+use kube::api::{DeleteParams, PostParams, Preconditions};
+
+use super::{effect::End, manager::Shared, pod};
+use crate::{
+    cluster::convert,
+    domain::{names, task::Task},
+};
+
+/// Creates the pod of an attempt. A repeat, or a crash between the write and its
+/// answer, finds the pod there: its name follows from task, index and attempt.
+#[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, index, attempt)))]
+pub(super) async fn create(shared: &Shared, task: &Task, index: u32, attempt: u32) -> End {
+    let Ok(_permit) = shared.creates.acquire().await else {
+        return End::Later("shutting down".to_owned());
+    };
+    let pods = shared.client.pods();
+    let wanted = pod::build(task, index, attempt, &shared.template);
+    let answer = match pods.create(&PostParams::default(), &wanted).await {
+        Ok(pod) => pod,
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+            let name = names::pod_name(&task.spec.task_id, index, attempt);
+            match pods.get(&name).await {
+                Ok(pod) => pod,
+                Err(error) => return End::Later(error.to_string()),
+            }
+        }
+        Err(error) => return End::of_error(&error),
+    };
+    match convert::pod_of(&answer) {
+        Ok(Some(pod)) if *pod.task_uid == *task.uid && pod.attempt == attempt && !pod.deleting => {
+            shared.index.wrote_pod(pod);
+            End::Done
+        }
+        Ok(_) => End::Later(
+            "a pod of this name belongs to something else; waiting for it to go".to_owned(),
+        ),
+        Err(error) => End::Later(error.to_string()),
+    }
+}
+
+/// Deletes exactly this pod; gone already is as good. The watch tells the index.
+pub(super) async fn delete(shared: &Shared, name: &str, uid: &str) -> End {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match shared.client.pods().delete(name, &params).await {
+        Ok(_) => End::Done,
+        // Gone, or another pod of this name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
+        Err(error) => End::Later(error.to_string()),
+    }
+}

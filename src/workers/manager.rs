@@ -1,0 +1,484 @@
+//! The loop: what changed → plan → effects, until drained or lost.
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use tokio::{
+    sync::{Semaphore, broadcast::error::RecvError, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    create,
+    effect::{End, Key, Running},
+    notify::{self, Courier, Tell},
+    status,
+};
+use crate::{
+    config,
+    domain::{
+        plan::{self, Action, Limits, Observed, Plan},
+        task::{Notified, Task},
+        transition,
+    },
+    election::LeaderClient,
+    index::Index,
+    logs::Drained,
+};
+
+/// Creates under way; about where the API server's rate stops growing.
+const CREATES: usize = 100;
+/// Between two status writes of a task.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two plans of a task: a burst of events is one plan.
+const PLAN_INTERVAL: Duration = Duration::from_millis(10);
+/// After something passing was in the way.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Seals under way when a leader starts.
+const SEALS: usize = 32;
+
+/// What the manager works with.
+#[derive(Clone)]
+pub struct Parts {
+    pub client: LeaderClient,
+    pub index: Index,
+    pub drained: Drained,
+    pub tell: Arc<dyn Tell>,
+    pub template: config::Worker,
+    pub limits: config::Limits,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One leader's worker manager; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) client: LeaderClient,
+    pub(super) index: Index,
+    pub(super) template: config::Worker,
+    pub(super) creates: Semaphore,
+    drained: Drained,
+    limits: config::Limits,
+    /// What otto-handler took, until it is stored. Written by the courier; read
+    /// by the loop.
+    notified: Mutex<HashMap<(Arc<str>, u32), Notified>>,
+    /// Workers that the API server refused, by attempt. Written and read by the
+    /// loop; read by ScaleUp.
+    refused: Mutex<HashMap<(Arc<str>, u32, u32), String>>,
+}
+
+impl Shared {
+    fn notified(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u32), Notified>> {
+        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u32, u32), String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn took(&self, task: &Arc<str>, index: u32, told: Notified) {
+        self.notified().insert((task.clone(), index), told);
+        self.index.announce(task.clone());
+    }
+}
+
+impl Manager {
+    /// The manager, and the courier's inbox and tell for [`Manager::run`].
+    pub fn new(parts: &Parts) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                client: parts.client.clone(),
+                index: parts.index.clone(),
+                template: parts.template.clone(),
+                creates: Semaphore::new(CREATES),
+                drained: parts.drained.clone(),
+                limits: parts.limits.clone(),
+                notified: Mutex::default(),
+                refused: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Seals what the predecessor left, then manages until `drain` (finishes
+    /// what is under way and stores what is known) or `lost` (stops at once).
+    pub async fn run(
+        &self,
+        tell: Arc<dyn Tell>,
+        drain: CancellationToken,
+        lost: CancellationToken,
+    ) {
+        let (offers, inbox) = mpsc::channel(notify::INBOX);
+        let courier = Courier::new(self.shared.clone(), tell, inbox);
+        let work = async {
+            // Subscribed before sealing, so that no change is missed.
+            let changes = self.shared.index.subscribe();
+            self.seal_all().await;
+            let mut engine = Engine::new(self.shared.clone(), offers);
+            engine.run(changes, &drain).await;
+        };
+        tokio::select! {
+            () = lost.cancelled() => {}
+            ((), ()) = futures::future::join(work, courier.run(drain.clone())) => {}
+        }
+    }
+
+    async fn seal_all(&self) {
+        let shared = &self.shared;
+        let term = shared.client.term().to_string();
+        let open = shared.index.tasks().into_iter();
+        let open = open.filter(|t| !t.status.phase.is_finished() && t.term != term);
+        futures::stream::iter(open)
+            .for_each_concurrent(SEALS, |task| async move {
+                let mut delay = Duration::from_millis(50);
+                // Unsealed tasks must not be worked on; ends with the term.
+                while let Err(error) = status::seal(shared, &task).await {
+                    tracing::warn!(task = task.name, %error, "task not sealed yet; trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(1));
+                }
+            })
+            .await;
+    }
+}
+
+/// The loop's own state; nothing here outlives the term.
+struct Engine {
+    shared: Arc<Shared>,
+    offers: mpsc::Sender<notify::Offer>,
+    effects: JoinSet<(Key, Arc<str>, End)>,
+    busy: HashSet<Key>,
+    creating: usize,
+    /// Tasks to plan, by when.
+    due: BTreeMap<Arc<str>, Instant>,
+    planned: HashMap<Arc<str>, Instant>,
+    stored: HashMap<Arc<str>, Instant>,
+    /// Tasks with workers that wait for a slot.
+    starved: BTreeSet<Arc<str>>,
+    /// A task whose status write failed waits.
+    held: HashMap<Arc<str>, Instant>,
+}
+
+impl Engine {
+    fn new(shared: Arc<Shared>, offers: mpsc::Sender<notify::Offer>) -> Self {
+        Self {
+            shared,
+            offers,
+            effects: JoinSet::new(),
+            busy: HashSet::new(),
+            creating: 0,
+            due: BTreeMap::new(),
+            planned: HashMap::new(),
+            stored: HashMap::new(),
+            starved: BTreeSet::new(),
+            held: HashMap::new(),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        mut changes: tokio::sync::broadcast::Receiver<Arc<str>>,
+        drain: &CancellationToken,
+    ) {
+        self.everything_is_due();
+        let mut drained = self.shared.drained.changed();
+        while !drain.is_cancelled() {
+            let next = self.due.values().min().copied();
+            let idle = Instant::now() + Duration::from_secs(3_600);
+            tokio::select! {
+                () = drain.cancelled() => break,
+                change = changes.recv() => self.changed(change),
+                Some(ended) = self.effects.join_next() => self.ended(ended),
+                task = drained.recv() => match task {
+                    Ok(task) => self.changed(Ok(task)),
+                    Err(RecvError::Lagged(_)) => self.everything_is_due(),
+                    Err(RecvError::Closed) => break,
+                },
+                () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
+            }
+            while let Ok(change) = changes.try_recv() {
+                self.changed(Ok(change));
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Ends what is under way and stores what is known; starts nothing new.
+    async fn finish(&mut self) {
+        while let Some(ended) = self.effects.join_next().await {
+            self.ended(ended);
+        }
+        self.stored.clear();
+        self.held.clear();
+        self.everything_is_due();
+        let now = Instant::now();
+        self.due.values_mut().for_each(|at| *at = now);
+        self.planned.clear();
+        self.plan_due(false).await;
+        while self.effects.join_next().await.is_some() {}
+    }
+
+    fn changed(&mut self, change: Result<Arc<str>, RecvError>) {
+        match change {
+            Ok(task) => {
+                let soonest = self
+                    .planned
+                    .get(&task)
+                    .map_or_else(Instant::now, |at| *at + PLAN_INTERVAL);
+                self.due_at(task, soonest);
+            }
+            Err(_) => self.everything_is_due(),
+        }
+        if !self.starved.is_empty() && self.slots() > 0 {
+            for task in std::mem::take(&mut self.starved) {
+                self.due_at(task, Instant::now());
+            }
+        }
+    }
+
+    fn due_at(&mut self, task: Arc<str>, at: Instant) {
+        let due = self.due.entry(task).or_insert(at);
+        *due = at.min(*due);
+    }
+
+    fn everything_is_due(&mut self) {
+        let now = Instant::now();
+        for task in self.shared.index.tasks() {
+            self.due_at(Arc::from(task.name.as_str()), now);
+        }
+    }
+
+    fn slots(&self) -> usize {
+        self.shared
+            .limits
+            .max_workers
+            .saturating_sub(self.shared.index.pod_count() + self.creating)
+    }
+
+    async fn plan_due(&mut self, act: bool) {
+        let now = Instant::now();
+        let ready: Vec<Arc<str>> = self
+            .due
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(task, _)| task.clone())
+            .collect();
+        for name in ready {
+            self.due.remove(&name);
+            match self.shared.index.task(&name) {
+                Some(task) if !task.deleting => self.plan(name, task, act).await,
+                _ => self.dropped(&name),
+            }
+        }
+    }
+
+    /// Nothing of a task that went is remembered.
+    fn dropped(&mut self, name: &Arc<str>) {
+        self.planned.remove(name);
+        self.stored.remove(name);
+        self.held.remove(name);
+        self.starved.remove(name);
+        self.shared.notified().retain(|(task, _), _| task != name);
+        self.shared.refused().retain(|(task, _, _), _| task != name);
+    }
+
+    async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
+        let planned = Instant::now();
+        let unix = jiff::Timestamp::now().as_second();
+        let plan = self.compute(&name, &task, unix);
+        self.planned.insert(name.clone(), planned);
+        if let Some(at) = plan.wake_at {
+            let seconds = u64::try_from(at - unix).unwrap_or(0);
+            self.due_at(name.clone(), planned + Duration::from_secs(seconds));
+        }
+        if plan.waiting > 0 {
+            self.starved.insert(name.clone());
+        }
+        for worker in plan
+            .status
+            .workers
+            .iter()
+            .filter(|w| transition::next(w).is_some())
+        {
+            let offer = notify::Offer {
+                name: name.clone(),
+                task: task.clone(),
+                record: worker.clone(),
+            };
+            // The courier ends only with the loop.
+            let _ = self.offers.send(offer).await;
+        }
+        let Plan {
+            status, actions, ..
+        } = plan;
+        if act {
+            self.act(&name, &task, actions);
+        }
+        let unchanged = task.status.phase == status.phase
+            && task.status.workers == status.workers
+            && task.status.finished_at == status.finished_at;
+        if !unchanged {
+            self.store(name, task, status);
+        }
+    }
+
+    fn compute(&self, name: &Arc<str>, task: &Task, unix: i64) -> Plan {
+        let (pods, gone) = self.shared.index.pods_of(name);
+        // An older WorkerTask of this name may still have pods around.
+        let ours = |pods: Vec<Arc<crate::domain::pod::Pod>>| -> Vec<_> {
+            pods.into_iter()
+                .filter(|p| *p.task_uid == *task.uid)
+                .collect()
+        };
+        let (pods, gone) = (ours(pods), ours(gone));
+        let notified = self.shared.notified();
+        let refused = self.shared.refused();
+        let limits = &self.shared.limits;
+        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+        let seen = Observed {
+            pods: &pods,
+            gone: &gone,
+            drained: &|uid| self.shared.drained.is_drained(uid),
+            notified: &|index| notified.get(&(name.clone(), index)).copied(),
+            refused: &|index| {
+                let attempt = crate::domain::view::record(task, index).attempt;
+                refused.get(&(name.clone(), index, attempt)).cloned()
+            },
+        };
+        let limits = Limits {
+            slots: self.slots(),
+            pending_timeout: seconds(limits.pending_timeout),
+            log_drain_timeout: seconds(limits.log_drain_timeout),
+            task_ttl: seconds(limits.task_ttl),
+        };
+        plan::plan(task, seen, limits, unix)
+    }
+
+    fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
+        for action in actions {
+            let (shared, task) = (self.shared.clone(), task.clone());
+            match action {
+                Action::Create { index, attempt } => {
+                    let span = notify::span_of(&task, "start worker");
+                    let key = Key::Create {
+                        task: name.clone(),
+                        index,
+                        attempt,
+                    };
+                    self.start(
+                        name,
+                        key,
+                        span,
+                        Box::pin(
+                            async move { create::create(&shared, &task, index, attempt).await },
+                        ),
+                    );
+                }
+                Action::Delete { name: pod, uid } => {
+                    let span = notify::span_of(&task, "remove worker");
+                    self.start(
+                        name,
+                        Key::Delete(uid.clone()),
+                        span,
+                        Box::pin(async move { create::delete(&shared, &pod, &uid).await }),
+                    );
+                }
+                Action::Forget => {
+                    self.start(
+                        name,
+                        Key::Forget(name.clone()),
+                        tracing::Span::none(),
+                        Box::pin(async move { status::forget(&shared, &task).await }),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Stores a status now, or when the task's next write is due.
+    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: crate::domain::task::TaskStatus) {
+        let now = Instant::now();
+        let next = self
+            .stored
+            .get(&name)
+            .map_or(now, |at| *at + STATUS_INTERVAL);
+        let next = next.max(self.held.get(&name).copied().unwrap_or(now));
+        let key = Key::Status(name.clone());
+        if next > now {
+            self.due_at(name, next);
+        } else if !self.busy.contains(&key) {
+            self.stored.insert(name.clone(), now);
+            let shared = self.shared.clone();
+            self.start(
+                &name,
+                key,
+                tracing::Span::none(),
+                Box::pin(async move { status::write(&shared, &task, status).await }),
+            );
+        }
+    }
+
+    fn start(&mut self, name: &Arc<str>, key: Key, span: tracing::Span, effect: Running) {
+        use tracing::Instrument as _;
+        if !self.busy.insert(key.clone()) {
+            return;
+        }
+        self.creating += usize::from(matches!(key, Key::Create { .. }));
+        let name = name.clone();
+        self.effects
+            .spawn(async move { (key, name, effect.await) }.instrument(span));
+    }
+
+    fn ended(&mut self, ended: Result<(Key, Arc<str>, End), tokio::task::JoinError>) {
+        let (key, name, end) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                // Its key stays busy until the term ends; say so loudly.
+                tracing::error!(%error, "an effect panicked");
+                return;
+            }
+        };
+        self.busy.remove(&key);
+        self.creating -= usize::from(matches!(key, Key::Create { .. }));
+        let mut again = Instant::now();
+        match end {
+            End::Done => {}
+            End::Later(why) => {
+                tracing::info!(task = %name, ?key, why, "waiting");
+                again += RETRY_DELAY;
+                if matches!(key, Key::Status(_)) {
+                    self.held.insert(name.clone(), again);
+                }
+            }
+            End::Refused(why) => {
+                tracing::warn!(task = %name, ?key, why, "the API server refused");
+                again += RETRY_DELAY;
+                if let Key::Create {
+                    task,
+                    index,
+                    attempt,
+                } = key
+                {
+                    self.shared.refused().insert((task, index, attempt), why);
+                    again = Instant::now();
+                }
+            }
+        }
+        self.due_at(name, again);
+    }
+}

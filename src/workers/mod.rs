@@ -1,0 +1,17 @@
+//! The worker manager; runs on the leader only.
+//!
+//! One loop plans, effects run beside it. What holds: every decision follows
+//! from the index ([`crate::domain::plan`]), nothing is counted from memory save
+//! effects under way; of each effect (a create, a delete, a status write of a
+//! task) at most one is under way; all writes go through the fenced client, so
+//! they end with the term.
+mod create;
+mod effect;
+mod manager;
+mod notify;
+mod pod;
+mod scale;
+mod status;
+
+pub use manager::{Manager, Parts};
+pub use notify::Tell;

@@ -1,0 +1,336 @@
+//! ScaleUp and ScaleDown on the leader: write what is wanted, wait until it is.
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Api,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::time::{Instant, timeout_at};
+
+use super::manager::Manager;
+use crate::{
+    cluster::{
+        convert,
+        crd::{WorkerTask, WorkerTaskSpec},
+    },
+    domain::{
+        names,
+        request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
+        task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
+        view::WorkerView,
+    },
+};
+
+/// ScaleUp answers when all workers are created, or after this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Tries of a write that meets somebody else's.
+const CONFLICTS: usize = 8;
+
+/// What a request changed of its task.
+enum Change {
+    Made(Task),
+    Grown(Task),
+    /// This very request was applied before.
+    Repeated(Task),
+    Nothing(Task),
+}
+
+impl Manager {
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+        request.check_scale_up()?;
+        let deadline = Instant::now() + ANSWER_WITHIN;
+        let change = self.want(&request).await?;
+        let (task, changed) = match change {
+            Change::Made(task) | Change::Grown(task) | Change::Repeated(task) => (task, true),
+            Change::Nothing(task) => (task, false),
+        };
+        self.shared.index.wrote_task(task.clone());
+        let workers = self.wait_created(&task, deadline).await;
+        Ok(self.outcome(&task, &workers, changed))
+    }
+
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+        request.check_scale_down()?;
+        let wanted = request.worker_count.unsigned_abs();
+        let name = names::task_name(&request.task_id);
+        for _ in 0..CONFLICTS {
+            let object = self.tasks().get_opt(&name).await.map_err(|e| refusal(&e))?;
+            let Some(task) = object
+                .and_then(convert::task)
+                .filter(|t| t.spec.task_id == request.task_id)
+            else {
+                return Err(Refusal::NoSuchTask(request.task_id));
+            };
+            let applied = task.spec.request_ids.contains(&request.request_id);
+            if task.spec.workers <= wanted || applied || task.status.phase.is_finished() {
+                self.shared.index.wrote_task(task.clone());
+                return Ok(outcome_of(
+                    &task,
+                    OutcomeKind::AlreadyProcessed,
+                    "nothing to end".to_owned(),
+                    vec![],
+                    0,
+                ));
+            }
+            let ended: Vec<String> = self
+                .shared
+                .index
+                .workers_of(&task)
+                .into_iter()
+                .filter(|w| w.record.index > wanted && !w.record.phase.is_final())
+                .map(|w| w.pod_name)
+                .collect();
+            if let Some(task) = self
+                .change_wanted(&task, wanted, &request.request_id)
+                .await?
+            {
+                self.shared.index.wrote_task(task.clone());
+                let message = format!("ending {} worker(s), {wanted} stay", ended.len());
+                return Ok(outcome_of(&task, OutcomeKind::Success, message, ended, 0));
+            }
+        }
+        Err(Refusal::Unavailable(
+            "the task changes too fast; try again".to_owned(),
+        ))
+    }
+
+    fn tasks(&self) -> Api<WorkerTask> {
+        self.shared.client.api()
+    }
+
+    /// Makes or grows the task.
+    async fn want(&self, request: &ScaleRequest) -> Result<Change, Refusal> {
+        let name = names::task_name(&request.task_id);
+        let wanted = request.worker_count.unsigned_abs();
+        for _ in 0..CONFLICTS {
+            let known = match self.make(&name, request).await {
+                Ok(task) => return Ok(Change::Made(task)),
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self
+                    .tasks()
+                    .get_opt(&name)
+                    .await
+                    .map_err(|e| refusal(&e))?
+                    .and_then(convert::task),
+                Err(error) => return Err(refusal(&error)),
+            };
+            // None: deleted meanwhile; make it.
+            let Some(task) = known else { continue };
+            same_request(&task.spec, request)?;
+            if task.spec.request_ids.contains(&request.request_id) {
+                return Ok(Change::Repeated(task));
+            }
+            if wanted <= task.spec.workers
+                || task.status.phase.is_finished()
+                || task.spec.workers == 0
+            {
+                return Ok(Change::Nothing(task));
+            }
+            if let Some(task) = self
+                .change_wanted(&task, wanted, &request.request_id)
+                .await?
+            {
+                return Ok(Change::Grown(task));
+            }
+        }
+        Err(Refusal::Unavailable(
+            "the task changes too fast; try again".to_owned(),
+        ))
+    }
+
+    #[tracing::instrument(level = "info", name = "create task", skip_all, fields(task = name))]
+    async fn make(&self, name: &str, request: &ScaleRequest) -> kube::Result<Task> {
+        let spec = TaskSpec {
+            task_id: request.task_id.clone(),
+            repository: request.repository.clone(),
+            commit_sha: request.commit_sha.clone(),
+            workers: request.worker_count.unsigned_abs(),
+            digest: TaskSpec::digest_of(
+                &request.repository,
+                &request.commit_sha,
+                &request.build_config,
+            ),
+            build_config: request.build_config.clone(),
+            triggered_by: request.triggered_by.clone(),
+            reason: request.reason.clone(),
+            metadata: request.metadata.clone(),
+            request_ids: vec![request.request_id.clone()],
+            traceparent: request.traceparent.clone(),
+        };
+        let object = WorkerTask {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                ..ObjectMeta::default()
+            },
+            spec: WorkerTaskSpec(spec),
+            status: None,
+        };
+        let answer = self.tasks().create(&PostParams::default(), &object).await?;
+        convert::task(answer).ok_or_else(|| kube::Error::Service("a task without a name".into()))
+    }
+
+    /// Changes the wanted count and remembers the request in one write; None
+    /// when somebody else's write came first.
+    #[tracing::instrument(level = "info", name = "change task", skip_all, fields(task = task.name, workers))]
+    async fn change_wanted(
+        &self,
+        task: &Task,
+        workers: u32,
+        request_id: &str,
+    ) -> Result<Option<Task>, Refusal> {
+        let mut request_ids = task.spec.request_ids.clone();
+        request_ids.push(request_id.to_owned());
+        let surplus = request_ids.len().saturating_sub(REMEMBERED_REQUESTS);
+        request_ids.drain(..surplus);
+        let patch = json!({
+            "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
+            "spec": { "workers": workers, "requestIds": request_ids },
+        });
+        match self
+            .tasks()
+            .patch(&task.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(object) => Ok(convert::task(object)),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+
+    /// Until each wanted worker has (had) its pod, or can have none.
+    async fn wait_created(&self, task: &Task, deadline: Instant) -> Vec<WorkerView> {
+        let mut changes = self.shared.index.subscribe();
+        loop {
+            let current = self
+                .shared
+                .index
+                .task(&task.name)
+                .filter(|t| t.uid == task.uid);
+            let current = current.unwrap_or_else(|| Arc::new(task.clone()));
+            let mut workers = self.shared.index.workers_of(&current);
+            workers.truncate(task.spec.workers as usize);
+            let waiting = workers
+                .iter()
+                .any(|w| w.record.uid.is_none() && !w.record.phase.is_final());
+            if !waiting {
+                return workers;
+            }
+            // A lagging receiver just looks again; time ends the wait.
+            let change = timeout_at(deadline, async {
+                loop {
+                    match changes.recv().await {
+                        Ok(name) if *name != *task.name => {}
+                        _ => break,
+                    }
+                }
+            });
+            if change.await.is_err() {
+                return workers;
+            }
+        }
+    }
+
+    fn outcome(&self, task: &Task, workers: &[WorkerView], changed: bool) -> Outcome {
+        let made = workers.iter().filter(|w| w.record.uid.is_some());
+        let names: Vec<String> = made.map(|w| w.pod_name.clone()).collect();
+        let missing = workers.len() - names.len();
+        let versions = names
+            .iter()
+            .filter_map(|n| self.shared.index.pod(n))
+            .map(|p| p.resource_version);
+        let pod_version = versions.max().unwrap_or(0);
+        let (kind, message) = if missing > 0 {
+            (
+                OutcomeKind::Partial,
+                format!(
+                    "{missing} of {} workers {}",
+                    workers.len(),
+                    why_missing(workers)
+                ),
+            )
+        } else if changed {
+            (
+                OutcomeKind::Success,
+                format!("{} worker(s) created", names.len()),
+            )
+        } else {
+            (
+                OutcomeKind::AlreadyProcessed,
+                format!("the task has these {} worker(s)", names.len()),
+            )
+        };
+        outcome_of(task, kind, message, names, pod_version)
+    }
+}
+
+fn why_missing(workers: &[WorkerView]) -> String {
+    let refused = workers
+        .iter()
+        .find(|w| w.record.uid.is_none() && w.record.phase == WorkerPhase::Failed);
+    match refused {
+        Some(w) => format!("were refused: {}", w.record.message),
+        None => "wait for room (MAX_WORKERS, a quota or a busy API server)".to_owned(),
+    }
+}
+
+fn outcome_of(
+    task: &Task,
+    kind: OutcomeKind,
+    message: String,
+    pod_names: Vec<String>,
+    pod_version: u64,
+) -> Outcome {
+    Outcome {
+        kind,
+        message,
+        processed: u32::try_from(pod_names.len()).unwrap_or(u32::MAX),
+        pod_names,
+        task_version: task.resource_version,
+        pod_version,
+    }
+}
+
+/// The task id is this request's.
+fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> {
+    let digest = TaskSpec::digest_of(
+        &request.repository,
+        &request.commit_sha,
+        &request.build_config,
+    );
+    if digest == spec.digest && spec.task_id == request.task_id {
+        return Ok(());
+    }
+    let differs = [
+        ("task_id", spec.task_id != request.task_id),
+        ("repository", spec.repository != request.repository),
+        ("commit_sha", spec.commit_sha != request.commit_sha),
+        ("build_config", spec.build_config != request.build_config),
+    ];
+    Err(Refusal::Conflict {
+        task_id: request.task_id.clone(),
+        fields: differs
+            .into_iter()
+            .filter(|(_, d)| *d)
+            .map(|(f, _)| f)
+            .collect(),
+    })
+}
+
+/// What a failed write of a task means for the client.
+fn refusal(error: &kube::Error) -> Refusal {
+    match error {
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
+            Refusal::Failed(status.message.clone())
+        }
+        kube::Error::Api(status) if status.code == 403 && !status.message.contains("fence") => {
+            Refusal::Failed(status.message.clone())
+        }
+        error => Refusal::Unavailable(format!(
+            "the API server did not take the task ({error}); try again"
+        )),
+    }
+}

@@ -1,0 +1,102 @@
+//! Writes of WorkerTasks: status, seal, end. Each carries the resourceVersion
+//! that it was decided on, so a late one of a former leader fails.
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::json;
+
+use super::{effect::End, manager::Shared};
+use crate::{
+    cluster::{TERM, convert, crd::WorkerTask},
+    domain::task::{Task, TaskStatus},
+};
+
+/// Stores a status that was planned on `task`.
+pub(super) async fn write(shared: &Shared, task: &Task, status: TaskStatus) -> End {
+    let patch = json!({
+        "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
+        "status": status,
+    });
+    let tasks = shared.client.api::<WorkerTask>();
+    let answer = tasks
+        .patch_status(&task.name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await;
+    taken(shared, answer)
+}
+
+/// Marks a task as this leader's: a predecessor's write that is still on its way
+/// was decided on an older resourceVersion, and fails from now on.
+///
+/// # Errors
+/// The API server's, after a conflict was tried again with the newer object.
+pub(super) async fn seal(shared: &Shared, task: &Task) -> kube::Result<()> {
+    let tasks = shared.client.api::<WorkerTask>();
+    let term = shared.client.term().to_string();
+    let mut version = task.resource_version.to_string();
+    for _ in 0..5 {
+        let patch = json!({ "metadata": {
+            "uid": task.uid,
+            "resourceVersion": version,
+            "annotations": { TERM: term },
+        }});
+        match tasks
+            .patch(&task.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(sealed) => {
+                if let Some(task) = convert::task(sealed) {
+                    shared.index.wrote_task(task);
+                }
+                return Ok(());
+            }
+            // Went meanwhile, or another task of this name: nothing to seal.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                match tasks.get_opt(&task.name).await? {
+                    Some(newer) if newer.metadata.uid.as_ref() == Some(&task.uid) => {
+                        version = newer.metadata.resource_version.unwrap_or_default();
+                    }
+                    _ => return Ok(()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    tracing::warn!(
+        task = task.name,
+        "not sealed: it changes faster than it can be sealed"
+    );
+    Ok(())
+}
+
+/// Deletes a finished task whose time is over.
+pub(super) async fn forget(shared: &Shared, task: &Task) -> End {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(task.uid.clone()),
+            resource_version: Some(task.resource_version.to_string()),
+        }),
+        ..DeleteParams::background()
+    };
+    match shared
+        .client
+        .api::<WorkerTask>()
+        .delete(&task.name, &params)
+        .await
+    {
+        Ok(_) => End::Done,
+        Err(kube::Error::Api(status)) if status.code == 404 => End::Done,
+        Err(error) => End::Later(error.to_string()),
+    }
+}
+
+fn taken(shared: &Shared, answer: kube::Result<WorkerTask>) -> End {
+    match answer {
+        Ok(object) => {
+            if let Some(task) = convert::task(object) {
+                shared.index.wrote_task(task);
+            }
+            End::Done
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => End::Done,
+        Err(error) => End::Later(error.to_string()),
+    }
+}
