@@ -1,1 +1,11 @@
-//! Shared by the partner programs.
+//! Programs that stand opposite Ottoscaler in its tests, and the formats that
+//! they share. Nothing here uses Ottoscaler's own code.
+pub mod audit;
+pub mod check;
+pub mod record;
+pub mod truth;
+
+/// Generated from the wire contract on its own.
+pub mod proto {
+    tonic::include_proto!("ottoscaler.v1");
+}

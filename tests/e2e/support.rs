@@ -1,0 +1,123 @@
+//! A cluster that `tests/run.sh` started, and what tests do with it.
+//!
+//! Tests look and set up as admin; Ottoscaler acts as its ServiceAccount.
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// The only pause of the tests: between two looks at a fact.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks until `fact` holds.
+pub fn wait_for<T>(what: &str, within: Duration, mut fact: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = fact() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+#[derive(Debug)]
+pub struct Cluster {
+    pub name: String,
+    pub env: HashMap<String, String>,
+}
+
+impl Cluster {
+    /// The cluster named by an environment variable that `tests/run.sh` sets;
+    /// without it the test cannot say anything, and fails.
+    pub fn from_env(variable: &str) -> Self {
+        let name = std::env::var(variable)
+            .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"));
+        let out = cluster_sh(&["env", &name]).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let env = String::from_utf8(out.stdout).unwrap();
+        let env = env.lines().filter_map(|l| {
+            let (key, value) = l.split_once('=')?;
+            Some((key.to_owned(), value.trim_matches('\'').to_owned()))
+        });
+        Self { name, env: env.collect() }
+    }
+
+    pub fn var(&self, key: &str) -> &str {
+        self.env.get(key).unwrap_or_else(|| panic!("cluster.sh env does not tell {key}"))
+    }
+
+    /// A command inside the cluster's network.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = cluster_sh(&["run", &self.name]);
+        command.args(args);
+        command
+    }
+
+    pub fn try_run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    pub fn run(&self, args: &[&str]) -> String {
+        let out = self.try_run(args);
+        assert!(
+            out.status.success(),
+            "{args:?}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.run(&[&["kubectl"], args].concat())
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())).unwrap()
+    }
+
+    pub fn apply(&self, manifest: &str) {
+        use std::io::Write as _;
+        let mut child = self
+            .command(&["kubectl", "apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "kubectl apply failed:\n{manifest}");
+    }
+
+    /// An HTTP GET through the cluster's network, as JSON.
+    pub fn get(&self, url: &str) -> Option<Value> {
+        let out = self.try_run(&["curl", "-fsS", "--max-time", "5", url]);
+        serde_json::from_slice(&out.stdout).ok()
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        self.var("AUDIT_LOG").into()
+    }
+}
+
+pub fn cluster_sh(args: &[&str]) -> Command {
+    let mut command = Command::new(root().join("deploy/local/cluster.sh"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// A release program that `make build` made.
+pub fn program(name: &str) -> String {
+    let target = std::env::var("CARGO_TARGET_DIR").expect("CARGO_TARGET_DIR: run by `make test`");
+    let path = PathBuf::from(target).join("release").join(name);
+    assert!(path.exists(), "{} is not built: make build", path.display());
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,173 @@
+//! What the API server's audit log says of one ServiceAccount's writes.
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    /// Accepted pod creates by pod name.
+    pub creates: BTreeMap<String, usize>,
+    /// Accepted pod deletes by pod name.
+    pub deletes: BTreeMap<String, usize>,
+    /// Terms in the order in which their first write took effect.
+    pub terms: Vec<String>,
+    /// Accepted writes that carry a term.
+    pub fenced_writes: usize,
+    /// Writes that the fence policy refused.
+    pub refusals: usize,
+    pub faults: Vec<String>,
+}
+
+/// Reads the log of `user`; `task` narrows pods by their label `task-id`.
+pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
+    let mut audit = Audit::default();
+    // (resourceVersion, term, what): the order in which writes took effect.
+    let mut writes: Vec<(u64, String, String)> = Vec::new();
+    for line in log.lines() {
+        let Ok(event) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        if event["user"]["username"] != user || event["stage"] != "ResponseComplete" {
+            continue;
+        }
+        let code = event["responseStatus"]["code"].as_u64().unwrap_or(0);
+        let verb = event["verb"].as_str().unwrap_or_default();
+        let (resource, sub) = (
+            event["objectRef"]["resource"].as_str().unwrap_or_default(),
+            event["objectRef"]["subresource"]
+                .as_str()
+                .unwrap_or_default(),
+        );
+        let object = &event["responseObject"];
+        let name = event["objectRef"]["name"]
+            .as_str()
+            .or_else(|| object["metadata"]["name"].as_str());
+        let name = name.unwrap_or_default().to_owned();
+        if !matches!(resource, "pods" | "workertasks") {
+            continue;
+        }
+        if code == 403 || code == 422 {
+            let message = event["responseStatus"]["message"]
+                .as_str()
+                .unwrap_or_default();
+            audit.refusals += usize::from(message.contains("ValidatingAdmissionPolicy"));
+            continue;
+        }
+        if !(200..300).contains(&code) {
+            continue;
+        }
+        let of_task = task.is_none_or(|t| {
+            object["metadata"]["labels"]["task-id"] == t
+                || name.starts_with(&format!("otto-agent-{t}-"))
+        });
+        match (resource, sub, verb) {
+            ("pods", "", "create") if of_task => {
+                *audit.creates.entry(name.clone()).or_default() += 1
+            }
+            ("pods", "", "delete") if of_task => {
+                *audit.deletes.entry(name.clone()).or_default() += 1
+            }
+            _ => {}
+        }
+        if !matches!(verb, "create" | "update" | "patch") {
+            continue;
+        }
+        let term = match sub {
+            "status" => object["status"]["term"].as_str(),
+            _ => object["metadata"]["annotations"]["ottoscaler.io/term"].as_str(),
+        };
+        let version = object["metadata"]["resourceVersion"]
+            .as_str()
+            .and_then(|v| v.parse().ok());
+        match (term, version) {
+            (Some(term), Some(version)) => writes.push((
+                version,
+                term.to_owned(),
+                format!("{verb} {resource}/{name}"),
+            )),
+            _ => audit
+                .faults
+                .push(format!("{verb} {resource}/{name} {sub} carries no term")),
+        }
+    }
+    // A write that changes nothing answers an old version: not an effect.
+    writes.sort();
+    writes.dedup();
+    audit.fenced_writes = writes.len();
+    for (version, term, what) in writes {
+        match audit.terms.iter().position(|t| *t == term) {
+            None => audit.terms.push(term),
+            Some(at) if at + 1 < audit.terms.len() => {
+                audit.faults.push(format!(
+                    "{what} at {version} carries term {term}, older than {:?}",
+                    audit.terms.last()
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    for (pod, n) in audit.creates.iter().filter(|(_, n)| **n > 1) {
+        audit.faults.push(format!("{pod} was created {n} times"));
+    }
+    audit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn create(version: u64, name: &str, term: &str, code: u64) -> String {
+        json!({"stage": "ResponseComplete", "verb": "create", "user": {"username": "sa"},
+            "objectRef": {"resource": "pods", "name": name}, "responseStatus": {"code": code,
+                "message": "ValidatingAdmissionPolicy refused"},
+            "responseObject": {"metadata": {"name": name, "resourceVersion": version.to_string(),
+                "labels": {"task-id": "t"}, "annotations": {"ottoscaler.io/term": term}}}})
+        .to_string()
+    }
+
+    fn read(events: &[String]) -> Audit {
+        super::read(&events.join("\n"), "sa", Some("t"))
+    }
+
+    #[test]
+    fn two_terms_one_after_the_other_are_fine() {
+        let a = read(&[create(1, "a", "x", 201), create(2, "b", "y", 201)]);
+        assert_eq!((a.faults.len(), a.terms.len(), a.creates.len()), (0, 2, 2));
+    }
+
+    #[test]
+    fn a_write_of_an_older_term_is_a_fault_whatever_the_log_order() {
+        let a = read(&[
+            create(3, "c", "x", 201),
+            create(1, "a", "x", 201),
+            create(2, "b", "y", 201),
+        ]);
+        assert_eq!(a.faults.len(), 1);
+    }
+
+    #[test]
+    fn a_pod_created_twice_is_a_fault() {
+        assert_eq!(
+            read(&[create(1, "a", "x", 201), create(2, "a", "x", 201)])
+                .faults
+                .len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_refused_write_has_no_effect() {
+        let a = read(&[create(1, "a", "x", 201), create(0, "b", "w", 403)]);
+        assert_eq!((a.refusals, a.creates.len(), a.faults.len()), (1, 1, 0));
+    }
+
+    #[test]
+    fn somebody_elses_writes_are_left_alone() {
+        assert_eq!(
+            super::read(&create(1, "a", "x", 201), "other", None),
+            Audit::default()
+        );
+    }
+}

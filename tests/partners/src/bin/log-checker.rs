@@ -1,0 +1,79 @@
+//! Compares the printers' truth with the handler's record. Exits 0 only if they
+//! agree, 1 if not, 2 if it could not judge.
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use ottoscaler_partners::{
+    check::{self, Expect},
+    record, truth,
+};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folder of the truth files.
+    #[arg(long)]
+    truth: PathBuf,
+    /// The handler's record.
+    #[arg(long)]
+    record: PathBuf,
+    /// Only pods whose name starts so.
+    #[arg(long, default_value = "")]
+    prefix: String,
+    #[arg(long, default_value_t = 1)]
+    expect_workers: usize,
+    #[arg(long, default_value_t = 1)]
+    min_lines: usize,
+    #[arg(long)]
+    allow_gaps: bool,
+    /// Printers may have been killed.
+    #[arg(long)]
+    allow_unfinished: bool,
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match judge(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("log-checker: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn judge(args: &Args) -> anyhow::Result<bool> {
+    let mut truths = truth::read_all(&args.truth)?;
+    truths.retain(|t| t.pod.starts_with(&args.prefix));
+    let records = record::read(&args.record)?;
+    let verdict = check::check(
+        &truths,
+        &records,
+        Expect {
+            workers: args.expect_workers,
+            min_lines: args.min_lines,
+            allow_gaps: args.allow_gaps,
+            allow_unfinished: args.allow_unfinished,
+        },
+    );
+    if args.json {
+        println!("{}", serde_json::to_string(&verdict)?);
+    } else {
+        println!(
+            "lines {}/{}, {} lost, {} repeats, {} gaps, {} notifications of {} workers",
+            verdict.recorded,
+            verdict.printed,
+            verdict.printed - verdict.recorded,
+            verdict.repeats,
+            verdict.gaps,
+            verdict.notifications,
+            verdict.workers
+        );
+        for fault in &verdict.faults {
+            println!("  {fault}");
+        }
+    }
+    Ok(verdict.faults.is_empty())
+}

@@ -1,0 +1,381 @@
+//! Compares what was printed with what the handler recorded.
+//!
+//! Counts what it saw: a check of nothing is no check.
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use crate::{
+    record::{Log, Notify, Record},
+    truth::Truth,
+};
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    pub workers: usize,
+    /// Lines printed, and of these recorded at least once.
+    pub printed: usize,
+    pub recorded: usize,
+    /// Taken again with the same sequence and text.
+    pub repeats: usize,
+    pub gaps: usize,
+    pub notifications: usize,
+    /// What is wrong, in words; empty when all agrees.
+    pub faults: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expect {
+    pub workers: usize,
+    pub min_lines: usize,
+    /// Gap records are no fault.
+    pub allow_gaps: bool,
+    /// Printers that were killed leave no exit code.
+    pub allow_unfinished: bool,
+}
+
+const SHOWN: usize = 5;
+
+/// Holds the records of the truths' workers against them. Other workers'
+/// records are left alone.
+pub fn check(truths: &[Truth], records: &[Record], expect: Expect) -> Verdict {
+    let mut v = Verdict {
+        workers: truths.len(),
+        ..Verdict::default()
+    };
+    let mut logs: HashMap<&str, Vec<&Log>> = HashMap::new();
+    let mut notes: HashMap<&str, Vec<&Notify>> = HashMap::new();
+    for record in records {
+        match record {
+            Record::Log(l) => logs.entry(&l.worker).or_default().push(l),
+            Record::Notify(n) => notes.entry(&n.worker).or_default().push(n),
+        }
+    }
+    for truth in truths {
+        check_lines(
+            truth,
+            logs.get(truth.pod.as_str()).map_or(&[][..], |l| l),
+            expect,
+            &mut v,
+        );
+        check_notifications(
+            truth,
+            notes.get(truth.pod.as_str()).map_or(&[][..], |n| n),
+            &mut v,
+        );
+        if truth.exit.is_none() && !expect.allow_unfinished {
+            v.faults
+                .push(format!("{}: the printer did not finish", truth.pod));
+        }
+    }
+    if v.workers == 0 || v.workers < expect.workers {
+        v.faults.push(format!(
+            "saw {} workers, expected at least {}",
+            v.workers,
+            expect.workers.max(1)
+        ));
+    }
+    if v.printed == 0 || v.printed < expect.min_lines {
+        v.faults.push(format!(
+            "saw {} printed lines, expected at least {}",
+            v.printed,
+            expect.min_lines.max(1)
+        ));
+    }
+    v
+}
+
+fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
+    let pod = &truth.pod;
+    v.printed += truth.lines.len();
+    // Sequence → text of the first time. A sequence is one line's for ever.
+    let mut first: BTreeMap<u64, &Log> = BTreeMap::new();
+    let mut newest_in_stream: HashMap<u64, u64> = HashMap::new();
+    let mut uid: Option<&str> = None;
+    let mut faults = Vec::new();
+    for log in logs {
+        if log.is_gap() {
+            v.gaps += 1;
+            if !expect.allow_gaps {
+                faults.push(format!("a gap record: {:?}", log.metadata));
+            }
+            continue;
+        }
+        if log.answer != "ack" {
+            continue;
+        }
+        let Some(sequence) = log.sequence().filter(|s| *s > 0) else {
+            faults.push(format!("no sequence on {:?}", log.message));
+            continue;
+        };
+        let pod_uid = log
+            .metadata
+            .get("pod-uid")
+            .map(String::as_str)
+            .unwrap_or_default();
+        if pod_uid.is_empty() || uid.is_some_and(|u| u != pod_uid) {
+            faults.push(format!("pod-uid {pod_uid:?} after {uid:?}"));
+        }
+        uid = Some(pod_uid);
+        // A stream that began after an earlier one may start below its end, but
+        // within a stream order holds.
+        let newest = newest_in_stream.entry(log.stream).or_insert(0);
+        if sequence <= *newest {
+            if first
+                .get(&sequence)
+                .is_none_or(|f| f.message != log.message)
+            {
+                faults.push(format!("sequence {sequence} after {newest} on one stream"));
+            }
+        }
+        *newest = sequence.max(*newest);
+        match first.get(&sequence) {
+            Some(f) if f.message == log.message => v.repeats += 1,
+            Some(f) => faults.push(format!(
+                "sequence {sequence} is {:?} and {:?}",
+                f.message, log.message
+            )),
+            None => {
+                // In order over all streams: a new line is the next one.
+                if first
+                    .keys()
+                    .next_back()
+                    .is_some_and(|last| sequence != last + 1)
+                {
+                    faults.push(format!(
+                        "sequence {sequence} came after {:?}",
+                        first.keys().next_back()
+                    ));
+                }
+                first.insert(sequence, log);
+            }
+        }
+    }
+    let got: Vec<&Log> = first.values().copied().collect();
+    v.recorded += compare(truth, &got, &mut faults);
+    let more = faults.len().saturating_sub(SHOWN);
+    v.faults.extend(
+        faults
+            .into_iter()
+            .take(SHOWN)
+            .map(|f| format!("{pod}: {f}")),
+    );
+    if more > 0 {
+        v.faults.push(format!("{pod}: … and {more} more"));
+    }
+}
+
+/// Line by line; returns how many printed lines were recorded. The kubelet may
+/// interleave the two streams of a container as it likes, so each is compared on
+/// its own by its texts.
+fn compare(truth: &Truth, got: &[&Log], faults: &mut Vec<String>) -> usize {
+    let printed: Vec<&str> = truth.lines.iter().map(|l| l.text.as_str()).collect();
+    let recorded: Vec<&str> = got.iter().map(|l| l.message.as_str()).collect();
+    let both = truth.lines.iter().any(|l| l.stream == "stderr")
+        && truth.lines.iter().any(|l| l.stream == "stdout");
+    let parts: Vec<(Vec<&str>, Vec<&str>)> = if both {
+        ["stdout", "stderr"]
+            .into_iter()
+            .map(|stream| {
+                let of: std::collections::HashSet<&str> = truth
+                    .lines
+                    .iter()
+                    .filter(|l| l.stream == stream)
+                    .map(|l| l.text.as_str())
+                    .collect();
+                let printed = printed.iter().copied().filter(|t| of.contains(t)).collect();
+                let known = |t: &&str| {
+                    of.contains(t) || (stream == "stdout" && !printed_anywhere(truth, t))
+                };
+                (printed, recorded.iter().copied().filter(known).collect())
+            })
+            .collect()
+    } else {
+        vec![(printed, recorded)]
+    };
+    let mut found = 0;
+    for (printed, recorded) in parts {
+        let (mut p, mut r) = (printed.iter().peekable(), recorded.iter());
+        for text in r.by_ref() {
+            if p.peek() == Some(&text) {
+                p.next();
+                found += 1;
+            } else if printed.contains(text) {
+                // Skip the lost ones up to it.
+                let mut lost = 0;
+                while p.peek().is_some_and(|next| *next != text) {
+                    p.next();
+                    lost += 1;
+                }
+                if p.next().is_some() {
+                    found += 1;
+                    faults.push(format!("{lost} line(s) lost before {:?}", clip(text)));
+                } else {
+                    faults.push(format!("out of order: {:?}", clip(text)));
+                    return found;
+                }
+            } else {
+                faults.push(format!("recorded but not printed by it: {:?}", clip(text)));
+            }
+        }
+        let rest = p.count();
+        if rest > 0 {
+            faults.push(format!("{rest} line(s) lost at the end"));
+        }
+    }
+    found
+}
+
+fn printed_anywhere(truth: &Truth, text: &str) -> bool {
+    truth.lines.iter().any(|l| l.text == text)
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+fn check_notifications(truth: &Truth, notes: &[&Notify], v: &mut Verdict) {
+    v.notifications += notes.len();
+    let mut order: Vec<&str> = Vec::new();
+    for n in notes.iter().filter(|n| n.answer != "error") {
+        if n.metadata.get("event-id").is_none_or(String::is_empty) {
+            v.faults
+                .push(format!("{}: {} without an event id", truth.pod, n.status));
+        }
+        if !order.contains(&n.status.as_str()) {
+            order.push(&n.status);
+        }
+    }
+    let end = match truth.exit {
+        Some(0) => "COMPLETED",
+        Some(_) => "FAILED",
+        None => return,
+    };
+    if order != ["CREATED", "RUNNING", end] {
+        v.faults.push(format!(
+            "{}: notified {order:?}, expected CREATED, RUNNING, {end}",
+            truth.pod
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::truth::Line;
+
+    fn truth(n: usize) -> Truth {
+        let lines = (1..=n)
+            .map(|i| Line {
+                stream: "stdout".into(),
+                text: format!("p {i}"),
+            })
+            .collect();
+        Truth {
+            pod: "p".into(),
+            lines,
+            exit: Some(0),
+        }
+    }
+
+    fn log(stream: u64, sequence: u64, message: &str) -> Record {
+        let metadata = [("sequence", sequence.to_string()), ("pod-uid", "u".into())];
+        Record::Log(Log {
+            stream,
+            worker: "p".into(),
+            message: message.into(),
+            answer: "ack".into(),
+            metadata: metadata.map(|(k, v)| (k.to_owned(), v)).into(),
+            ..Log::default()
+        })
+    }
+
+    fn good(n: u64) -> Vec<Record> {
+        let notes = ["CREATED", "RUNNING", "COMPLETED"].map(|s| {
+            Record::Notify(Notify {
+                worker: "p".into(),
+                status: s.into(),
+                answer: "received".into(),
+                metadata: [("event-id".to_owned(), s.to_owned())].into(),
+                ..Notify::default()
+            })
+        });
+        (1..=n)
+            .map(|i| log(1, i, &format!("p {i}")))
+            .chain(notes)
+            .collect()
+    }
+
+    fn faults(records: &[Record]) -> Vec<String> {
+        check(
+            &[truth(4)],
+            records,
+            Expect {
+                workers: 1,
+                ..Expect::default()
+            },
+        )
+        .faults
+    }
+
+    #[test]
+    fn a_true_record_agrees() {
+        assert_eq!(faults(&good(4)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_repeat_with_the_same_sequence_agrees_and_is_counted() {
+        let mut r = good(4);
+        r.insert(4, log(2, 4, "p 4"));
+        let v = check(&[truth(4)], &r, Expect::default());
+        assert_eq!((v.faults.len(), v.repeats, v.recorded), (0, 1, 4));
+    }
+
+    #[test]
+    fn each_break_is_a_fault() {
+        let broken: [(&str, fn(&mut Vec<Record>)); 8] = [
+            ("lost in the middle", |r| drop(r.remove(1))),
+            ("lost at the end", |r| drop(r.remove(3))),
+            ("swapped", |r| r.swap(1, 2)),
+            ("another sequence", |r| r.insert(4, log(1, 5, "p 4"))),
+            ("another text", |r| r.insert(4, log(2, 4, "p x"))),
+            ("somebody else's line", |r| r.insert(4, log(1, 5, "q 1"))),
+            ("a notification missing", |r| drop(r.remove(5))),
+            ("no sequence", |r| r.insert(0, log(1, 0, "p 1"))),
+        ];
+        for (what, break_it) in broken {
+            let mut r = good(4);
+            break_it(&mut r);
+            assert!(!faults(&r).is_empty(), "{what} was not seen");
+        }
+    }
+
+    #[test]
+    fn seeing_nothing_is_a_fault() {
+        assert!(!check(&[], &good(4), Expect::default()).faults.is_empty());
+        assert!(!check(&[truth(0)], &[], Expect::default()).faults.is_empty());
+    }
+
+    #[test]
+    fn a_gap_record_is_a_fault_unless_allowed() {
+        let mut r = good(4);
+        let Record::Log(mut gap) = log(1, 5, "") else {
+            return;
+        };
+        gap.metadata.insert("kind".into(), "gap".into());
+        r.push(Record::Log(gap));
+        assert!(!faults(&r).is_empty());
+        assert!(
+            check(
+                &[truth(4)],
+                &r,
+                Expect {
+                    allow_gaps: true,
+                    ..Expect::default()
+                }
+            )
+            .faults
+            .is_empty()
+        );
+    }
+}
