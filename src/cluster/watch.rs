@@ -23,6 +23,31 @@ const WATCH_SECONDS: u32 = 15;
 const GRACE: Duration = Duration::from_secs(5);
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What to watch.
+#[derive(Debug, Clone)]
+pub enum Select {
+    Labels(String),
+    /// The object of this name.
+    Name(String),
+}
+
+impl Select {
+    fn list(&self) -> ListParams {
+        match self {
+            Self::Labels(labels) => ListParams::default().labels(labels),
+            Self::Name(name) => ListParams::default().fields(&format!("metadata.name={name}")),
+        }
+    }
+
+    fn watch(&self) -> WatchParams {
+        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        match self {
+            Self::Labels(labels) => params.labels(labels),
+            Self::Name(name) => params.fields(&format!("metadata.name={name}")),
+        }
+    }
+}
+
 /// Where a watch goes.
 pub trait Sink<K>: Send {
     /// Everything there is, as of `version`.
@@ -34,7 +59,7 @@ pub trait Sink<K>: Send {
 }
 
 /// Runs until cancelled; outages of any length are waited out.
-pub async fn run<K, S>(api: Api<K>, labels: &str, sink: S, cancel: CancellationToken)
+pub async fn run<K, S>(api: Api<K>, select: Select, sink: S, cancel: CancellationToken)
 where
     K: Resource + Clone + Debug + DeserializeOwned + 'static,
     S: Sink<K>,
@@ -52,8 +77,8 @@ where
     while !cancel.is_cancelled() {
         let step = async {
             match &from {
-                None => list(&api, labels, &sink).await.map(Some),
-                Some(version) => watch(&api, labels, version.clone(), &sink).await,
+                None => list(&api, &select, &sink).await.map(Some),
+                Some(version) => watch(&api, &select, version.clone(), &sink).await,
             }
         };
         let result = tokio::select! {
@@ -85,14 +110,13 @@ enum Error {
     Api(#[from] kube::Error),
 }
 
-async fn list<K, S>(api: &Api<K>, labels: &str, sink: &S) -> Result<String, Error>
+async fn list<K, S>(api: &Api<K>, select: &Select, sink: &S) -> Result<String, Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Sink<K>,
 {
     // No resourceVersion: a consistent read.
-    let params = ListParams::default().labels(labels);
-    let list = timeout(LIST_TIMEOUT, api.list(&params))
+    let list = timeout(LIST_TIMEOUT, api.list(&select.list()))
         .await
         .map_err(|_| Error::Timeout)??;
     let version = list.metadata.resource_version.unwrap_or_default();
@@ -103,7 +127,7 @@ where
 /// The version to go on from, or None when the list must be taken anew.
 async fn watch<K, S>(
     api: &Api<K>,
-    labels: &str,
+    select: &Select,
     mut version: String,
     sink: &S,
 ) -> Result<Option<String>, Error>
@@ -111,7 +135,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Sink<K>,
 {
-    let params = WatchParams::default().labels(labels).timeout(WATCH_SECONDS);
+    let params = select.watch();
     let silence = Duration::from_secs(WATCH_SECONDS.into()) + GRACE;
     let opened = timeout(GRACE, api.watch(&params, &version))
         .await

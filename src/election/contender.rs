@@ -1,0 +1,485 @@
+//! The contest, the term, and the way out of it; runs for the process's life.
+//!
+//! What holds: losing the Lease never ends the process; every demotion is
+//! demote → drain or abort → fresh identity → contend; the Lease is released only
+//! after the reign has returned, and never while its work lives.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::Pod},
+    jiff::Timestamp,
+};
+use kube::Api;
+use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Leader, LeaderClient, Leadership, Reign, Tenure, clock, fence::Validity, guard::Guard,
+    identity, proof,
+};
+use crate::{
+    cluster::watch::{self as cluster_watch, Select, Sink},
+    config,
+    domain::{lease::Standing, term::Term},
+};
+
+/// Of a lease call; well under the renew deadline.
+const MAX_REQUEST: Duration = Duration::from_secs(3);
+/// For aborted work to end.
+const ABORT_WITHIN: Duration = Duration::from_secs(2);
+/// Before the first contest, for the kubelet to tell of our own container.
+const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
+
+/// Milliseconds since boot at which the loop last went round.
+#[derive(Debug, Clone, Default)]
+pub struct Beat(Arc<AtomicU64>);
+
+impl Beat {
+    fn strike(&self) {
+        self.0.store(
+            u64::try_from(clock::now().as_millis()).unwrap_or(0),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// How long the election has shown no life.
+    pub fn silence(&self) -> Duration {
+        clock::now().saturating_sub(Duration::from_millis(self.0.load(Ordering::Relaxed)))
+    }
+}
+
+/// Contends for the Lease on behalf of this replica.
+#[derive(Debug)]
+pub struct Contender {
+    settings: config::Lease,
+    replica: config::Replica,
+    namespace: String,
+    clients: Clients,
+    guard: Arc<Guard>,
+    started: Timestamp,
+    leader: watch::Sender<Option<Arc<Leader>>>,
+    beat: Beat,
+}
+
+/// The Lease has a client, and so connections, of its own: work must not hold
+/// renewals up.
+#[derive(Clone)]
+struct Clients {
+    lease: kube::Client,
+    work: kube::Client,
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clients")
+    }
+}
+
+/// How a term ended.
+enum Ended {
+    /// We were told to stop, and the work has ended.
+    HandedOver,
+    Lost(&'static str),
+}
+
+impl Contender {
+    /// `lease` is a client of its own, `work` becomes the leader's.
+    pub fn new(
+        settings: config::Lease,
+        replica: config::Replica,
+        namespace: &str,
+        lease: kube::Client,
+        work: kube::Client,
+    ) -> (Self, Leadership) {
+        let (leader, leadership) = Leadership::channel();
+        let request = MAX_REQUEST.min(settings.renew_deadline / 2);
+        let guard = Arc::new(Guard::new(&settings.name, settings.duration, request));
+        let contender = Self {
+            settings,
+            replica,
+            namespace: namespace.to_owned(),
+            clients: Clients { lease, work },
+            guard,
+            started: Timestamp::now(),
+            leader,
+            beat: Beat::default(),
+        };
+        contender.beat.strike();
+        (contender, leadership)
+    }
+
+    pub fn beat(&self) -> Beat {
+        self.beat.clone()
+    }
+
+    /// Runs until `shutdown`, then until the work is drained and the Lease
+    /// released.
+    pub async fn run(self, reign: Arc<dyn Reign>, shutdown: CancellationToken) {
+        let (seen, lease) = watch::channel(None);
+        let wake = watch::channel(0).0;
+        let stop = CancellationToken::new();
+        let leases: Api<Lease> = Api::namespaced(self.clients.lease.clone(), &self.namespace);
+        let pods: Api<Pod> = Api::namespaced(self.clients.lease.clone(), &self.namespace);
+        let sink = Seen {
+            guard: self.guard.clone(),
+            lease: seen,
+            wake: wake.clone(),
+        };
+        let name = Select::Name(self.guard.lease_name().to_owned());
+        let watches = futures::future::join(
+            cluster_watch::run(leases, name, sink, stop.clone()),
+            proof::watch_holder(
+                pods.clone(),
+                lease.clone(),
+                self.guard.clone(),
+                wake.clone(),
+                stop.clone(),
+            ),
+        );
+        let contend = async {
+            self.publish_own_proof(&pods).await;
+            self.contend(reign, lease, wake.subscribe(), &shutdown)
+                .await;
+            stop.cancel();
+        };
+        futures::future::join(watches, contend).await;
+    }
+
+    async fn publish_own_proof(&self, pods: &Api<Pod>) {
+        let Some(uid) = &self.replica.pod_uid else {
+            return;
+        };
+        let found = timeout(OWN_PROOF_WITHIN, async {
+            loop {
+                if let Some(proof) =
+                    proof::own(pods, &self.replica.pod_name, uid, self.started).await
+                {
+                    return proof;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        match found.await {
+            Ok(proof) => self.guard.publish(Some(proof)),
+            Err(_) => {
+                tracing::warn!("own container id unknown: no proof of death will be published")
+            }
+        }
+    }
+
+    async fn contend(
+        &self,
+        reign: Arc<dyn Reign>,
+        mut lease: watch::Receiver<Option<Arc<Lease>>>,
+        mut wake: watch::Receiver<u64>,
+        shutdown: &CancellationToken,
+    ) {
+        while !shutdown.is_cancelled() {
+            let me = identity::fresh(&self.replica.pod_name, &self.replica.address);
+            self.guard.become_identity(&me);
+            let lock = LeaseLock::new(
+                self.guard
+                    .client(self.clients.lease.clone(), &self.namespace),
+                &self.namespace,
+                LeaseLockParams {
+                    lease_name: self.settings.name.clone(),
+                    holder_id: me.clone(),
+                    lease_ttl: self.settings.duration,
+                },
+            );
+            let Some(term) = self.win(&lock, &mut lease, &mut wake, shutdown).await else {
+                return;
+            };
+            tracing::info!(%term, "leading");
+            match self
+                .lead(&lock, term.clone(), &reign, &mut lease, shutdown)
+                .await
+            {
+                Ended::HandedOver => tracing::info!(%term, "handed over"),
+                Ended::Lost(why) => tracing::warn!(%term, why, "no longer leading"),
+            }
+            self.show(&lease, None);
+        }
+    }
+
+    /// Returns with a term, or None at shutdown.
+    async fn win(
+        &self,
+        lock: &LeaseLock,
+        lease: &mut watch::Receiver<Option<Arc<Lease>>>,
+        wake: &mut watch::Receiver<u64>,
+        shutdown: &CancellationToken,
+    ) -> Option<Term> {
+        let mut failures = 0_u32;
+        loop {
+            self.beat.strike();
+            self.show(lease, None);
+            wake.borrow_and_update();
+            let now = clock::now();
+            // Rounds are at most a retry period apart, whatever the watch says.
+            let pause = match self.guard.standing() {
+                Standing::HeldUntil(until) if until > now => {
+                    (until - now).min(self.settings.retry_period * 5)
+                }
+                _ => match lock.try_acquire_or_renew().await {
+                    Ok(LeaseLockResult::Acquired(won)) => match term_of(&won) {
+                        Some(term) => return Some(term),
+                        None => self.settings.retry_period,
+                    },
+                    Ok(LeaseLockResult::NotAcquired(_)) => {
+                        failures = 0;
+                        Duration::from_millis(20)
+                    }
+                    Err(error) => {
+                        // A 409 is a lost race; anything else is the API server's.
+                        tracing::info!(%error, "not acquired");
+                        failures += 1;
+                        Duration::from_millis(25_u64 << failures.min(5))
+                    }
+                },
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = sleep(pause + jitter()) => {}
+                Ok(()) = wake.changed() => {}
+            }
+        }
+    }
+
+    /// Runs the reign and renews, until one of them ends.
+    async fn lead(
+        &self,
+        lock: &LeaseLock,
+        term: Term,
+        reign: &Arc<dyn Reign>,
+        lease: &mut watch::Receiver<Option<Arc<Lease>>>,
+        shutdown: &CancellationToken,
+    ) -> Ended {
+        let validity = Arc::new(Validity::default());
+        validity.set(self.guard.sent() + self.settings.renew_deadline);
+        let tenure = Tenure {
+            term: term.clone(),
+            client: LeaderClient::new(
+                self.clients.work.clone(),
+                &self.namespace,
+                term.clone(),
+                validity.clone(),
+            ),
+            drain: CancellationToken::new(),
+            lost: CancellationToken::new(),
+        };
+        self.show(lease, Some(&term));
+        let mut work = JoinSet::new();
+        let (ruler, of) = (reign.clone(), tenure.clone());
+        work.spawn(async move { ruler.run(of).await });
+
+        let ended = tokio::select! {
+            why = self.renew(lock, &term, &validity, lease) => Ended::Lost(why),
+            why = handover(&mut work, &tenure, shutdown, self.settings.handover_timeout) => why,
+        };
+        // From here no renewal runs.
+        if let Ended::Lost(_) = ended {
+            validity.end();
+        }
+        self.show(lease, None);
+        tenure.lost.cancel();
+        let finished = timeout(ABORT_WITHIN, async {
+            while work.join_next().await.is_some() {}
+        })
+        .await;
+        if finished.is_err() {
+            work.abort_all();
+            if timeout(ABORT_WITHIN, async {
+                while work.join_next().await.is_some() {}
+            })
+            .await
+            .is_err()
+            {
+                tracing::error!("the work of this term does not end: the Lease is left to expire");
+                validity.end();
+                return Ended::Lost("its work does not end");
+            }
+        }
+        validity.end();
+        if matches!(ended, Ended::HandedOver) {
+            if let Err(error) = lock.step_down().await {
+                tracing::warn!(%error, "the Lease was not released; it will expire");
+            }
+        }
+        ended
+    }
+
+    /// Renews for as long as it is ours; returns why it no longer is.
+    async fn renew(
+        &self,
+        lock: &LeaseLock,
+        term: &Term,
+        validity: &Validity,
+        lease: &mut watch::Receiver<Option<Arc<Lease>>>,
+    ) -> &'static str {
+        let mut pause = self.settings.retry_period;
+        let mut lease_watch = lease.clone();
+        loop {
+            self.beat.strike();
+            let taken = async {
+                loop {
+                    if lease_watch.changed().await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                    let seen = lease_watch.borrow_and_update().clone();
+                    match seen.as_deref().map(term_of) {
+                        None => return "the Lease was deleted",
+                        Some(Some(seen)) if seen == *term => {}
+                        Some(seen) => {
+                            // The watch may still tell of the time before us.
+                            let older = seen.as_ref().is_some_and(|t| {
+                                t.lease_uid == term.lease_uid && t.transitions < term.transitions
+                            });
+                            let released =
+                                seen.is_none() && seen_transitions(&lease_watch) < term.transitions;
+                            if !older && !released {
+                                return "somebody else wrote the Lease";
+                            }
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                why = taken => return why,
+                () = sleep(pause.min(validity.left())) => {}
+            }
+            if validity.left().is_zero() {
+                return "it could not be renewed in time";
+            }
+            match timeout(validity.left(), lock.try_acquire_or_renew()).await {
+                Err(_) => return "it could not be renewed in time",
+                Ok(Ok(LeaseLockResult::Acquired(renewed))) => {
+                    if term_of(&renewed).as_ref() != Some(term) {
+                        return "the Lease is another";
+                    }
+                    validity.set(self.guard.sent() + self.settings.renew_deadline);
+                    pause = self.settings.retry_period;
+                }
+                Ok(Ok(LeaseLockResult::NotAcquired(_))) => return "somebody else holds the Lease",
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, left_ms = validity.left().as_millis(), "not renewed; trying again");
+                    pause = self.settings.retry_period / 4;
+                }
+            }
+        }
+    }
+
+    /// Publishes who leads: `ours` while our term runs.
+    fn show(&self, lease: &watch::Receiver<Option<Arc<Lease>>>, ours: Option<&Term>) {
+        let leader = match ours {
+            Some(term) => Some(Leader {
+                term: term.clone(),
+                address: self.replica.address.clone(),
+                here: true,
+            }),
+            None => lease
+                .borrow()
+                .as_deref()
+                .and_then(term_of)
+                .and_then(|term| {
+                    let (_, address) = identity::parse(&term.holder)?;
+                    // A record of ours without a term that runs leads nobody.
+                    let address = address.to_owned();
+                    (address != self.replica.address).then_some(Leader {
+                        term,
+                        address,
+                        here: false,
+                    })
+                }),
+        };
+        self.leader.send_if_modified(|shown| {
+            let changed = shown.as_deref() != leader.as_ref();
+            if changed {
+                *shown = leader.map(Arc::new);
+            }
+            changed
+        });
+    }
+}
+
+/// Waits for the work to end: by itself, or drained after `shutdown`.
+async fn handover(
+    work: &mut JoinSet<()>,
+    tenure: &Tenure,
+    shutdown: &CancellationToken,
+    within: Duration,
+) -> Ended {
+    tokio::select! {
+        _ = work.join_next() => return Ended::Lost("its work ended by itself"),
+        () = shutdown.cancelled() => {}
+    }
+    tenure.drain.cancel();
+    if timeout(within, work.join_next()).await.is_err() {
+        tracing::warn!("the drain took longer than HANDOVER_TIMEOUT: ending the work");
+        tenure.lost.cancel();
+    }
+    Ended::HandedOver
+}
+
+fn term_of(lease: &Lease) -> Option<Term> {
+    let spec = lease.spec.as_ref()?;
+    let holder = spec.holder_identity.clone().filter(|h| !h.is_empty())?;
+    Some(Term {
+        lease_uid: lease.metadata.uid.clone()?,
+        transitions: spec.lease_transitions.unwrap_or(0),
+        holder,
+    })
+}
+
+fn seen_transitions(lease: &watch::Receiver<Option<Arc<Lease>>>) -> i32 {
+    lease
+        .borrow()
+        .as_deref()
+        .and_then(|l| l.spec.as_ref()?.lease_transitions)
+        .unwrap_or(0)
+}
+
+/// Contenders that wake together should not write together.
+fn jitter() -> Duration {
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    Duration::from_millis(RandomState::new().build_hasher().finish() % 20)
+}
+
+/// Takes the watch of the Lease.
+struct Seen {
+    guard: Arc<Guard>,
+    lease: watch::Sender<Option<Arc<Lease>>>,
+    wake: watch::Sender<u64>,
+}
+
+impl Seen {
+    fn see(&self, lease: Option<Lease>) {
+        self.guard.observe(lease.as_ref());
+        self.lease.send_replace(lease.map(Arc::new));
+        self.wake.send_modify(|n| *n += 1);
+    }
+}
+
+impl Sink<Lease> for Seen {
+    fn reset(&self, all: Vec<Lease>, _: u64) {
+        self.see(all.into_iter().next());
+    }
+    fn applied(&self, object: Lease) {
+        self.see(Some(object));
+    }
+    fn deleted(&self, _: Lease) {
+        self.see(None);
+    }
+    fn heard(&self, _: u64) {}
+}

@@ -1,0 +1,255 @@
+//! The leader's client: exists only while leading, writes only while valid.
+//!
+//! What holds: no write is sent after validity is over, checked just before it
+//! goes; each request ends within what is left of validity, and the API server is
+//! told so; every write carries the term. What then still arrives late is refused
+//! by the API server's policy, or by resourceVersion.
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt as _;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use kube::{Api, client::Body};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::clock;
+use crate::{cluster::TERM, domain::term::Term};
+
+/// Of one request, however much validity is left.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The fence policy's refusals begin so (charts/ottoscaler/templates/fence.yaml).
+const POLICY: &str = "ottoscaler fence";
+/// How long a new leader's refused write is tried again: the API server may not
+/// have seen its Lease yet (18 ms at most when measured idle).
+const LEASE_UNSEEN: Duration = Duration::from_secs(2);
+const TRY_AGAIN: Duration = Duration::from_millis(15);
+
+/// Until when a leader may act: written by the contender after each acknowledged
+/// renewal, read before each write. Milliseconds since boot.
+#[derive(Debug, Default)]
+pub(super) struct Validity(AtomicU64);
+
+impl Validity {
+    pub(super) fn set(&self, until: Duration) {
+        self.0.store(
+            u64::try_from(until.as_millis()).unwrap_or(0),
+            Ordering::Release,
+        );
+    }
+
+    pub(super) fn end(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    pub(super) fn left(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Acquire)).saturating_sub(clock::now())
+    }
+}
+
+/// A write that was not sent.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this replica no longer leads; nothing was sent")]
+pub struct NotLeading;
+
+/// Only a [`super::Tenure`] gives one.
+#[derive(Clone)]
+pub struct LeaderClient {
+    client: kube::Client,
+    namespace: Arc<str>,
+    term: Arc<Term>,
+    validity: Arc<Validity>,
+}
+
+impl std::fmt::Debug for LeaderClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeaderClient")
+            .field("term", &self.term)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LeaderClient {
+    pub(super) fn new(
+        inner: kube::Client,
+        namespace: &str,
+        term: Term,
+        validity: Arc<Validity>,
+    ) -> Self {
+        let fence = Arc::new(Fence {
+            inner,
+            term: term.to_string(),
+            validity: validity.clone(),
+            since: clock::now(),
+        });
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let fence = fence.clone();
+            async move { fence.call(request).await }
+        });
+        Self {
+            client: kube::Client::new(service, namespace),
+            namespace: namespace.into(),
+            term: Arc::new(term),
+            validity,
+        }
+    }
+
+    pub fn pods(&self) -> Api<Pod> {
+        self.api()
+    }
+
+    /// Objects of our namespace.
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn term(&self) -> &Term {
+        &self.term
+    }
+
+    pub fn is_valid(&self) -> bool {
+        !self.validity.left().is_zero()
+    }
+}
+
+struct Fence {
+    inner: kube::Client,
+    term: String,
+    validity: Arc<Validity>,
+    /// When the term began.
+    since: Duration,
+}
+
+impl Fence {
+    async fn call(&self, request: Request<Body>) -> Result<Response<Body>, tower::BoxError> {
+        match *request.method() {
+            // Reads pass: a stale one does no harm, and follows last long.
+            Method::GET => Ok(self.inner.send(request).await?),
+            Method::POST | Method::PUT | Method::PATCH => self.write(request).await,
+            _ => self.send(request).await,
+        }
+    }
+
+    async fn write(&self, request: Request<Body>) -> Result<Response<Body>, tower::BoxError> {
+        let (mut parts, body) = request.into_parts();
+        let mut object: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+        stamp(&mut object, parts.uri.path(), &self.term);
+        let bytes = serde_json::to_vec(&object)?;
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        loop {
+            let request = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+            let response = self.send(request).await?;
+            if response.status() != StatusCode::FORBIDDEN {
+                return Ok(response);
+            }
+            let (head, body) = response.into_parts();
+            let text = timeout(REQUEST_TIMEOUT, body.collect()).await??.to_bytes();
+            let unseen = clock::now().saturating_sub(self.since) < LEASE_UNSEEN
+                && String::from_utf8_lossy(&text).contains(POLICY);
+            if !unseen {
+                return Ok(Response::from_parts(head, Body::from(text.to_vec())));
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Sends if valid, for as long as valid.
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, tower::BoxError> {
+        let left = self.validity.left().min(REQUEST_TIMEOUT);
+        if left.is_zero() {
+            return Err(NotLeading.into());
+        }
+        *request.uri_mut() = with_timeout(request.uri(), left)?;
+        timeout(left, self.inner.send(request))
+            .await?
+            .map_err(Into::into)
+    }
+}
+
+/// The term where the policy looks for it.
+fn stamp(object: &mut Value, path: &str, term: &str) {
+    if path.ends_with("/status") {
+        object["status"]["term"] = json!(term);
+    } else {
+        object["metadata"]["annotations"][TERM] = json!(term);
+    }
+}
+
+/// The API server gives up when we do.
+fn with_timeout(uri: &Uri, left: Duration) -> Result<Uri, tower::BoxError> {
+    let sign = if uri.query().is_some_and(|q| !q.is_empty()) {
+        "&"
+    } else {
+        "?"
+    };
+    let base = uri
+        .path_and_query()
+        .map_or_else(|| uri.path(), |p| p.as_str());
+    let base = base.trim_end_matches('?');
+    let sign = if base.contains('?') { sign } else { "?" };
+    Ok(format!("{base}{sign}timeout={}ms", left.as_millis().max(1)).parse()?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_write_carries_the_term_where_the_policy_looks() {
+        let mut pod = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}});
+        stamp(&mut pod, "/api/v1/namespaces/n/pods", "t");
+        assert_eq!(pod["metadata"]["annotations"], json!({"a": "b", TERM: "t"}));
+        let mut status = json!({"status": {"phase": "Running"}});
+        stamp(
+            &mut status,
+            "/apis/x/namespaces/n/workertasks/w/status",
+            "t",
+        );
+        assert_eq!(status["status"]["term"], "t");
+    }
+
+    #[test]
+    fn the_api_server_is_told_how_long_we_wait() {
+        let with = |uri: &str| {
+            with_timeout(&uri.parse().unwrap(), Duration::from_millis(1500))
+                .unwrap()
+                .to_string()
+        };
+        assert_eq!(with("/api/v1/pods?"), "/api/v1/pods?timeout=1500ms");
+        assert_eq!(with("/api/v1/pods?a=b"), "/api/v1/pods?a=b&timeout=1500ms");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_once_validity_is_over() {
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = sent.clone();
+        let service = tower::service_fn(move |_: Request<Body>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Ok::<_, tower::BoxError>(Response::new(Body::from(b"{}".to_vec()))) }
+        });
+        let validity = Arc::new(Validity::default());
+        let term = "u/1/h".parse().unwrap();
+        let client =
+            LeaderClient::new(kube::Client::new(service, "n"), "n", term, validity.clone());
+        let delete = || async { client.pods().delete("p", &Default::default()).await };
+        assert!(delete().await.is_err());
+        assert_eq!(sent.load(Ordering::Relaxed), 0);
+        validity.set(clock::now() + Duration::from_secs(5));
+        let _ = delete().await;
+        assert_eq!(sent.load(Ordering::Relaxed), 1);
+        validity.end();
+        assert!(delete().await.is_err());
+        assert_eq!(sent.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,295 @@
+//! Makes kube-leader-election safe, from below its own client.
+//!
+//! What holds: a PATCH goes out only with uid and resourceVersion of the GET just
+//! before it, each used once, so of two racing contenders one gets a 409; what
+//! the crate takes for an expired Lease is one that [`Observer`] calls free, for
+//! the renewTime it is shown says how long *we* saw the record unchanged; one
+//! field manager writes. The crate runs one operation at a time: its lock is
+//! owned by the contender's loop.
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::clock;
+use crate::domain::lease::{Observer, Record, Standing};
+
+pub(super) const RELEASED_BY: &str = "ottoscaler.io/released-by";
+pub(super) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";
+pub(super) const HOLDER_CONTAINER_ID: &str = "ottoscaler.io/holder-container-id";
+
+const FIELD_MANAGER: &str = "ottoscaler";
+
+/// What proves a holder's death later: published with the Lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Proof {
+    pub(super) pod_uid: String,
+    pub(super) container_id: String,
+}
+
+/// Shared by the client's requests and the contender.
+#[derive(Debug)]
+pub(super) struct Guard {
+    name: String,
+    duration: Duration,
+    request_timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    observer: Observer,
+    me: String,
+    former: Vec<String>,
+    dead: Option<String>,
+    proof: Option<Proof>,
+    /// Of the last GET; taken by the PATCH that follows.
+    precondition: Option<(String, String)>,
+    /// When the last write was sent.
+    sent: Duration,
+}
+
+impl Guard {
+    pub(super) fn new(name: &str, duration: Duration, request_timeout: Duration) -> Self {
+        Self {
+            name: name.to_owned(),
+            duration,
+            request_timeout,
+            state: Mutex::new(State {
+                observer: Observer::new(duration),
+                me: String::new(),
+                former: Vec::new(),
+                dead: None,
+                proof: None,
+                precondition: None,
+                sent: Duration::ZERO,
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on as `me`; the identity before is one of the past.
+    pub(super) fn become_identity(&self, me: &str) {
+        let mut state = self.state();
+        let old = std::mem::replace(&mut state.me, me.to_owned());
+        if !old.is_empty() {
+            state.former.push(old);
+            // A Lease names at most the last of them.
+            let surplus = state.former.len().saturating_sub(4);
+            state.former.drain(..surplus);
+        }
+        state.precondition = None;
+    }
+
+    pub(super) fn publish(&self, proof: Option<Proof>) {
+        self.state().proof = proof;
+    }
+
+    pub(super) fn proved_dead(&self, holder: Option<String>) {
+        self.state().dead = holder;
+    }
+
+    /// What the watch told.
+    pub(super) fn observe(&self, lease: Option<&Lease>) {
+        self.state().observer.look(lease.map(record), clock::now());
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        self.state().standing()
+    }
+
+    /// Send time of the last write; validity counts from it.
+    pub(super) fn sent(&self) -> Duration {
+        self.state().sent
+    }
+
+    /// The client to give to the crate.
+    pub(super) fn client(self: &Arc<Self>, inner: kube::Client, namespace: &str) -> kube::Client {
+        let guard = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (guard, inner) = (guard.clone(), inner.clone());
+            async move { guard.call(&inner, request).await }
+        });
+        kube::Client::new(service, namespace)
+    }
+
+    async fn call(
+        &self,
+        inner: &kube::Client,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, tower::BoxError> {
+        let request = match *request.method() {
+            Method::GET => return self.get(inner, request).await,
+            Method::PATCH => self.patch(request).await?,
+            Method::POST => self.post(request).await?,
+            _ => return Err("the guard passes only get, create and patch of the Lease".into()),
+        };
+        self.state().sent = clock::now();
+        timeout(self.request_timeout, inner.send(request))
+            .await?
+            .map_err(Into::into)
+    }
+
+    async fn get(
+        &self,
+        inner: &kube::Client,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, tower::BoxError> {
+        let response = timeout(self.request_timeout, inner.send(request)).await??;
+        let (mut parts, body) = response.into_parts();
+        let bytes = timeout(self.request_timeout, body.collect())
+            .await??
+            .to_bytes();
+        let lease: Option<Lease> = match parts.status {
+            StatusCode::OK => Some(serde_json::from_slice(&bytes)?),
+            StatusCode::NOT_FOUND => None,
+            _ => return Ok(Response::from_parts(parts, Body::from(bytes.to_vec()))),
+        };
+        let standing = {
+            let mut state = self.state();
+            let seen = lease.as_ref().map(record);
+            state.precondition = seen
+                .as_ref()
+                .map(|r| (r.uid.clone(), r.resource_version.clone()));
+            state.observer.look(seen, clock::now());
+            state.standing()
+        };
+        if lease.is_none() && standing == Standing::Free {
+            // The crate creates it; two creates cannot both succeed.
+            return Ok(Response::from_parts(parts, Body::from(bytes.to_vec())));
+        }
+        parts.status = StatusCode::OK;
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        let shown = show(lease.unwrap_or_default(), standing)?;
+        Ok(Response::from_parts(
+            parts,
+            Body::from(serde_json::to_vec(&shown)?),
+        ))
+    }
+
+    async fn patch(&self, request: Request<Body>) -> Result<Request<Body>, tower::BoxError> {
+        let (uid, version) = self
+            .state()
+            .precondition
+            .take()
+            .ok_or("a patch of the Lease without a get before it")?;
+        let (mut parts, body) = request.into_parts();
+        let mut patch: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+        patch["metadata"]["uid"] = json!(uid);
+        patch["metadata"]["resourceVersion"] = json!(version);
+        let seconds = self.duration.as_secs();
+        match patch["spec"]["holderIdentity"].as_str() {
+            // Renews.
+            None => {}
+            // Steps down.
+            Some("") => {
+                patch["spec"]["leaseDurationSeconds"] = json!(seconds);
+                patch["metadata"]["annotations"] = json!({ RELEASED_BY: self.state().me });
+            }
+            Some(_) => patch["metadata"]["annotations"] = self.annotations(),
+        }
+        parts.uri = one_field_manager(&parts.uri)?;
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        Ok(Request::from_parts(
+            parts,
+            Body::from(serde_json::to_vec(&patch)?),
+        ))
+    }
+
+    async fn post(&self, request: Request<Body>) -> Result<Request<Body>, tower::BoxError> {
+        let (mut parts, body) = request.into_parts();
+        let mut lease: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+        lease["metadata"]["annotations"] = self.annotations();
+        parts.uri = one_field_manager(&parts.uri)?;
+        parts.headers.remove(http::header::CONTENT_LENGTH);
+        Ok(Request::from_parts(
+            parts,
+            Body::from(serde_json::to_vec(&lease)?),
+        ))
+    }
+
+    /// Of a new holder: null takes an old value away.
+    fn annotations(&self) -> Value {
+        let state = self.state();
+        json!({
+            RELEASED_BY: Value::Null,
+            HOLDER_POD_UID: state.proof.as_ref().map(|p| &p.pod_uid),
+            HOLDER_CONTAINER_ID: state.proof.as_ref().map(|p| &p.container_id),
+        })
+    }
+
+    pub(super) fn lease_name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl State {
+    fn standing(&self) -> Standing {
+        self.observer
+            .standing(&self.me, &self.former, self.dead.as_deref(), clock::now())
+    }
+}
+
+/// What contending needs of a Lease; fields may be missing.
+pub(super) fn record(lease: &Lease) -> Record {
+    let spec = lease.spec.clone().unwrap_or_default();
+    let meta = &lease.metadata;
+    let seconds = spec.lease_duration_seconds.unwrap_or(0);
+    Record {
+        uid: meta.uid.clone().unwrap_or_default(),
+        resource_version: meta.resource_version.clone().unwrap_or_default(),
+        holder: spec.holder_identity.unwrap_or_default(),
+        duration: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
+        released: meta
+            .annotations
+            .as_ref()
+            .is_some_and(|a| a.contains_key(RELEASED_BY)),
+    }
+}
+
+/// The Lease as the crate shall see it: held far into the future, or long
+/// expired, with no field missing.
+fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
+    let mut shown = serde_json::to_value(&lease)?;
+    let hour = jiff::SignedDuration::from_hours(1);
+    let now = jiff::Timestamp::now();
+    let (renewed, seconds) = match standing {
+        Standing::Free => (now - hour, 1),
+        Standing::Ours | Standing::HeldUntil(_) => (now + hour, 1),
+    };
+    let spec = lease.spec.unwrap_or_default();
+    // What is not there is held by nobody, which is not us.
+    shown["spec"]["holderIdentity"] = json!(spec.holder_identity.unwrap_or_default());
+    shown["spec"]["leaseTransitions"] = json!(spec.lease_transitions.unwrap_or(0));
+    shown["spec"]["leaseDurationSeconds"] = json!(seconds);
+    shown["spec"]["renewTime"] = json!(format!("{renewed:.6}"));
+    Ok(shown)
+}
+
+/// The crate writes under its holder's name, which changes; managedFields would
+/// grow with every term.
+fn one_field_manager(uri: &Uri) -> Result<Uri, tower::BoxError> {
+    let query = uri.query().unwrap_or_default();
+    let kept = query
+        .split('&')
+        .filter(|p| !p.is_empty() && !p.starts_with("fieldManager="));
+    let query: Vec<String> = kept
+        .map(str::to_owned)
+        .chain([format!("fieldManager={FIELD_MANAGER}")])
+        .collect();
+    Ok(format!("{}?{}", uri.path(), query.join("&")).parse()?)
+}
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;

@@ -1,0 +1,50 @@
+//! Who holds the Lease: `<pod>_<host:port>_<8 hex>`.
+//!
+//! The leader's address and the leadership change in one write; the hex is fresh
+//! after every demotion, so an identity leads at most once.
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
+/// Room that pod name and address leave to the rest.
+const MAX_POD: usize = 63;
+
+pub(super) fn fresh(pod: &str, address: &str) -> String {
+    let pod: String = pod
+        .chars()
+        .filter(|c| *c != '_' && *c != '/')
+        .take(MAX_POD)
+        .collect();
+    // RandomState is seeded by the system's randomness.
+    let random = RandomState::new().build_hasher().finish() as u32;
+    format!("{pod}_{address}_{random:08x}")
+}
+
+/// The pod and address of a holder; None if it is no identity of ours.
+pub(super) fn parse(holder: &str) -> Option<(&str, &str)> {
+    let (rest, random) = holder.rsplit_once('_')?;
+    let (pod, address) = rest.split_once('_')?;
+    let sound = random.len() == 8 && !pod.is_empty() && address.contains(':');
+    sound.then_some((pod, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_tells_pod_and_address() {
+        let id = fresh("otto-0", "[fd00::1]:9090");
+        assert_eq!(parse(&id), Some(("otto-0", "[fd00::1]:9090")));
+        assert!(fresh(&"p".repeat(300), "10.0.0.1:9090").len() <= 128);
+    }
+
+    #[test]
+    fn identities_differ_each_time() {
+        assert_ne!(fresh("p", "h:1"), fresh("p", "h:1"));
+    }
+
+    #[test]
+    fn a_strangers_holder_has_no_address() {
+        assert_eq!(parse("somebody-else"), None);
+        assert_eq!(parse(""), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! Proof of death: the kubelet reports the very container that the holder
+//! published as terminated, in the very pod.
+//!
+//! Nothing else counts: no phase, no missing pod, no ContainerStatusUnknown (the
+//! kubelet's word for "I do not know").
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    api::{coordination::v1::Lease, core::v1::Pod},
+    jiff::Timestamp,
+};
+use kube::Api;
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    guard::{Guard, HOLDER_CONTAINER_ID, HOLDER_POD_UID, Proof},
+    identity,
+};
+use crate::cluster::watch::{self as cluster_watch, Select, Sink};
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Our own proof, or None while the kubelet has not told of our container.
+/// `started` is this process's start: an older container is not ours.
+pub(super) async fn own(
+    pods: &Api<Pod>,
+    pod: &str,
+    uid: &str,
+    started: Timestamp,
+) -> Option<Proof> {
+    let pod = timeout(REQUEST_TIMEOUT, pods.get(pod)).await.ok()?.ok()?;
+    if pod.metadata.uid.as_deref() != Some(uid) {
+        return None;
+    }
+    pod.status?.container_statuses?.into_iter().find_map(|c| {
+        let running = c.state?.running?.started_at?.0;
+        // The API gives whole seconds.
+        let ours = running.as_second() >= started.as_second();
+        let container_id = c.container_id.filter(|_| ours)?;
+        Some(Proof {
+            pod_uid: uid.to_owned(),
+            container_id,
+        })
+    })
+}
+
+/// Whether this pod proves that the published container has ended.
+fn is_dead(pod: &Pod, proof: &Proof) -> bool {
+    if pod.metadata.uid.as_deref() != Some(proof.pod_uid.as_str()) {
+        return false;
+    }
+    let statuses = pod
+        .status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten());
+    statuses
+        .flat_map(|c| [&c.state, &c.last_state])
+        .flatten()
+        .filter_map(|s| s.terminated.as_ref())
+        .any(|end| {
+            end.container_id.as_deref() == Some(proof.container_id.as_str())
+                && end.reason.as_deref() != Some("ContainerStatusUnknown")
+        })
+}
+
+/// What a holder published: its identity, its pod, its proof.
+fn published(lease: &Lease) -> Option<(String, String, Proof)> {
+    let holder = lease.spec.as_ref()?.holder_identity.clone()?;
+    let (pod, _) = identity::parse(&holder)?;
+    let annotations = lease.metadata.annotations.as_ref()?;
+    let proof = Proof {
+        pod_uid: annotations.get(HOLDER_POD_UID)?.clone(),
+        container_id: annotations.get(HOLDER_CONTAINER_ID)?.clone(),
+    };
+    let pod = pod.to_owned();
+    Some((holder, pod, proof))
+}
+
+struct Witness {
+    holder: String,
+    proof: Proof,
+    guard: Arc<Guard>,
+    wake: watch::Sender<u64>,
+}
+
+impl Witness {
+    fn look(&self, pod: &Pod) {
+        if is_dead(pod, &self.proof) {
+            self.guard.proved_dead(Some(self.holder.clone()));
+            self.wake.send_modify(|n| *n += 1);
+        }
+    }
+}
+
+impl Sink<Pod> for Witness {
+    fn reset(&self, all: Vec<Pod>, _: u64) {
+        all.iter().for_each(|pod| self.look(pod));
+    }
+    fn applied(&self, object: Pod) {
+        self.look(&object);
+    }
+    fn deleted(&self, object: Pod) {
+        self.look(&object);
+    }
+    fn heard(&self, _: u64) {}
+}
+
+/// Watches the pod of whoever holds the Lease; tells the guard of its death and
+/// wakes the contest.
+pub(super) async fn watch_holder(
+    pods: Api<Pod>,
+    mut lease: watch::Receiver<Option<Arc<Lease>>>,
+    guard: Arc<Guard>,
+    wake: watch::Sender<u64>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let current = lease.borrow_and_update().as_deref().and_then(published);
+        let changed = async {
+            loop {
+                if lease.changed().await.is_err() {
+                    return false;
+                }
+                if lease.borrow_and_update().as_deref().and_then(published) != current {
+                    return true;
+                }
+            }
+        };
+        let witness = async {
+            match current.clone() {
+                Some((holder, pod, proof)) => {
+                    let witness = Witness {
+                        holder,
+                        proof,
+                        guard: guard.clone(),
+                        wake: wake.clone(),
+                    };
+                    cluster_watch::run(pods.clone(), Select::Name(pod), witness, cancel.clone())
+                        .await;
+                }
+                None => cancel.cancelled().await,
+            }
+        };
+        tokio::select! {
+            more = changed => if !more { return },
+            () = witness => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(uid: &str, state: Value, last: Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"uid": uid},
+            "status": {"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "",
+                "ready": false, "restartCount": 0, "state": state, "lastState": last}]},
+        }))
+        .unwrap()
+    }
+
+    fn ended(id: &str, reason: &str) -> Value {
+        json!({"terminated": {"exitCode": 137, "containerID": id, "reason": reason}})
+    }
+
+    fn dead(pod: &Pod) -> bool {
+        is_dead(
+            pod,
+            &Proof {
+                pod_uid: "u".into(),
+                container_id: "c1".into(),
+            },
+        )
+    }
+
+    #[test]
+    fn the_published_container_terminated_is_a_proof() {
+        assert!(dead(&pod("u", ended("c1", "Error"), json!({}))));
+        // Restarted already.
+        assert!(dead(&pod(
+            "u",
+            json!({"running": {}}),
+            ended("c1", "Error")
+        )));
+    }
+
+    #[test]
+    fn look_alikes_are_no_proof() {
+        assert!(!dead(&pod(
+            "u",
+            ended("c1", "ContainerStatusUnknown"),
+            json!({})
+        )));
+        assert!(!dead(&pod("u", ended("c0", "Error"), json!({}))));
+        assert!(!dead(&pod("other", ended("c1", "Error"), json!({}))));
+        assert!(!dead(&pod(
+            "u",
+            json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            json!({})
+        )));
+        let failed =
+            json!({"metadata": {"uid": "u"}, "status": {"phase": "Failed", "reason": "NodeLost"}});
+        assert!(!dead(&serde_json::from_value(failed).unwrap()));
+    }
+}
