@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod domain;
 pub mod election;
+pub mod grpc;
 pub mod index;
 pub mod logs;
 pub mod telemetry;

@@ -5,6 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::names;
+
 /// Workers a task may have; holds the stored object well under etcd's limit.
 pub const MAX_TASK_WORKERS: u32 = 1_000;
 /// Request ids that a task remembers.
@@ -227,6 +229,24 @@ pub struct Task {
     pub deleting: bool,
     pub spec: TaskSpec,
     pub status: TaskStatus,
+}
+
+impl Task {
+    /// The labels of a worker that clients of the Go original know (wire
+    /// contract); values are sanitised.
+    pub fn worker_labels(&self, index: u32) -> BTreeMap<String, String> {
+        [
+            ("managed-by", "ottoscaler".to_owned()),
+            ("app", "otto-agent".to_owned()),
+            ("task-id", names::label_value(&self.spec.task_id)),
+            ("repository", names::label_value(&self.spec.repository)),
+            ("commit-sha", names::label_value(&self.spec.commit_sha)),
+            ("worker-index", index.to_string()),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v))
+        .collect()
+    }
 }
 
 #[cfg(test)]

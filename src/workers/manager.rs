@@ -48,9 +48,11 @@ pub struct Parts {
     pub client: LeaderClient,
     pub index: Index,
     pub drained: Drained,
-    pub tell: Arc<dyn Tell>,
     pub template: config::Worker,
     pub limits: config::Limits,
+    /// Calls that wait are given back then.
+    pub drain: CancellationToken,
+    pub lost: CancellationToken,
 }
 
 impl std::fmt::Debug for Parts {
@@ -75,6 +77,8 @@ pub(super) struct Shared {
     pub(super) creates: Semaphore,
     drained: Drained,
     limits: config::Limits,
+    pub(super) drain: CancellationToken,
+    pub(super) lost: CancellationToken,
     /// What otto-handler took, until it is stored. Written by the courier; read
     /// by the loop.
     notified: Mutex<HashMap<(Arc<str>, u32), Notified>>,
@@ -99,7 +103,6 @@ impl Shared {
 }
 
 impl Manager {
-    /// The manager, and the courier's inbox and tell for [`Manager::run`].
     pub fn new(parts: &Parts) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -109,6 +112,8 @@ impl Manager {
                 creates: Semaphore::new(CREATES),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
+                drain: parts.drain.clone(),
+                lost: parts.lost.clone(),
                 notified: Mutex::default(),
                 refused: Mutex::default(),
             }),
@@ -117,12 +122,8 @@ impl Manager {
 
     /// Seals what the predecessor left, then manages until `drain` (finishes
     /// what is under way and stores what is known) or `lost` (stops at once).
-    pub async fn run(
-        &self,
-        tell: Arc<dyn Tell>,
-        drain: CancellationToken,
-        lost: CancellationToken,
-    ) {
+    pub async fn run(&self, tell: Arc<dyn Tell>) {
+        let (drain, lost) = (self.shared.drain.clone(), self.shared.lost.clone());
         let (offers, inbox) = mpsc::channel(notify::INBOX);
         let courier = Courier::new(self.shared.clone(), tell, inbox);
         let work = async {

@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    cluster::{ATTEMPT, COMMIT_SHA, REPOSITORY, TASK_ID, TRACEPARENT, WORKER_INDEX},
+    cluster::{ATTEMPT, COMMIT_SHA, REPOSITORY, TASK_ID, TRACEPARENT},
     config,
     domain::{names, task::Task},
 };
@@ -57,7 +57,7 @@ pub(super) fn build(task: &Task, index: u32, attempt: u32, template: &config::Wo
 
 fn metadata(task: &Task, index: u32, attempt: u32) -> ObjectMeta {
     let spec = &task.spec;
-    let mut labels = labels(task, index);
+    let mut labels = task.worker_labels(index);
     labels.insert(ATTEMPT.to_owned(), attempt.to_string());
     let mut annotations = BTreeMap::from([
         (TASK_ID.to_owned(), spec.task_id.clone()),
@@ -83,21 +83,6 @@ fn metadata(task: &Task, index: u32, attempt: u32) -> ObjectMeta {
         }]),
         ..ObjectMeta::default()
     }
-}
-
-/// The labels that clients of the Go original know (wire contract).
-pub(super) fn labels(task: &Task, index: u32) -> BTreeMap<String, String> {
-    [
-        ("managed-by", "ottoscaler".to_owned()),
-        ("app", "otto-agent".to_owned()),
-        ("task-id", names::label_value(&task.spec.task_id)),
-        ("repository", names::label_value(&task.spec.repository)),
-        ("commit-sha", names::label_value(&task.spec.commit_sha)),
-        (WORKER_INDEX, index.to_string()),
-    ]
-    .into_iter()
-    .map(|(k, v)| (k.to_owned(), v))
-    .collect()
 }
 
 fn container(task: &Task, index: u32, attempt: u32, template: &config::Worker) -> Container {

@@ -20,6 +20,7 @@ use crate::{
         task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
         view::WorkerView,
     },
+    grpc::Scale,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
@@ -37,9 +38,19 @@ enum Change {
 }
 
 impl Manager {
-    /// # Errors
-    /// See [`Refusal`].
-    pub async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    /// Until the drain: a call that waits then is the next leader's.
+    async fn while_leading<T>(
+        &self,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        tokio::select! {
+            result = work => result,
+            () = self.shared.drain.cancelled() => Err(Refusal::NotLeader),
+            () = self.shared.lost.cancelled() => Err(Refusal::NotLeader),
+        }
+    }
+
+    async fn up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         request.check_scale_up()?;
         let deadline = Instant::now() + ANSWER_WITHIN;
         let change = self.want(&request).await?;
@@ -52,9 +63,7 @@ impl Manager {
         Ok(self.outcome(&task, &workers, changed))
     }
 
-    /// # Errors
-    /// See [`Refusal`].
-    pub async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         request.check_scale_down()?;
         let wanted = request.worker_count.unsigned_abs();
         let name = names::task_name(&request.task_id);
@@ -264,6 +273,17 @@ impl Manager {
             )
         };
         outcome_of(task, kind, message, names, pod_version)
+    }
+}
+
+#[tonic::async_trait]
+impl Scale for Manager {
+    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+        self.while_leading(self.up(request)).await
+    }
+
+    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+        self.while_leading(self.down(request)).await
     }
 }
 

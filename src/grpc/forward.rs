@@ -1,0 +1,109 @@
+//! The one hop from a follower to the leader.
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tonic::{
+    Request, Status,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+
+use super::router::{Answer, Call, Verb};
+use crate::{proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry};
+
+/// Marks a forwarded call with the replica that sent it.
+pub(super) const FORWARDED: &str = "ottoscaler-forwarded";
+pub(super) const REQUEST_ID: &str = "request_id";
+pub(super) const TASK_VERSION: &str = "ottoscaler-task-version";
+pub(super) const POD_VERSION: &str = "ottoscaler-pod-version";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Leaders that a channel is kept for.
+const MAX_CHANNELS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Forward {
+    pod_name: String,
+    /// By address. Written and read by calls.
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl Forward {
+    pub(super) fn new(pod_name: &str) -> Self {
+        Self {
+            pod_name: pod_name.to_owned(),
+            channels: Mutex::default(),
+        }
+    }
+
+    #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = address))]
+    pub(super) async fn send(&self, address: &str, call: &Call) -> Result<Answer, Status> {
+        let mut client = OttoscalerServiceClient::new(self.channel(address)?);
+        let mut request = Request::new(call.request.clone());
+        let metadata = request.metadata_mut();
+        put(metadata, FORWARDED, &self.pod_name);
+        put(metadata, REQUEST_ID, &call.request_id);
+        telemetry::inject(metadata, call.traceparent.as_deref());
+        request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
+        let result = match call.verb {
+            Verb::Up => client.scale_up(request).await,
+            Verb::Down => client.scale_down(request).await,
+        };
+        let response = result.inspect_err(|_| self.forget(address))?;
+        let version = |key: &str| {
+            response
+                .metadata()
+                .get(key)
+                .and_then(|v| v.to_str().ok())
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0)
+        };
+        Ok(Answer {
+            task_version: version(TASK_VERSION),
+            pod_version: version(POD_VERSION),
+            response: response.into_inner(),
+        })
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel, Status> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|e| {
+                Status::unavailable(format!("the leader's address {address:?} is none: {e}"))
+            })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE / 2)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        if channels.len() >= MAX_CHANNELS {
+            channels.clear();
+        }
+        let channel = endpoint.connect_lazy();
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+
+    /// A connection that failed is not used again.
+    fn forget(&self, address: &str) {
+        self.channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(address);
+    }
+}
+
+pub(super) fn put(metadata: &mut MetadataMap, key: &'static str, value: &str) {
+    // A value that is no header value is left out.
+    if let Ok(value) = value.parse() {
+        metadata.insert(key, value);
+    }
+}

@@ -1,0 +1,79 @@
+//! gRPC health: `liveness` and `readiness` for the kubelet, `""` and the service
+//! for clients. All are NOT_SERVING until something is known.
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tonic_health::{
+    ServingStatus,
+    server::{HealthReporter, HealthService},
+};
+
+use super::status::STALE;
+use crate::{election::Beat, index::Index};
+
+pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
+/// The election shows life at least once a retry period; so long without is
+/// wedged.
+const WEDGED: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What health is judged by.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    pub index: Index,
+    pub beat: Beat,
+    pub drain: CancellationToken,
+}
+
+impl Probe {
+    fn is_alive(&self) -> bool {
+        self.beat.silence() < WEDGED
+    }
+
+    /// About the cache, not about leadership: a follower serves.
+    fn is_ready(&self) -> bool {
+        self.index.synced() && self.index.staleness() <= STALE && !self.drain.is_cancelled()
+    }
+}
+
+/// Publishes the judgement.
+#[derive(Debug, Clone)]
+pub struct Health(HealthReporter);
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(HealthReporter::new())
+    }
+}
+
+impl Health {
+    pub(super) fn service(&self) -> HealthService {
+        HealthService::from_health_reporter(self.0.clone())
+    }
+
+    /// Runs until cancelled.
+    pub async fn run(&self, probe: Probe, cancel: CancellationToken) {
+        let mut every = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            let word = |good: bool| {
+                if good {
+                    ServingStatus::Serving
+                } else {
+                    ServingStatus::NotServing
+                }
+            };
+            self.0
+                .set_service_status("liveness", word(probe.is_alive()))
+                .await;
+            for name in ["", SERVICE, "readiness"] {
+                self.0
+                    .set_service_status(name, word(probe.is_ready()))
+                    .await;
+            }
+        }
+    }
+}

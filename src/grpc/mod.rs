@@ -1,0 +1,27 @@
+//! What otto-handler and the kubelet talk to; every replica serves it.
+//!
+//! A handler is: check, one call, convert. ScaleUp and ScaleDown go through the
+//! [`Router`] to the leader; status is answered from the index.
+mod convert;
+mod errors;
+mod forward;
+mod health;
+mod router;
+mod scale;
+mod server;
+mod status;
+mod watch;
+
+pub use health::{Health, Probe};
+pub use router::{Router, Scale};
+pub use server::{Server, Stopped};
+
+use crate::index::Index;
+
+/// The OttoscalerService of this replica.
+#[derive(Debug, Clone)]
+pub struct Service {
+    router: std::sync::Arc<Router>,
+    index: Index,
+    drain: tokio_util::sync::CancellationToken,
+}
