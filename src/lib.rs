@@ -5,6 +5,7 @@
 //! writes the WorkerTask and its pods through `cluster`. What the API server
 //! then tells comes back through `cluster::watch` into `index`, from which
 //! `grpc` answers status, `workers` plans on and `logs` follows the pods.
+pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod domain;
@@ -12,6 +13,7 @@ pub mod election;
 pub mod grpc;
 pub mod index;
 pub mod logs;
+pub mod supervisor;
 pub mod telemetry;
 pub mod workers;
 

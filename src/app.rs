@@ -1,0 +1,271 @@
+//! Puts the parts together, and takes them apart in order.
+//!
+//! The first SIGTERM drains: not ready → the leader hands over → the server
+//! answers its last calls → watches end → spans are flushed. A second one aborts.
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, api::ListParams};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cluster::{
+        self, WORKER_PODS,
+        convert::PodView,
+        crd::WorkerTask,
+        watch::{self, Select, Sink},
+    },
+    config::Config,
+    election::{Contender, Reign, Tenure},
+    grpc::{Health, Probe, Router, Server},
+    index::{Index, PodFeed, TaskFeed},
+    logs::{self, Drained, Forwarder, HandlerClient},
+    supervisor::{Signals, Supervisor},
+    telemetry,
+    workers::{Manager, Parts},
+};
+
+/// Runs a replica until it is told to stop.
+///
+/// # Errors
+/// It could not start, or a part of it failed for good.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(async {
+        let traces = telemetry::init(
+            &config.telemetry,
+            &config.replica.pod_name,
+            &config.namespace,
+        )?;
+        let result = Box::pin(serve(config)).await;
+        // The flush blocks; it must not hold a worker thread.
+        tokio::task::spawn_blocking(move || traces.flush()).await?;
+        result
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let Config {
+        namespace,
+        serve,
+        replica,
+        lease,
+        worker,
+        limits,
+        handler,
+        telemetry: _,
+    } = config;
+    let kube = cluster::client::config()
+        .await
+        .context("no credentials for the API server")?;
+    // Renewals have connections of their own.
+    let lease_client = cluster::client::client(kube.clone())?;
+    let work_client = cluster::client::client(kube)?;
+
+    let shutdown = CancellationToken::new();
+    let stop = CancellationToken::new();
+    let mut tasks = Supervisor::new(shutdown.clone());
+    let index = Index::default();
+    watch_into_index(&mut tasks, &work_client, &namespace, &index, &stop);
+
+    let (contender, leadership) = Contender::new(
+        lease,
+        replica.clone(),
+        &namespace,
+        lease_client,
+        work_client,
+    );
+    let router = Arc::new(Router::new(leadership, &replica.pod_name, &replica.address));
+    let health = Health::default();
+    let probe = Probe {
+        index: index.clone(),
+        beat: contender.beat(),
+        drain: shutdown.clone(),
+    };
+    let server = Server {
+        router: router.clone(),
+        index: index.clone(),
+        health: health.clone(),
+        drain: shutdown.clone(),
+    };
+    let listener = Server::listen(serve.grpc_port).await?;
+    let health_listener = Server::listen(serve.health_port).await?;
+    tracing::info!(
+        grpc_port = serve.grpc_port,
+        health_port = serve.health_port,
+        namespace,
+        replica = replica.pod_name,
+        "serving"
+    );
+    let reign = Leading {
+        index,
+        router,
+        handler: HandlerClient::new(&handler).context("OTTO_HANDLER_HOST")?,
+        logs: logs::Settings::new(&handler, &namespace),
+        worker,
+        limits,
+    };
+
+    let until = stop.clone();
+    tasks.essential("grpc server", async move {
+        Ok(server.serve(listener, until).await?)
+    });
+    let (reporter, until) = (health.clone(), stop.clone());
+    tasks.essential("health server", async move {
+        Ok(Server::serve_health(reporter, health_listener, until).await?)
+    });
+    let until = stop.clone();
+    tasks.essential("health", async move {
+        health.run(probe, until).await;
+        Ok(())
+    });
+    let contended = CancellationToken::new();
+    let (told, done) = (shutdown.clone(), contended.clone());
+    tasks.essential("election", async move {
+        contender.run(Arc::new(reign), told).await;
+        done.cancel();
+        // Ends with the others.
+        Ok(())
+    });
+
+    let mut signals = Signals::new()?;
+    let failed = tokio::select! {
+        () = signals.next() => Ok(()),
+        failed = tasks.watch(&stop) => failed,
+    };
+    tracing::info!("draining");
+    shutdown.cancel();
+    tokio::select! {
+        () = signals.next() => anyhow::bail!("aborted by a second signal"),
+        () = contended.cancelled() => {}
+    }
+    stop.cancel();
+    tokio::select! {
+        () = signals.next() => anyhow::bail!("aborted by a second signal"),
+        joined = tasks.join() => failed.and(joined),
+    }
+}
+
+fn watch_into_index(
+    tasks: &mut Supervisor,
+    client: &kube::Client,
+    namespace: &str,
+    index: &Index,
+    stop: &CancellationToken,
+) {
+    let pods: Api<PodView> = Api::namespaced(client.clone(), namespace);
+    let (sink, until) = (PodFeed(index.clone()), stop.clone());
+    tasks.essential("watch of pods", async move {
+        watch::run(pods, Select::Labels(WORKER_PODS.to_owned()), sink, until).await;
+        Ok(())
+    });
+    let worker_tasks: Api<WorkerTask> = Api::namespaced(client.clone(), namespace);
+    let (sink, until) = (TaskFeed(index.clone()), stop.clone());
+    tasks.essential("watch of tasks", async move {
+        watch::run(worker_tasks, Select::Labels(String::new()), sink, until).await;
+        Ok(())
+    });
+}
+
+/// What a leader does.
+#[derive(Debug)]
+struct Leading {
+    index: Index,
+    router: Arc<Router>,
+    handler: HandlerClient,
+    logs: logs::Settings,
+    worker: crate::config::Worker,
+    limits: crate::config::Limits,
+}
+
+#[tonic::async_trait]
+impl Reign for Leading {
+    async fn run(&self, tenure: Tenure) {
+        let caught_up = async {
+            self.index.wait_synced().await;
+            self.catch_up(&tenure).await;
+        };
+        tokio::select! {
+            () = caught_up => {}
+            () = tenure.drain.cancelled() => return,
+            () = tenure.lost.cancelled() => return,
+        }
+        let drained = Drained::default();
+        let manager = Manager::new(&Parts {
+            client: tenure.client.clone(),
+            index: self.index.clone(),
+            drained: drained.clone(),
+            template: self.worker.clone(),
+            limits: self.limits.clone(),
+            drain: tenure.drain.clone(),
+            lost: tenure.lost.clone(),
+        });
+        let forwarder = Forwarder {
+            handler: self.handler.clone(),
+            settings: self.logs.clone(),
+            index: self.index.clone(),
+            drained,
+        };
+        self.router.lead(Arc::new(manager.clone()));
+        let ended = async {
+            tokio::select! {
+                () = tenure.drain.cancelled() => {}
+                () = tenure.lost.cancelled() => {}
+            }
+            self.router.follow();
+        };
+        futures::future::join3(
+            ended,
+            manager.run(Arc::new(self.handler.clone())),
+            forwarder.run(&tenure),
+        )
+        .await;
+    }
+}
+
+impl Leading {
+    /// A new leader acts only on a consistent list: its watches may lag behind
+    /// what its predecessor wrote last.
+    async fn catch_up(&self, tenure: &Tenure) {
+        let tasks = tenure.client.api::<WorkerTask>();
+        let pods = tenure.client.api::<PodView>();
+        let tasks = list(&tasks, ListParams::default(), TaskFeed(self.index.clone()));
+        let pods = list(
+            &pods,
+            ListParams::default().labels(WORKER_PODS),
+            PodFeed(self.index.clone()),
+        );
+        futures::future::join(tasks, pods).await;
+    }
+}
+
+/// Tries until it has listed; the caller bounds it by the term.
+async fn list<K, S>(api: &Api<K>, params: ListParams, sink: S)
+where
+    K: kube::Resource<Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
+    S: Sink<K>,
+{
+    loop {
+        match tokio::time::timeout(std::time::Duration::from_secs(10), api.list(&params)).await {
+            Ok(Ok(all)) => {
+                let version = all
+                    .metadata
+                    .resource_version
+                    .as_deref()
+                    .and_then(|v| v.parse().ok());
+                return sink.reset(all.items, version.unwrap_or(0));
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "not listed; trying again"),
+            Err(_) => tracing::warn!("not listed in time; trying again"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,127 @@
+//! A worker's log as the API server serves it.
+use std::{pin::Pin, time::Duration};
+
+use futures::{AsyncBufRead, AsyncBufReadExt as _};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{LogParams, Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::line::{Line, Splitter};
+use crate::{cluster::LOG_CHECKPOINT, domain::pod, election::LeaderClient};
+
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A log could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("the log was not opened in time")]
+    Timeout,
+    #[error("the pod is gone")]
+    Gone,
+    #[error("{0}")]
+    Api(#[from] kube::Error),
+    #[error("the log broke off: {0}")]
+    Read(#[from] std::io::Error),
+}
+
+/// Where logs and checkpoints of workers live.
+#[tonic::async_trait]
+pub(super) trait Source: Send + Sync + 'static {
+    /// Opens the worker container's log from a second on (None: its start).
+    async fn open(&self, pod: &pod::Pod, since: Option<i64>, follow: bool)
+    -> Result<Reader, Error>;
+    /// Stores a checkpoint on the pod, if it is still this one.
+    async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error>;
+}
+
+/// Reads through the API server.
+#[derive(Debug)]
+pub(super) struct Cluster(pub(super) LeaderClient);
+
+#[tonic::async_trait]
+impl Source for Cluster {
+    async fn open(
+        &self,
+        pod: &pod::Pod,
+        since: Option<i64>,
+        follow: bool,
+    ) -> Result<Reader, Error> {
+        let params = LogParams {
+            container: Some("worker".to_owned()),
+            follow,
+            timestamps: true,
+            since_time: since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
+            ..LogParams::default()
+        };
+        let pods = self.0.pods();
+        match timeout(OPEN_TIMEOUT, pods.log_stream(&pod.name, &params)).await {
+            Err(_) => Err(Error::Timeout),
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(bytes)) => Ok(Reader::new(Box::pin(bytes))),
+        }
+    }
+
+    async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error> {
+        let pods: Api<Pod> = self.0.pods();
+        let patch = json!({ "metadata": {
+            // Another pod of this name must not get it.
+            "uid": pod.uid,
+            "annotations": { LOG_CHECKPOINT: checkpoint },
+        }});
+        match pods
+            .patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Err(Error::Gone),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// An open log, line by line.
+pub(super) struct Reader {
+    bytes: Pin<Box<dyn AsyncBufRead + Send>>,
+    splitter: Splitter,
+    ready: std::collections::VecDeque<Line>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("ready", &self.ready.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(bytes: Pin<Box<dyn AsyncBufRead + Send>>) -> Self {
+        Self {
+            bytes,
+            splitter: Splitter::default(),
+            ready: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// The next line; None at the end. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Option<Line>, Error> {
+        loop {
+            if let Some(line) = self.ready.pop_front() {
+                return Ok(Some(line));
+            }
+            let chunk = self.bytes.fill_buf().await?;
+            let length = chunk.len();
+            if length == 0 {
+                return Ok(self.splitter.finish());
+            }
+            let ready = &mut self.ready;
+            self.splitter.feed(chunk, |line| ready.push_back(line));
+            self.bytes.as_mut().consume(length);
+        }
+    }
+}

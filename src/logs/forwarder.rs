@@ -1,0 +1,163 @@
+//! One session for every worker that has something to say.
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::Instrument as _;
+
+use super::{
+    board::Drained,
+    follow::Cluster,
+    handler::HandlerClient,
+    session::{End, Session},
+};
+use crate::{
+    config::{self, AckMode},
+    domain::pod::Pod,
+    election::Tenure,
+    index::Index,
+    telemetry,
+};
+
+/// Beside changes, everything is looked at this often.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub ack: AckMode,
+    pub ack_timeout: Duration,
+    pub window: usize,
+    pub namespace: String,
+}
+
+impl Settings {
+    pub fn new(handler: &config::Handler, namespace: &str) -> Self {
+        Self {
+            ack: handler.ack,
+            ack_timeout: handler.ack_timeout,
+            window: handler.window,
+            namespace: namespace.to_owned(),
+        }
+    }
+}
+
+/// What sessions ask the index.
+pub(super) trait Pods: Clone + Send + Sync + 'static {
+    /// The newest picture of this very pod; None once it is gone.
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
+
+    fn is_current(&self, pod: &Pod) -> bool {
+        self.latest(pod).is_some()
+    }
+}
+
+impl Pods for Index {
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        self.pod(&pod.name).filter(|p| p.uid == pod.uid)
+    }
+}
+
+/// The leader's log forwarder.
+#[derive(Debug)]
+pub struct Forwarder {
+    pub handler: HandlerClient,
+    pub settings: Settings,
+    pub index: Index,
+    pub drained: Drained,
+}
+
+impl Forwarder {
+    /// Runs until the tenure drains (sessions finish what is under way and store
+    /// their checkpoints) or is lost (they stop at once).
+    pub async fn run(self, tenure: &Tenure) {
+        let mut sessions: JoinSet<(Arc<Pod>, End)> = JoinSet::new();
+        let mut running: HashMap<String, AbortHandle> = HashMap::new();
+        let source = Arc::new(Cluster(tenure.client.clone()));
+        let mut changes = self.index.subscribe();
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                () = tenure.lost.cancelled() => return,
+                () = tenure.drain.cancelled() => break,
+                _ = look.tick() => {
+                    let live: std::collections::HashSet<String> =
+                        self.index.pods().iter().map(|p| p.uid.clone()).collect();
+                    self.drained.retain(|uid| live.contains(uid));
+                    for pod in self.index.pods() {
+                        self.follow(pod, &source, tenure, &mut sessions, &mut running);
+                    }
+                }
+                change = changes.recv() => match change {
+                    Ok(task) => {
+                        for pod in self.index.pods_of(&task).0 {
+                            self.follow(pod, &source, tenure, &mut sessions, &mut running);
+                        }
+                    }
+                    Err(_) => look.reset_immediately(),
+                },
+                Some(ended) = sessions.join_next() => self.ended(ended, &mut running),
+            }
+        }
+        tokio::select! {
+            () = tenure.lost.cancelled() => {}
+            () = async { while let Some(ended) = sessions.join_next().await { self.ended(ended, &mut running); } } => {}
+        }
+    }
+
+    fn follow(
+        &self,
+        pod: Arc<Pod>,
+        source: &Arc<Cluster>,
+        tenure: &Tenure,
+        sessions: &mut JoinSet<(Arc<Pod>, End)>,
+        running: &mut HashMap<String, AbortHandle>,
+    ) {
+        if pod.started.is_none()
+            || running.contains_key(&pod.uid)
+            || self.drained.is_drained(&pod.uid)
+        {
+            return;
+        }
+        let span = tracing::info_span!(
+            "worker",
+            otel.name = "forward worker logs",
+            pod = pod.name,
+            task = &*pod.task_id
+        );
+        if let Some(parent) = &pod.traceparent {
+            telemetry::set_parent_from(&span, parent);
+        }
+        let session = Session {
+            pod: pod.clone(),
+            source: source.clone(),
+            pods: self.index.clone(),
+            handler: self.handler.clone(),
+            settings: self.settings.clone(),
+            term: tenure.term.to_string(),
+            drain: tenure.drain.clone(),
+        };
+        let uid = pod.uid.clone();
+        let handle = sessions.spawn(async move { (pod, session.run().await) }.instrument(span));
+        running.insert(uid, handle);
+    }
+
+    fn ended(
+        &self,
+        ended: Result<(Arc<Pod>, End), tokio::task::JoinError>,
+        running: &mut HashMap<String, AbortHandle>,
+    ) {
+        match ended {
+            Ok((pod, end)) => {
+                running.remove(&pod.uid);
+                match end {
+                    End::Drained | End::Gone => self.drained.drained(&pod.uid, &pod.task),
+                    End::HandedOver => {}
+                }
+            }
+            Err(error) => {
+                // Started again at the next look.
+                tracing::error!(%error, "a log session panicked");
+                running.retain(|_, handle| !handle.is_finished());
+            }
+        }
+    }
+}

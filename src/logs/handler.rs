@@ -1,0 +1,121 @@
+//! Connections to otto-handler.
+//!
+//! Peers may allow as few as 100 streams a connection: log streams are spread
+//! over as many connections as that asks for. A connection is made when needed
+//! and again when it broke.
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    config,
+    proto::{
+        WorkerStatusNotification, otto_handler_log_service_client::OttoHandlerLogServiceClient,
+        worker_status_ack,
+    },
+    telemetry,
+    workers::Tell,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const STREAMS_PER_CONNECTION: usize = 64;
+
+/// otto-handler as this replica sees it; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct HandlerClient(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Endpoint,
+    notify: Channel,
+    /// Connections with the streams they carry. Grown by callers, never shrunk:
+    /// an idle connection costs next to nothing.
+    connections: Mutex<Vec<(Channel, Arc<AtomicUsize>)>>,
+}
+
+/// A place on a connection; gives it back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) channel: Channel,
+    streams: Arc<AtomicUsize>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl HandlerClient {
+    /// Connects to nothing yet; must run inside the tokio runtime.
+    ///
+    /// # Errors
+    /// OTTO_HANDLER_HOST is no host and port.
+    pub fn new(settings: &config::Handler) -> Result<Self, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", settings.host))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE / 2)
+            .tcp_nodelay(true);
+        let notify = endpoint.connect_lazy();
+        Ok(Self(Arc::new(Inner {
+            endpoint,
+            notify,
+            connections: Mutex::default(),
+        })))
+    }
+
+    pub(super) fn place(&self) -> Place {
+        let mut connections = self
+            .0
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let free = connections
+            .iter()
+            .find(|(_, n)| n.load(Ordering::Relaxed) < STREAMS_PER_CONNECTION);
+        let (channel, streams) = match free {
+            Some((channel, streams)) => (channel.clone(), streams.clone()),
+            None => {
+                let new = (
+                    self.0.endpoint.connect_lazy(),
+                    Arc::new(AtomicUsize::new(0)),
+                );
+                connections.push(new.clone());
+                new
+            }
+        };
+        streams.fetch_add(1, Ordering::Relaxed);
+        Place { channel, streams }
+    }
+}
+
+#[tonic::async_trait]
+impl Tell for HandlerClient {
+    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), String> {
+        let mut request = Request::new(notification);
+        request.set_timeout(NOTIFY_TIMEOUT);
+        telemetry::inject(request.metadata_mut(), None);
+        let mut client = OttoHandlerLogServiceClient::new(self.0.notify.clone());
+        let answer = tokio::time::timeout(NOTIFY_TIMEOUT, client.notify_worker_status(request));
+        match answer.await {
+            Err(_) => Err("no answer in time".to_owned()),
+            Ok(Err(status)) => Err(format!("{:?}: {}", status.code(), status.message())),
+            Ok(Ok(ack)) if ack.get_ref().status() == worker_status_ack::Status::Error => {
+                Err(format!("answered ERROR: {}", ack.get_ref().message))
+            }
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Log lines of workers to otto-handler; runs on the leader only.
+//!
+//! One session per worker: follow → window → ForwardWorkerLogs → checkpoint. What
+//! holds: entries of a worker go out in file order; a line counts as delivered
+//! only when it was acknowledged; a checkpoint covers acknowledged lines only, so
+//! whoever resumes from it gives the same line the same sequence; what the node
+//! no longer has is told by a gap record. Memory is bounded per worker: a full
+//! window stops the reading, and the node's file is the buffer.
+mod board;
+mod checkpoint;
+mod follow;
+mod forwarder;
+mod handler;
+mod line;
+mod session;
+mod window;
+
+pub use board::Drained;
+pub use forwarder::{Forwarder, Settings};
+pub use handler::HandlerClient;

@@ -1,0 +1,176 @@
+//! Entries under way to otto-handler; pure.
+//!
+//! The nth answer of a stream belongs to the nth entry sent on it, resends
+//! included. What holds: entries leave the front only when answered ACK or DROP;
+//! after a RETRY, or on a new stream, everything from that entry on is sent again
+//! in order, and answers to sends before that are not counted.
+use std::collections::VecDeque;
+
+/// How otto-handler answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Ack,
+    Retry,
+    Drop,
+}
+
+#[derive(Debug)]
+pub(super) struct Window<T> {
+    /// Not yet answered for good, in order.
+    entries: VecDeque<T>,
+    /// Of `entries`, how many were sent in this generation.
+    sent: usize,
+    /// Sends without an answer: the generation of each.
+    under_way: VecDeque<u64>,
+    generation: u64,
+    /// Entries that may be under way; halves on RETRY, grows with each ACK.
+    limit: usize,
+    max: usize,
+}
+
+impl<T> Window<T> {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            sent: 0,
+            under_way: VecDeque::new(),
+            generation: 0,
+            limit: max,
+            max,
+        }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.entries.len() >= self.max
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn awaits_answers(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
+    pub(super) fn push(&mut self, entry: T) {
+        self.entries.push_back(entry);
+    }
+
+    /// The next entry to send, if the window lets it.
+    pub(super) fn next(&self) -> Option<&T> {
+        if self.under_way.len() >= self.limit {
+            None
+        } else {
+            self.entries.get(self.sent)
+        }
+    }
+
+    /// The entry of [`Self::next`] went out.
+    pub(super) fn sent(&mut self) {
+        self.sent += 1;
+        self.under_way.push_back(self.generation);
+    }
+
+    /// Takes the next answer of the stream; the entry that it settles.
+    pub(super) fn answer(&mut self, answer: Answer) -> Option<T> {
+        let generation = self.under_way.pop_front()?;
+        if generation != self.generation {
+            return None;
+        }
+        match answer {
+            Answer::Ack | Answer::Drop => {
+                self.limit = (self.limit + 1).min(self.max);
+                self.sent -= 1;
+                self.entries.pop_front()
+            }
+            Answer::Retry => {
+                self.limit = (self.limit / 2).max(1);
+                self.generation += 1;
+                self.sent = 0;
+                None
+            }
+        }
+    }
+
+    /// Settles everything up to `is_covered`'s last entry (cumulative answers).
+    pub(super) fn answer_up_to(&mut self, mut is_covered: impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut settled = Vec::new();
+        while self.sent > 0 && self.entries.front().is_some_and(&mut is_covered) {
+            self.under_way.pop_front();
+            self.sent -= 1;
+            settled.extend(self.entries.pop_front());
+        }
+        settled
+    }
+
+    /// A new stream: everything unanswered goes out again.
+    pub(super) fn restart(&mut self) {
+        self.under_way.clear();
+        self.sent = 0;
+        self.generation += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Against a handler that answers as it likes and streams that break,
+        /// every entry is taken, and the taken ones are in order.
+        #[test]
+        fn every_entry_is_taken_in_order(
+            count in 1u32..40,
+            max in 1usize..8,
+            moods in prop::collection::vec(0u8..10, 0..200),
+        ) {
+            let mut w = Window::new(max);
+            let (mut next, mut settled) = (0, Vec::new());
+            let mut wire: VecDeque<u32> = VecDeque::new();
+            let mut moods = moods.into_iter();
+            while settled.len() < count as usize {
+                while next < count && !w.is_full() {
+                    w.push(next);
+                    next += 1;
+                }
+                while let Some(entry) = w.next() {
+                    wire.push_back(*entry);
+                    w.sent();
+                }
+                prop_assert!(wire.len() <= max);
+                match moods.next() {
+                    Some(0) => {
+                        wire.clear();
+                        w.restart();
+                    }
+                    Some(1 | 2) => {
+                        wire.pop_front();
+                        w.answer(Answer::Retry);
+                    }
+                    _ => {
+                        let entry = wire.pop_front();
+                        if let Some(done) = w.answer(Answer::Ack) {
+                            prop_assert_eq!(Some(done), entry);
+                            settled.push(done);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(settled, (0..count).collect::<Vec<_>>());
+            prop_assert!(w.is_empty());
+        }
+    }
+
+    #[test]
+    fn answers_to_sends_before_a_retry_are_not_counted() {
+        let mut w = Window::new(8);
+        (0..3).for_each(|n| w.push(n));
+        for _ in 0..3 {
+            w.sent();
+        }
+        assert_eq!(w.answer(Answer::Retry), None);
+        assert_eq!(w.answer(Answer::Ack), None);
+        assert_eq!(w.next(), Some(&0));
+    }
+}
