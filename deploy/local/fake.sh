@@ -18,7 +18,7 @@ fake_up() {
   fake_kwokctl create cluster --config "$dir/kwok.yaml" --kubeconfig "$dir/kubeconfig" --wait 90s \
     >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
   step "control plane"
-  fake_kwokctl scale node --kubeconfig "$dir/kubeconfig" --replicas "$nodes" >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
+  fake_kwokctl scale node --replicas "$nodes" >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
   if [ "$nodes" -gt 0 ]; then
     await "$nodes ready nodes" 60 fake_kubectl wait node --all --for=condition=Ready --timeout=5s || fake_failed kwok-controller
   fi
@@ -30,7 +30,6 @@ fake_up() {
 }
 
 fake_config() { # first of five ports
-  local q=--audit-log-maxsize
   cat << EOF
 apiVersion: config.kwok.x-k8s.io/v1alpha1
 kind: KwokctlConfiguration
@@ -38,7 +37,6 @@ options:
   runtime: binary
   bindAddress: 127.0.0.1
   securePort: true
-  disableQPSLimits: true
   etcdPort: $1
   etcdPeerPort: $(($1 + 1))
   kubeApiserverPort: $(($1 + 2))
@@ -54,7 +52,7 @@ options:
   kubectlBinary: $(command -v kubectl)
 componentsPatches:
   - {name: etcd, extraArgs: [{key: unsafe-no-fsync, value: "true"}]}
-  - {name: kube-apiserver, extraArgs: [{key: ${q#--}, value: "4096"}]}
+  - {name: kube-apiserver, extraArgs: [{key: audit-log-maxsize, value: "4096"}]}
 EOF
   # pods' logs from files and other behaviours: more documents for kwok, e.g. ClusterLogs
   [ -z "${KWOK_CONFIG:-}" ] || { echo ---; cat "$KWOK_CONFIG"; }

@@ -38,6 +38,7 @@ ready() {
 }
 kube() { kubectl --kubeconfig "$dir/pki/admin.kubeconfig" --request-timeout=5s "$@"; }
 import() { ctr -n k8s.io images import "$images/node-$1.tar"; }
+service_rule() { iptables -t nat -S KUBE-SERVICES | grep -q 10.96.0.1; }
 answers() { { exec 9<> "/dev/tcp/$1/$2" && exec 9>&-; } 2> /dev/null; }
 
 start etcd containerd jaeger apiserver
@@ -54,6 +55,7 @@ tell Jaeger
 ready kubelet kube wait node/node-1 --for=condition=Ready --timeout=1s
 tell "node ready"
 ready kcm kube get serviceaccount default
+ready proxy service_rule # before it, a connection would hang
 ready proxy kube --server https://10.96.0.1 get --raw /readyz
 tell "services"
 ready coredns busybox nslookup kubernetes.default.svc.cluster.local 10.250.0.1
