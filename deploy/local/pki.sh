@@ -14,7 +14,8 @@ pki() { # node address, service address of the API server, kubeconfigs' server
   certificate kubelet "/O=system:nodes/CN=system:node:node-1" "IP:$node_ip,DNS:node-1" & pids+=($!)
   certificate apiserver-kubelet "/O=system:masters/CN=apiserver-kubelet" & pids+=($!)
   certificate admin "/O=system:masters/CN=admin" & pids+=($!)
-  certificate kcm "/CN=system:kube-controller-manager" & pids+=($!)
+  # not one ServiceAccount for each controller: making their tokens takes 5 s at the client's default rate
+  certificate kcm "/O=system:masters/CN=system:kube-controller-manager" & pids+=($!)
   certificate scheduler "/CN=system:kube-scheduler" & pids+=($!)
   certificate proxy "/CN=system:kube-proxy" & pids+=($!)
   certificate dns "/O=system:masters/CN=coredns" & pids+=($!)

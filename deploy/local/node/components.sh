@@ -24,7 +24,7 @@ commands() {
     --kubelet-certificate-authority "$p/ca.crt" --kubelet-preferred-address-types InternalIP \
     --audit-policy-file "$dir/audit.yaml" --audit-log-path "$dir/audit.log" --audit-log-maxsize 4096
   command_file kcm kube-controller-manager --kubeconfig "$p/kcm.kubeconfig" --leader-elect=false --bind-address 127.0.0.1 \
-    --service-account-private-key-file "$p/sa.key" --root-ca-file "$p/ca.crt" --use-service-account-credentials
+    --service-account-private-key-file "$p/sa.key" --root-ca-file "$p/ca.crt"
   command_file scheduler kube-scheduler --kubeconfig "$p/scheduler.kubeconfig" --leader-elect=false --bind-address 127.0.0.1
   command_file kubelet kubelet --config "$dir/kubelet.yaml" --kubeconfig "$p/kubelet.kubeconfig" --node-ip 10.250.0.1 --hostname-override node-1
   command_file proxy kube-proxy --kubeconfig "$p/proxy.kubeconfig" --proxy-mode iptables --hostname-override node-1 \

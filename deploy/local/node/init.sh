@@ -46,9 +46,11 @@ ready containerd ctr version
 tell containerd
 import pause > /dev/null && import busybox > /dev/null
 start kubelet
+ready apiserver answers 10.250.0.1 6443
+start kcm # waits for the rest by itself
 ready apiserver kube get --raw /readyz
 tell "API server"
-start kcm scheduler proxy coredns
+start scheduler proxy coredns
 ready jaeger answers 10.250.0.1 16686
 ready jaeger answers 10.250.0.1 4317
 tell Jaeger
