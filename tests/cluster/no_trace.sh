@@ -21,13 +21,12 @@ cleanup() {
 }
 trap cleanup EXIT
 
-others() { # the other clusters' names, as an alternation
-  local d all=''
-  for d in "$cache"/clusters/*/; do
-    d=$(basename "$d")
-    [ "$d" = "$name" ] || [ "$d" = '*' ] || all+="${all:+|}$d"
-  done
-  echo "${all:-none-at-all}"
+# not_others: drops the lines that name another cluster's directory or cgroup
+not_others() {
+  awk -v own="$name" '
+    match($0, /ottoscaler-[^\/ ]+/) && substr($0, RSTART + 11, RLENGTH - 11) != own {next}
+    match($0, /\/clusters\/[^\/ ]+/) && substr($0, RSTART + 10, RLENGTH - 10) != own {next}
+    {print}'
 }
 
 # owner PID → ours, other or unknown, by the mark that every process of a cluster
@@ -48,11 +47,12 @@ owner() {
 }
 
 list_processes() { # ours; and any program of a cluster that nobody owns
-  local p command
+  local p command looked=0
   for p in /proc/[0-9]*; do
     p=${p#/proc/}
     command=$(tr '\0' ' ' 2> /dev/null < "/proc/$p/cmdline") || continue
     [ -n "$command" ] || continue # kernel threads and zombies
+    looked=$((looked + 1))
     case $(owner "$p") in
       ours) echo "$p $command" ;;
       unknown)
@@ -61,12 +61,13 @@ list_processes() { # ours; and any program of a cluster that nobody owns
         esac ;;
     esac
   done
+  echo "$looked" > "$work/looked"
 }
-list_mounts() { awk '{print $5, $9, $10}' /proc/self/mountinfo | grep -vE "/clusters/($(others))/" | sort; }
+list_mounts() { awk '{print $5, $9, $10}' /proc/self/mountinfo | not_others | sort; }
 list_cgroups() { # not those beside our own: whoever runs us makes and removes them
   local beside
   beside=$(sed -n 's#^[^:]*:[^:]*:\(/.*\)/[^/]*$#\1/#p' /proc/self/cgroup | sort -u | paste -sd'|')
-  find /sys/fs/cgroup -type d | grep -vE "/ottoscaler-($(others))(/|$)|${beside:-no cgroup of ours}" | sort
+  find /sys/fs/cgroup -type d | not_others | grep -vE "${beside:-no cgroup of ours}" | sort
 }
 list_namespaces() { # network namespaces: held by a process that is not another cluster's, or pinned
   local p ns
@@ -80,23 +81,25 @@ list_namespaces() { # network namespaces: held by a process that is not another 
   find /run/netns /var/run/netns -mindepth 1 2> /dev/null | sort -u
 }
 list_interfaces() { ip -o link | awk '{print $2}' | sort; }
-list_filter() { { iptables-save; ip6tables-save; } 2> /dev/null | sed '/^#/d; s/\[[0-9:]*\]//' | sort || true; echo end; }
+list_filter() { { iptables -S; iptables -t nat -S; iptables-save; ip6tables-save; } 2> /dev/null | sed '/^#/d; s/\[[0-9:]*\]//' | sort; }
 list_settings() {
-  local f skip='^$'
-  [ "$(others)" = none-at-all ] || skip=fs/inotify # shared by all clusters
+  local f
+  # fs.inotify is raised as long as any cluster is up: with others about it says nothing
+  [ "$("$cluster" list | grep -cv "^$name	")" = 0 ] || : > "$work/with-others"
   for f in /proc/sys/vm/{overcommit_memory,panic_on_oom} /proc/sys/kernel/{panic,panic_on_oops,keys/*} /proc/sys/fs/inotify/* \
     /proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/* /proc/sys/net/ipv4/conf/*/{forwarding,route_localnet} /proc/sys/net/netfilter/nf_conntrack_max; do
-    [[ $f =~ $skip ]] || [ ! -r "$f" ] || echo "$f $(cat "$f")"
-  done
+    [ ! -r "$f" ] || echo "$f $(cat "$f")"
+  done | sort
 }
 list_files() { # whole trees of the machine, and by name where others write at the same time
   {
     find /run /etc /opt /usr/libexec /var/lib /var/log -xdev \
       \( -path /var/lib/dpkg -o -path /var/lib/apt -o -path /var/log/apt -o -path /run/lock -o -path "$cache/clusters" \) -prune -o -print
-    find "$dir" "$TMPDIR" "$HOME/.kube" "$HOME/.kwok" "$HOME/.config/helm" "$HOME/.cache/helm" -maxdepth 1
-    find /tmp /dev/shm /var/tmp -maxdepth 2 | grep -E "$name|cni-|containerd|kubelet|runc|etcd|kwok|jaeger|coredns" | grep -vE "/($(others))(/|$)"
-    find "$cache" -maxdepth 2 | grep -vE "^$cache/(tools|target)|/clusters$|/clusters/($(others))$|/images"
-  } 2> /dev/null | grep -vF "$work/list" | sort
+    find "$TMPDIR" -mindepth 1 -printf 'TMPDIR/%P\n'
+    find "$dir" "$HOME/.kube" "$HOME/.kwok" "$HOME/.config/helm" "$HOME/.cache/helm" -maxdepth 1
+    find /tmp /dev/shm /var/tmp -maxdepth 2 | grep -E "$name|cni-|containerd|kubelet|runc|etcd|kwok|jaeger|coredns"
+    find "$cache" -maxdepth 2 | grep -vE "^$cache/(tools|target|images)|/clusters$"
+  } 2> /dev/null | not_others | grep -vF "$work" | sort
 }
 
 categories=(processes mounts cgroups namespaces interfaces filter settings files)
@@ -107,15 +110,18 @@ snapshot() { # moment
 }
 
 compare() { # scenario, categories that must have shown the cluster while it was up
-  local c seen left wrong=0
+  local c seen left compared wrong=0
   for c in "${categories[@]}"; do
     local before=$work/list/before/$c during=$work/list/while/$c after=$work/list/after/$c
+    if [ "$c" = settings ] && [ -e "$work/with-others" ]; then sed -i '/fs.inotify/d' "$before" "$during" "$after"; fi
     seen=$(comm -13 "$before" "$during" 2> /dev/null | wc -l)
     left=$(diff "$before" "$after" | grep -c '^[<>]' || true)
-    printf '  %-11s compared %5d, while up %4d more, left %d\n' "$c" "$(cat "$before" "$after" | wc -l)" "$seen" "$left"
+    compared=$(cat "$before" "$after" | wc -l)
+    [ "$c" != processes ] || compared=$(cat "$work/looked")
+    printf '  %-11s compared %5d, while up %4d more, left %d\n' "$c" "$compared" "$seen" "$left"
     if [ "$left" != 0 ]; then diff "$before" "$after" | grep '^[<>]' | cut -c1-200 | head -20; wrong=1; fi
     case " $2 " in *" $c "*) [ "$seen" -gt 0 ] || { echo "  $c did not show the cluster while it was up"; wrong=1; } ;; esac
-    [ "$c" = processes ] || [ -s "$before" ] || { echo "  $c: nothing was compared"; wrong=1; }
+    [ "$compared" -gt 0 ] || { echo "  $c: nothing was compared"; wrong=1; }
   done
   [ "$wrong" = 0 ] || { echo "$1: FAILED"; exit 1; }
   echo "$1: nothing left behind"
