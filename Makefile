@@ -12,6 +12,7 @@ KIND ?=
 NAMESPACE ?= ottoscaler
 SA ?= ottoscaler
 RELEASE ?= ottoscaler
+CHART ?= charts/ottoscaler
 IMAGE ?=
 VALUES ?=
 HELM_FLAGS ?=
@@ -41,7 +42,7 @@ load: ## Import IMAGE=tar (default: what `make image` built) into NAME
 	@$(cluster) load $(NAME) $(or $(IMAGE),$$(deploy/local/image.sh --paths))
 install: ## Install the chart into NAMESPACE of NAME (VALUES=file, HELM_FLAGS=…)
 	@deploy/local/build.sh helm
-	@$(cluster) run $(NAME) helm upgrade --install $(RELEASE) charts/ottoscaler \
+	@$(cluster) run $(NAME) helm upgrade --install $(RELEASE) $(CHART) \
 	  --namespace $(NAMESPACE) --create-namespace $(if $(VALUES),--values $(VALUES)) --wait --timeout 2m $(HELM_FLAGS)
 uninstall: ## Remove the chart from NAMESPACE of NAME
 	@$(cluster) run $(NAME) helm uninstall $(RELEASE) --namespace $(NAMESPACE) --wait --timeout 2m

@@ -19,9 +19,7 @@ fake_up() {
     >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
   step "control plane"
   fake_kwokctl scale node --replicas "$nodes" >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
-  if [ "$nodes" -gt 0 ]; then
-    await "$nodes ready nodes" 60 fake_kubectl wait node --all --for=condition=Ready --timeout=5s || fake_failed kwok-controller
-  fi
+  await "$nodes ready nodes" $((60 + nodes / 20)) ready_nodes "$nodes" || fake_failed kwok-controller
   await "the default ServiceAccount" 30 fake_kubectl get serviceaccount default || fake_failed kube-controller-manager
   step "$nodes nodes ready"
   jaeger_ready "$base" || fake_failed jaeger
@@ -61,6 +59,9 @@ EOF
 fake_kwokctl() {
   env OTTOSCALER_CLUSTER_DIR="$dir" KWOK_WORKDIR="$dir/kwok" HOME="$dir/tmp" TMPDIR="$dir/tmp" \
     kwokctl --name "$name" "$@" {lock_fd}<&-
+}
+ready_nodes() {
+  [ "$(fake_kubectl get nodes -o 'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' | grep -c True)" = "$1" ]
 }
 fake_kubectl() { kubectl --kubeconfig "$dir/kubeconfig" --request-timeout=5s "$@"; }
 
