@@ -1,8 +1,8 @@
-# Takes programs that are built already (make image): the context holds just them.
+# Takes programs that are built already: the context holds them in bin/ (make image).
 # BASE needs glibc, libgcc and CA certificates, no newer toolchain than the builder's.
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
-COPY ottoscaler ottoctl /usr/local/bin/
+COPY bin/ /usr/local/bin/
 USER 65532:65532
 EXPOSE 9090
 ENTRYPOINT ["/usr/local/bin/ottoscaler"]

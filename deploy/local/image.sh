@@ -14,7 +14,13 @@ PATH=$PATH:/usr/sbin:/sbin
 
 # image, its Dockerfile, its programs
 dockerfile() { case $1 in ottoscaler) echo "$repo/Dockerfile" ;; *) echo "$repo/tests/partners/Dockerfile" ;; esac; }
-programs() { case $1 in ottoscaler) echo ottoscaler ottoctl ;; *) echo recording-handler line-printer log-checker ;; esac; }
+programs() {
+  local p
+  case $1 in
+    ottoscaler) echo ottoscaler ottoctl ;;
+    *) for p in "$repo"/tests/partners/src/bin/*.rs; do [ ! -f "$p" ] || basename "$p" .rs; done ;;
+  esac
+}
 
 # One way to build per machine: Docker where its engine runs, else buildah on a
 # base that needs no registry.
@@ -23,18 +29,20 @@ builder() { if docker info > /dev/null 2>&1; then echo docker; else echo buildah
 image() { # name
   local n=$1 out=$images/$1-dev.tar context key program
   [ -f "$(dockerfile "$n")" ] || { say "no $(dockerfile "$n"): no image $n"; return 0; }
+  [ -n "$(programs "$n")" ] || { say "no programs for image $n yet"; return 0; }
   [ "$with" = docker ] || base_archive
   context=$(mktemp -d "$images/context.XXXXXX")
+  mkdir "$context/bin"
   for program in $(programs "$n"); do
     if [ -f "$CARGO_TARGET_DIR/release/$program" ]; then
-      ln "$CARGO_TARGET_DIR/release/$program" "$context/" 2> /dev/null || cp "$CARGO_TARGET_DIR/release/$program" "$context/"
+      ln "$CARGO_TARGET_DIR/release/$program" "$context/bin/" 2> /dev/null || cp "$CARGO_TARGET_DIR/release/$program" "$context/bin/"
     else
       rm -rf "$context"
       die "image $n: cargo built no program '$program'"
     fi
   done
   cp "$(dockerfile "$n")" "$context/Dockerfile"
-  key=$(cd "$context" && { sha256sum -- *; echo "$with"; cat "$images/base.key" "$source_dir/image.sh" 2> /dev/null; } | sha256sum | cut -c1-16)
+  key=$(cd "$context" && { sha256sum -- Dockerfile bin/*; echo "$with"; cat "$images/base.key" "$source_dir/image.sh" 2> /dev/null; } | sha256sum | cut -c1-16)
   if [ ! -f "$out" ] || [ "$(cat "$images/$n.key" 2> /dev/null)" != "$key" ]; then
     say "building image $n:dev with $with"
     "with_$with" "$n" "$context" "$out.partial" > "$images/build.log" 2>&1 ||
