@@ -1,5 +1,5 @@
 # Takes programs that are built already: the context holds them in bin/ (make image).
-# BASE needs glibc, libgcc and CA certificates, no newer toolchain than the builder's.
+# BASE needs glibc (no older than the builder's), libgcc and CA certificates.
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 COPY bin/ /usr/local/bin/
