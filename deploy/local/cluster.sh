@@ -7,7 +7,8 @@
 #   cluster.sh load NAME TAR…        imports images
 #   cluster.sh kubeconfig-for NAME NAMESPACE SERVICEACCOUNT
 #                                    writes a kubeconfig that acts as that account, prints its path
-#   cluster.sh component NAME stop|kill|pause|resume|start COMPONENT    (kind node)
+#   cluster.sh component NAME stop|kill|pause|resume|start COMPONENT
+#                                    takes a part away and brings it back (kinds node and fake)
 #   cluster.sh prepare KIND          installs packages and builds tools, starts nothing
 #   cluster.sh possible KIND         prints nothing, or why KIND cannot be had here
 #   cluster.sh list
@@ -76,6 +77,7 @@ must_be_up() {
   kind=$(kind_of)
   [ -n "$kind" ] || die "no cluster '$name': make cluster-up NAME=$name" 3
   tools_path
+  "${kind}_healthy" || say "warning: cluster '$name' does not answer; make cluster-up NAME=$name puts it right"
 }
 
 environment() {
@@ -107,6 +109,23 @@ kubeconfig_for() { # namespace account
   echo "$out"
 }
 
+# component ACTION COMPONENT: for tests that take a part of the cluster away
+component() {
+  case $kind in node | fake) ;; *) die "component: only for KIND=node and KIND=fake" 64 ;; esac
+  [ -e "$dir/cmd/$2" ] || die "no component '$2'; there are: $(cd "$dir/cmd" && echo *)" 64
+  [ "$1" = start ] || signal_for "$1" > /dev/null
+  "${kind}_component" "$@"
+}
+signal_for() {
+  case $1 in
+    stop) echo TERM ;;
+    kill) echo KILL ;;
+    pause) echo STOP ;;
+    resume) echo CONT ;;
+    *) die "component: takes stop, kill, pause, resume or start, not '$1'" 64 ;;
+  esac
+}
+
 list() {
   local d
   for d in "$clusters"/*/; do
@@ -134,7 +153,6 @@ case $action in
   component)
     [ $# = 2 ] || usage
     must_be_up
-    [ "$kind" = node ] || die "component: only for KIND=node" 64
-    node_component "$@" ;;
+    component "$@" ;;
   *) usage ;;
 esac

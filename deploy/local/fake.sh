@@ -10,13 +10,14 @@ fake_up() {
   [[ $nodes =~ ^[0-9]{1,5}$ ]] || die "NODES '$nodes': takes a number" 64
   fake_needs
   began=$(now)
-  mkdir -p "$dir"/{log,access,tmp}
+  mkdir -p "$dir"/{log,access,tmp,cmd}
   with_machine_lock claim_ports
   base=$(cat "$dir/ports")
   jaeger_up "$base"
   fake_config "$((base + 10))" > "$dir/kwok.yaml"
   fake_kwokctl create cluster --config "$dir/kwok.yaml" --kubeconfig "$dir/kubeconfig" --wait 90s \
     >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
+  fake_components
   step "control plane"
   fake_kwokctl scale node --replicas "$nodes" >> "$dir/log/kwokctl.log" 2>&1 || fake_failed kwokctl
   await "$nodes ready nodes" $((60 + nodes / 20)) ready_nodes "$nodes" || fake_failed kwok-controller
@@ -76,7 +77,7 @@ fake_failed() { # component
 }
 
 fake_down() { end_processes our_processes; }
-fake_healthy() { [ -e "$dir/up" ] && [ -n "$(our_processes | sed 5q)" ] && port_answers "$(($(cat "$dir/ports") + 12))"; }
+fake_healthy() { [ -e "$dir/up" ] && port_answers "$(($(cat "$dir/ports") + 12))"; }
 
 fake_env() {
   echo "KUBECONFIG='$dir/kubeconfig'"
@@ -84,6 +85,28 @@ fake_env() {
   echo "AUDIT_LOG='$dir/kwok/clusters/$name/logs/audit.log'"
   jaeger_env "$(cat "$dir/ports")"
   echo "KWOK_DIR='$dir/kwok/clusters/$name'"
+}
+
+# What kwokctl started, kept as it was started: DIR/cmd/NAME (arguments, each ended by a NUL) and DIR/NAME.pid.
+fake_components() {
+  local c file pids=$dir/kwok/clusters/$name/pids
+  for c in etcd=etcd apiserver=kube-apiserver kcm=kube-controller-manager scheduler=kube-scheduler kwok=kwok-controller; do
+    file=$pids/${c#*=}.pid
+    cp "/proc/$(cat "$file")/cmdline" "$dir/cmd/${c%=*}" || fake_failed "${c#*=}"
+    record_process "$(cat "$file")" "$dir/${c%=*}.pid"
+  done
+}
+fake_component() { # action component
+  local pid argv=()
+  pid=$(recorded_process "$dir/$2.pid" || true)
+  if [ "$1" = start ]; then
+    [ -z "$pid" ] || return 0
+    mapfile -d '' argv < "$dir/cmd/$2"
+    daemon "$2" "${argv[@]}"
+  else
+    [ -n "$pid" ] || die "component $2 does not run"
+    kill "-$(signal_for "$1")" "$pid"
+  fi
 }
 
 fake_load() { say "a fake cluster runs no containers: nothing to load"; }

@@ -19,6 +19,7 @@ die() { # message [exit code]
 }
 now() { local t=${EPOCHREALTIME/[.,]/}; echo $((t / 1000)); } # milliseconds
 began=$(now)
+lock_fd=9 # none is held yet; closing it does no harm
 
 use_name() { # NAME: sets name and dir
   [[ $1 =~ ^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$ ]] ||

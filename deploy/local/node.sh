@@ -188,18 +188,12 @@ node_load() { # tar: imports its images, once per content
   : > "$dir/loaded/$sum"
 }
 
-# component ACTION NAME: for tests that take a part of the control plane away
-node_component() {
-  local prefix pid
-  [ -x "$dir/cmd/$2" ] || die "no component '$2'; there are: $(cd "$dir/cmd" && echo *)" 64
+node_component() { # action component
+  local prefix
   prefix=$(node_prefix)
-  pid=$(cat "$dir/pid/$2")
-  case $1 in
-    stop) $prefix kill -TERM "$pid" ;;
-    kill) $prefix kill -KILL "$pid" ;;
-    pause) $prefix kill -STOP "$pid" ;;
-    resume) $prefix kill -CONT "$pid" ;;
-    start) OTTOSCALER_CLUSTER_DIR=$dir TMPDIR=$dir/tmp $prefix "$here/node/start.sh" "$dir" "$2" ;;
-    *) die "component: takes stop, kill, pause, resume or start" 64 ;;
-  esac
+  if [ "$1" = start ]; then
+    OTTOSCALER_CLUSTER_DIR=$dir TMPDIR=$dir/tmp $prefix "$here/node/start.sh" "$dir" "$2"
+  else
+    $prefix kill "-$(signal_for "$1")" "$(cat "$dir/pid/$2")"
+  fi
 }
