@@ -30,7 +30,8 @@ node_up() {
   [ -z "$why" ] || die "KIND=node is not possible: $why (KIND=fake needs no root)"
   node_needs
   began=$(now)
-  if [ ! -e /proc/sys/net/bridge/bridge-nf-call-iptables ]; then modprobe br_netfilter 2> /dev/null || true; fi
+  [ -e /proc/sys/net/bridge ] || modprobe br_netfilter 2> /dev/null ||
+    say "warning: no br_netfilter in this kernel: a pod may not reach its own Service"
   mkdir -p "$dir"/{log,cmd,pid,tmp,access,truth,var/lib,var/log}
   chmod 1777 "$dir/truth"
   cp "$audit_policy" "$dir/audit.yaml"
