@@ -10,6 +10,7 @@ read -r stat < /proc/self/stat
 pid=${stat%% *} rest=${stat##*) }
 read -ra fields <<< "$rest"
 echo "$pid ${fields[19]}" > "$dir/init.pid"
+ulimit -n "$(ulimit -Hn)" # a followed log and a connection each take one
 tell() { echo "$*" >> "$dir/steps"; }
 fail() { tell "failed $1"; exit 1; }
 trap 'tell "failed node"' ERR
