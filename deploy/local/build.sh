@@ -37,10 +37,20 @@ build() { # module: every tool of its go.mod, in one go command
   local m=$1 out tmp started=$SECONDS pkg name
   out=$(out_dir "$m")
   [ -d "$out" ] && return
-  command -v go > /dev/null || { echo "missing: go 1.26 (https://go.dev/dl)" >&2; exit 1; }
-  echo "building $m …" >&2
+  command -v go > /dev/null || { echo "error: missing: go 1.26 (https://go.dev/dl)" >&2; exit 1; }
+  mkdir -p "$cache"
+  exec 9>> "$cache/.$m.lock" # whoever else builds it: wait instead of building it twice
+  if ! flock -n 9; then
+    echo "waiting for another build of $m …" >&2
+    flock 9
+    [ -d "$out" ] && return
+  fi
+  echo "building $m … (once per machine; all of them take some 20 min on 2 cores)" >&2
   tmp=$out.partial.$$
-  rm -rf "$tmp"
+  for tmp in "$out".partial.*; do # of builds that were killed
+    kill -0 "${tmp##*.}" 2> /dev/null || rm -rf "$tmp"
+  done
+  tmp=$out.partial.$$
   mkdir -p "$tmp"
   for pkg in $(cd "$here/tools/$m" && go list tool); do
     name=${pkg##*/}
@@ -48,7 +58,8 @@ build() { # module: every tool of its go.mod, in one go command
     (cd "$here/tools/$m" && CGO_ENABLED=0 go build -trimpath -ldflags "$(ldflags "$m")" -o "$tmp/$name" "$pkg")
     echo "  $name ($((SECONDS - started)) s)" >&2
   done
-  mv -T "$tmp" "$out" 2> /dev/null || rm -rf "$tmp" # another build won
+  mv -T "$tmp" "$out"
+  exec 9>&-
 }
 
 mods=("$@")
