@@ -8,6 +8,7 @@
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod ctl;
 pub mod domain;
 pub mod election;
 pub mod grpc;

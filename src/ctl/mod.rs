@@ -1,0 +1,214 @@
+//! `ottoctl`: asks any replica, and shows the answer.
+//!
+//! Exits 0 when all went well, 1 when a watched worker failed, 64 + the gRPC code
+//! when the call did (as grpcurl does).
+mod client;
+mod render;
+mod watch;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::proto::{ScaleRequest, WorkerStatusRequest};
+use client::Client;
+
+/// Commands Ottoscaler, which runs CI/CD workers as pods.
+#[derive(Debug, Parser)]
+#[command(name = "ottoctl", version)]
+pub struct Args {
+    /// Any replica, or the Service.
+    #[arg(
+        long,
+        env = "OTTOSCALER_SERVER",
+        default_value = "127.0.0.1:9090",
+        global = true
+    )]
+    server: String,
+    #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
+    output: Output,
+    /// For the whole call, in seconds.
+    #[arg(long, default_value_t = 30, global = true)]
+    timeout: u64,
+    /// W3C trace context to join; made up if not given.
+    #[arg(long, env = "TRACEPARENT", global = true)]
+    traceparent: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run workers for a task.
+    ScaleUp {
+        task: String,
+        #[arg(short = 'n', long, default_value_t = 1)]
+        workers: i32,
+        #[arg(long, default_value = "")]
+        repository: String,
+        #[arg(long, default_value = "")]
+        commit: String,
+        /// Environment of the workers; may be repeated.
+        #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = pair)]
+        env: Vec<(String, String)>,
+        /// The same on a repeat of the call.
+        #[arg(long)]
+        request_id: Option<String>,
+        /// Wait until every worker has ended.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Lower a task to so many workers.
+    ScaleDown {
+        task: String,
+        #[arg(short = 'n', long)]
+        workers: i32,
+    },
+    /// Show workers.
+    Status {
+        task: Option<String>,
+        /// pending, running, succeeded or failed.
+        #[arg(long, default_value = "")]
+        state: String,
+        #[arg(long, default_value = "")]
+        pod: String,
+        /// Go on showing changes.
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// End a task for good.
+    Cancel { task: String },
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// What went wrong.
+#[derive(Debug)]
+enum Failure {
+    Call(Box<tonic::Status>),
+    /// Of the workers that were watched, this many.
+    Workers(usize),
+    Other(anyhow::Error),
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Runs one command.
+pub async fn run(args: Args) -> ExitCode {
+    match command(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Workers(n)) => {
+            eprintln!("ottoctl: {n} worker(s) failed");
+            ExitCode::from(1)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("ottoctl: {error:#}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Call(status)) => {
+            eprint!("{}", render::error(&status));
+            ExitCode::from(64 + u8::try_from(i32::from(status.code())).unwrap_or(2))
+        }
+    }
+}
+
+async fn command(args: Args) -> Result<(), Failure> {
+    let Args {
+        server,
+        output,
+        timeout,
+        traceparent,
+        command,
+    } = args;
+    let client = Client::new(&server, Duration::from_secs(timeout), traceparent)?;
+    match command {
+        Command::ScaleUp {
+            task,
+            workers,
+            repository,
+            commit,
+            env,
+            request_id,
+            watch,
+        } => {
+            let request = ScaleRequest {
+                task_id: task.clone(),
+                repository,
+                commit_sha: commit,
+                worker_count: workers,
+                build_config: env.into_iter().collect(),
+                triggered_by: "ottoctl".to_owned(),
+                ..ScaleRequest::default()
+            };
+            let response = client.scale_up(request, request_id).await?;
+            render::scaled(&response, client.trace_id(), output);
+            if watch {
+                return watch::until_done(&client, &task, output).await;
+            }
+        }
+        Command::ScaleDown { task, workers } => down(&client, task, workers, output).await?,
+        Command::Cancel { task } => down(&client, task, 0, output).await?,
+        Command::Status {
+            task,
+            state,
+            pod,
+            watch,
+        } => {
+            let request = WorkerStatusRequest {
+                task_id: task.unwrap_or_default(),
+                worker_pod_name: pod,
+                status_filter: state,
+            };
+            if watch {
+                return watch::follow(&client, request, output).await;
+            }
+            render::status(&client.status(request).await?, output);
+        }
+    }
+    Ok(())
+}
+
+async fn down(client: &Client, task: String, workers: i32, output: Output) -> Result<(), Failure> {
+    let request = ScaleRequest {
+        task_id: task,
+        worker_count: workers,
+        triggered_by: "ottoctl".to_owned(),
+        ..ScaleRequest::default()
+    };
+    render::scaled(
+        &client.scale_down(request).await?,
+        client.trace_id(),
+        output,
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+}
