@@ -2,6 +2,7 @@
 use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::domain::task::{TaskSpec, TaskStatus};
 
@@ -36,5 +37,37 @@ pub struct WorkerTaskSpec(pub TaskSpec);
 /// # Errors
 /// None in practice: the definition is plain data.
 pub fn definition() -> serde_json::Result<String> {
-    serde_json::to_string_pretty(&WorkerTask::crd())
+    let mut definition = serde_json::to_value(WorkerTask::crd())?;
+    strip_formats(&mut definition);
+    serde_json::to_string_pretty(&definition)
+}
+
+/// The API server knows no unsigned formats, and warns of them; `minimum: 0` says
+/// the same.
+fn strip_formats(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map
+                .get("format")
+                .and_then(Value::as_str)
+                .is_some_and(|f| f.starts_with("uint"))
+            {
+                map.remove("format");
+            }
+            map.values_mut().for_each(strip_formats);
+        }
+        Value::Array(all) => all.iter_mut().for_each(strip_formats),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// `ottoscaler crd > charts/ottoscaler/crds/workertasks.yaml`
+    #[test]
+    fn the_chart_carries_this_definition() {
+        let chart = include_str!("../../charts/ottoscaler/crds/workertasks.yaml");
+        let built = super::definition().unwrap_or_default();
+        assert_eq!(chart.trim(), built.trim());
+    }
 }

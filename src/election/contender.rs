@@ -330,6 +330,8 @@ impl Contender {
     ) -> &'static str {
         let mut pause = self.settings.retry_period;
         let mut lease_watch = lease.clone();
+        // Until the watch has come to our own write, it tells of the time before.
+        let mut caught_up = false;
         loop {
             self.beat.strike();
             let taken = async {
@@ -338,20 +340,14 @@ impl Contender {
                         std::future::pending::<()>().await;
                     }
                     let seen = lease_watch.borrow_and_update().clone();
-                    match seen.as_deref().map(term_of) {
-                        None => return "the Lease was deleted",
-                        Some(Some(seen)) if seen == *term => {}
-                        Some(seen) => {
-                            // The watch may still tell of the time before us.
-                            let older = seen.as_ref().is_some_and(|t| {
-                                t.lease_uid == term.lease_uid && t.transitions < term.transitions
-                            });
-                            let released =
-                                seen.is_none() && seen_transitions(&lease_watch) < term.transitions;
-                            if !older && !released {
-                                return "somebody else wrote the Lease";
-                            }
-                        }
+                    let of = seen.as_deref().and_then(term_of);
+                    if of.as_ref() == Some(term) {
+                        caught_up = true;
+                    } else if caught_up {
+                        return match seen {
+                            None => "the Lease was deleted",
+                            Some(_) => "somebody else wrote the Lease",
+                        };
                     }
                 }
             };
@@ -440,14 +436,6 @@ fn term_of(lease: &Lease) -> Option<Term> {
         transitions: spec.lease_transitions.unwrap_or(0),
         holder,
     })
-}
-
-fn seen_transitions(lease: &watch::Receiver<Option<Arc<Lease>>>) -> i32 {
-    lease
-        .borrow()
-        .as_deref()
-        .and_then(|l| l.spec.as_ref()?.lease_transitions)
-        .unwrap_or(0)
 }
 
 /// Contenders that wake together should not write together.
