@@ -102,13 +102,12 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     for index in 1..=task.spec.workers.max(known).max(newest) {
         let stored = view::record(task, index);
         let mut record = p.worker(stored.clone(), index <= task.spec.workers && !finished);
-        if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt) {
-            if record
+        if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
+            && record
                 .notified
                 .is_none_or(|n| n.attempt < told.attempt || n.state < told.state)
-            {
-                record.notified = Some(told);
-            }
+        {
+            record.notified = Some(told);
         }
         p.deletions(&stored, &mut record);
         workers.push(record);

@@ -86,7 +86,7 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
     };
     assert_eq!(
         plan_with(&t, &pods, &[], true, 12).actions,
-        [delete.clone()]
+        std::slice::from_ref(&delete)
     );
     // The cap on draining.
     assert_eq!(plan_with(&t, &pods, &[], false, 2 + 900).actions, [delete]);

@@ -312,10 +312,10 @@ impl Contender {
             }
         }
         validity.end();
-        if matches!(ended, Ended::HandedOver) {
-            if let Err(error) = lock.step_down().await {
-                tracing::warn!(%error, "the Lease was not released; it will expire");
-            }
+        if matches!(ended, Ended::HandedOver)
+            && let Err(error) = lock.step_down().await
+        {
+            tracing::warn!(%error, "the Lease was not released; it will expire");
         }
         ended
     }

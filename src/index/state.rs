@@ -25,10 +25,10 @@ impl State {
     /// The task's name if this told something new.
     pub(super) fn apply_task(&mut self, task: Task) -> Option<Arc<str>> {
         let name: Arc<str> = Arc::from(task.name.as_str());
-        if let Some(known) = self.tasks.get(&name) {
-            if known.resource_version >= task.resource_version {
-                return None;
-            }
+        if let Some(known) = self.tasks.get(&name)
+            && known.resource_version >= task.resource_version
+        {
+            return None;
         }
         self.bury(&name, &task);
         self.tasks.insert(name.clone(), Arc::new(task));

@@ -112,7 +112,7 @@ impl Tracker {
 
     /// A line that was behind us already.
     pub(super) fn held(&mut self, second: Option<i64>, hash: u64) {
-        let at = second.unwrap_or(self.newest.max(0));
+        let at = second.unwrap_or_else(|| self.newest.max(0));
         if at < self.newest {
             self.went_back = true;
         }

@@ -63,6 +63,11 @@ impl std::fmt::Debug for Parts {
     }
 }
 
+/// By task and worker index.
+type Told = HashMap<(Arc<str>, u32), Notified>;
+/// By task, worker index and attempt.
+type Refused = HashMap<(Arc<str>, u32, u32), String>;
+
 /// One leader's worker manager; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Manager {
@@ -81,18 +86,18 @@ pub(super) struct Shared {
     pub(super) lost: CancellationToken,
     /// What otto-handler took, until it is stored. Written by the courier; read
     /// by the loop.
-    notified: Mutex<HashMap<(Arc<str>, u32), Notified>>,
+    notified: Mutex<Told>,
     /// Workers that the API server refused, by attempt. Written and read by the
     /// loop; read by ScaleUp.
-    refused: Mutex<HashMap<(Arc<str>, u32, u32), String>>,
+    refused: Mutex<Refused>,
 }
 
 impl Shared {
-    fn notified(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u32), Notified>> {
+    fn notified(&self) -> MutexGuard<'_, Told> {
         self.notified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn refused(&self) -> MutexGuard<'_, HashMap<(Arc<str>, u32, u32), String>> {
+    fn refused(&self) -> MutexGuard<'_, Refused> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -120,13 +120,12 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
         // A stream that began after an earlier one may start below its end, but
         // within a stream order holds.
         let newest = newest_in_stream.entry(log.stream).or_insert(0);
-        if sequence <= *newest {
-            if first
+        if sequence <= *newest
+            && first
                 .get(&sequence)
                 .is_none_or(|f| f.message != log.message)
-            {
-                faults.push(format!("sequence {sequence} after {newest} on one stream"));
-            }
+        {
+            faults.push(format!("sequence {sequence} after {newest} on one stream"));
         }
         *newest = sequence.max(*newest);
         match first.get(&sequence) {

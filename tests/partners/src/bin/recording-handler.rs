@@ -214,7 +214,7 @@ impl OttoHandlerLogService for Service {
         let trace = traceparent(request.metadata());
         let n = request.into_inner();
         let count = self.0.notifications.fetch_add(1, Ordering::Relaxed) + 1;
-        let refuse = behaviour.error_every > 0 && count % behaviour.error_every == 0;
+        let refuse = behaviour.error_every > 0 && count.is_multiple_of(behaviour.error_every);
         let status = worker_status_notification::StatusType::try_from(n.status)
             .map_or_else(|_| n.status.to_string(), |s| s.as_str_name().to_owned());
         self.0.write(&[Record::Notify(Notify {
