@@ -42,17 +42,26 @@ impl Cluster {
         let name = std::env::var(variable)
             .unwrap_or_else(|_| panic!("{variable} is not set: run the tests by `make test`"));
         let out = cluster_sh(&["env", &name]).output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         let env = String::from_utf8(out.stdout).unwrap();
         let env = env.lines().filter_map(|l| {
             let (key, value) = l.split_once('=')?;
             Some((key.to_owned(), value.trim_matches('\'').to_owned()))
         });
-        Self { name, env: env.collect() }
+        Self {
+            name,
+            env: env.collect(),
+        }
     }
 
     pub fn var(&self, key: &str) -> &str {
-        self.env.get(key).unwrap_or_else(|| panic!("cluster.sh env does not tell {key}"))
+        self.env
+            .get(key)
+            .unwrap_or_else(|| panic!("cluster.sh env does not tell {key}"))
     }
 
     /// A command inside the cluster's network.
@@ -93,8 +102,16 @@ impl Cluster {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success(), "kubectl apply failed:\n{manifest}");
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(manifest.as_bytes())
+            .unwrap();
+        assert!(
+            child.wait().unwrap().success(),
+            "kubectl apply failed:\n{manifest}"
+        );
     }
 
     /// An HTTP GET through the cluster's network, as JSON.

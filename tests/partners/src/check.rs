@@ -332,7 +332,8 @@ mod tests {
 
     #[test]
     fn each_break_is_a_fault() {
-        let broken: [(&str, fn(&mut Vec<Record>)); 8] = [
+        type Break = fn(&mut Vec<Record>);
+        let broken: [(&str, Break); 8] = [
             ("lost in the middle", |r| drop(r.remove(1))),
             ("lost at the end", |r| drop(r.remove(3))),
             ("swapped", |r| r.swap(1, 2)),

@@ -1,0 +1,8 @@
+//! Ottoscaler on real clusters. `make test` brings them up and names them; a test
+//! without its cluster fails.
+#![expect(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
+
+mod fake;
+mod node;
+mod processes;
+mod support;

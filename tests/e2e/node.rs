@@ -1,0 +1,445 @@
+//! On the real node: three replica pods behind a Service, real containers, real
+//! logs, Jaeger. The oracles are the printers' truth, the handler's record and the
+//! API server's audit log.
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    process::Command,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::support::{Cluster, program, root, wait_for};
+
+const NAMESPACE: &str = "ottoscaler";
+const USER: &str = "system:serviceaccount:ottoscaler:ottoscaler";
+const SOON: Duration = Duration::from_secs(30);
+const DONE: Duration = Duration::from_secs(90);
+
+/// The cluster with handler, truth policy and chart installed, once.
+pub struct Installed {
+    pub cluster: Cluster,
+    service: String,
+}
+
+pub fn installed() -> &'static Installed {
+    static INSTALLED: OnceLock<Installed> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let cluster = Cluster::from_env("OTTO_TEST_NODE");
+        let out = Command::new(root().join("tests/e2e/install.sh"))
+            .arg(&cluster.name)
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "install: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let ip =
+            cluster.json(&["-n", NAMESPACE, "get", "service", "ottoscaler"])["spec"]["clusterIP"]
+                .clone();
+        let service = format!("{}:9090", ip.as_str().unwrap());
+        let installed = Installed { cluster, service };
+        wait_for("a leader", SOON, || installed.leader());
+        installed
+    })
+}
+
+impl Installed {
+    pub fn ottoctl(&self, server: &str, args: &[&str]) -> Value {
+        let ctl = program("ottoctl");
+        let out = self
+            .cluster
+            .run(&[&[ctl.as_str(), "--server", server, "-o", "json"], args].concat());
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn scale_up(&self, task: &str, workers: usize, env: &[(&str, String)]) -> Value {
+        let env: Vec<String> = env.iter().map(|(k, v)| format!("--env={k}={v}")).collect();
+        let workers = workers.to_string();
+        let mut args = vec![
+            "scale-up",
+            task,
+            "-n",
+            &workers,
+            "--repository",
+            "org/repo",
+            "--commit",
+            "abc",
+        ];
+        args.extend(env.iter().map(String::as_str));
+        self.ottoctl(&self.service, &args)
+    }
+
+    /// The pod that holds the Lease.
+    pub fn leader(&self) -> Option<String> {
+        let lease = self.cluster.try_run(&[
+            "kubectl",
+            "-n",
+            NAMESPACE,
+            "get",
+            "lease",
+            "ottoscaler-leader",
+            "-o",
+            "json",
+        ]);
+        let lease: Value = serde_json::from_slice(&lease.stdout).ok()?;
+        let holder = lease["spec"]["holderIdentity"].as_str()?;
+        holder
+            .split('_')
+            .next()
+            .filter(|p| !p.is_empty())
+            .map(str::to_owned)
+    }
+
+    /// Name and address of each ready replica.
+    fn replicas(&self) -> Vec<(String, String)> {
+        let pods = self.cluster.json(&[
+            "-n",
+            NAMESPACE,
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=ottoscaler",
+        ]);
+        let pods = pods["items"].as_array().unwrap().iter().filter_map(|p| {
+            let ready = p["status"]["containerStatuses"][0]["ready"] == true;
+            let name = p["metadata"]["name"].as_str()?.to_owned();
+            Some((name, format!("{}:9090", p["status"]["podIP"].as_str()?))).filter(|_| ready)
+        });
+        pods.collect()
+    }
+
+    fn statuses(&self, task: &str) -> Vec<Value> {
+        let replicas = wait_for("three ready replicas", SOON, || {
+            Some(self.replicas()).filter(|r| r.len() == 3)
+        });
+        replicas
+            .iter()
+            .map(|(_, address)| self.ottoctl(address, &["status", task]))
+            .collect()
+    }
+
+    fn worker_pods(&self, task: &str) -> usize {
+        let pods = self.cluster.json(&[
+            "-n",
+            NAMESPACE,
+            "get",
+            "pods",
+            "-l",
+            &format!("task-id={task}"),
+        ]);
+        pods["items"].as_array().unwrap().len()
+    }
+
+    fn truth(&self) -> PathBuf {
+        self.cluster.var("TRUTH").into()
+    }
+
+    /// Lines that the workers of a task printed so far.
+    fn printed(&self, task: &str) -> usize {
+        let files = std::fs::read_dir(self.truth())
+            .unwrap()
+            .filter_map(Result::ok);
+        let ours = files.filter(|f| {
+            f.file_name()
+                .to_string_lossy()
+                .starts_with(&format!("otto-agent-{task}-"))
+        });
+        ours.map(|f| std::fs::read_to_string(f.path()).map_or(0, |t| t.lines().count()))
+            .sum()
+    }
+
+    fn wait_done(&self, task: &str, workers: u64) {
+        wait_for("every worker succeeded", DONE, || {
+            let status = self.ottoctl(&self.service, &["status", task]);
+            (status["succeeded"] == workers).then_some(())
+        });
+        wait_for("worker pods deleted", DONE, || {
+            (self.worker_pods(task) == 0).then_some(())
+        });
+    }
+
+    /// Every line once and in order, every transition told.
+    pub fn check_logs(&self, task: &str, workers: usize, lines: usize) {
+        let truth = self.truth();
+        let out = Command::new(program("log-checker"))
+            .args(["--truth", &truth.to_string_lossy()])
+            .args(["--record", &truth.join("handler.jsonl").to_string_lossy()])
+            .args(["--prefix", &format!("otto-agent-{task}-")])
+            .args([
+                "--expect-workers",
+                &workers.to_string(),
+                "--min-lines",
+                &lines.to_string(),
+            ])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            out.status.success(),
+            "{text}{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        println!("{task}: {}", text.trim());
+    }
+
+    /// One accepted create per worker, no write of an older term.
+    pub fn check_audit(&self, task: &str, workers: usize, terms: usize) {
+        let out = Command::new(program("audit-checker"))
+            .args([
+                "--log",
+                &self.cluster.audit_log().to_string_lossy(),
+                "--user",
+                USER,
+                "--task",
+                task,
+            ])
+            .args([
+                "--expect-creates",
+                &workers.to_string(),
+                "--min-terms",
+                &terms.to_string(),
+            ])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{text}");
+        println!("{task}: {}", text.trim());
+    }
+
+    fn trace(&self, id: &str) -> Vec<Span> {
+        let url = format!("{}/api/traces/{id}", self.cluster.var("JAEGER"));
+        let Some(answer) = self.cluster.get(&url) else {
+            return vec![];
+        };
+        let trace = &answer["data"][0];
+        let spans = trace["spans"].as_array().cloned().unwrap_or_default();
+        spans
+            .iter()
+            .map(|span| Span::read(span, &trace["processes"]))
+            .collect()
+    }
+
+    /// SIGKILL to the leader's container, by the container runtime.
+    pub fn kill_leader(&self) -> String {
+        let leader = self.leader().unwrap();
+        let pod = self.cluster.json(&["-n", NAMESPACE, "get", "pod", &leader]);
+        let id = pod["status"]["containerStatuses"][0]["containerID"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let id = id.trim_start_matches("containerd://");
+        let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
+        let status = Command::new(node[0])
+            .args(&node[1..])
+            .args(["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "KILL", id])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        leader
+    }
+}
+
+#[derive(Debug)]
+struct Span {
+    id: String,
+    parent: Option<String>,
+    name: String,
+    replica: String,
+    kind: String,
+}
+
+impl Span {
+    fn read(span: &Value, processes: &Value) -> Self {
+        let tag = |tags: &Value, key: &str| {
+            let tags = tags.as_array().cloned().unwrap_or_default();
+            tags.iter()
+                .find(|t| t["key"] == key)
+                .map(|t| t["value"].as_str().unwrap_or_default().to_owned())
+        };
+        let process = &processes[span["processID"].as_str().unwrap_or_default()];
+        Self {
+            id: span["spanID"].as_str().unwrap_or_default().to_owned(),
+            parent: span["references"][0]["spanID"].as_str().map(str::to_owned),
+            name: span["operationName"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            replica: tag(&process["tags"], "k8s.pod.name").unwrap_or_default(),
+            kind: tag(&span["tags"], "span.kind").unwrap_or_default(),
+        }
+    }
+}
+
+#[test]
+fn a_scale_up_through_a_follower_runs_three_workers_to_their_end() {
+    let i = installed();
+    let env = [("LINES", "120".to_owned()), ("RATE", "20".to_owned())];
+    // The Service picks a replica for each connection; one of these is no leader.
+    let (task, trace) = (0..20)
+        .find_map(|n| {
+            let task = format!("follower-{n}");
+            let answer = i.scale_up(&task, 3, &env);
+            assert_eq!(answer["status"], "SUCCESS", "{answer}");
+            assert_eq!(answer["workerPodNames"].as_array().unwrap().len(), 3);
+            let trace = answer["trace"].as_str().unwrap().to_owned();
+            let server = |s: &&Span| s.kind == "server" && s.name.ends_with("/ScaleUp");
+            let replicas = wait_for("the call's server spans", SOON, || {
+                let spans = i.trace(&trace);
+                // A forwarding replica exports its own span last.
+                let forwarded = spans.iter().any(|s| s.name == "forward to leader");
+                let seen: BTreeSet<String> = spans
+                    .iter()
+                    .filter(server)
+                    .map(|s| s.replica.clone())
+                    .collect();
+                (!seen.is_empty()
+                    && (seen.len() > 1 || !forwarded)
+                    && spans.iter().any(|s| s.name == "create pod"))
+                .then_some(seen)
+            });
+            (replicas.len() == 2).then_some((task, trace))
+        })
+        .expect("no call met a follower");
+
+    // The same from all replicas, before and after deletion.
+    let running = wait_for("equal answers with three running workers", SOON, || {
+        let all = i.statuses(&task);
+        (all.iter().all(|s| *s == all[0]) && all[0]["running"] == 3).then(|| all[0].clone())
+    });
+    assert_eq!(running["workers"].as_array().unwrap().len(), 3);
+    i.wait_done(&task, 3);
+    let after = wait_for("equal answers after deletion", SOON, || {
+        let all = i.statuses(&task);
+        all.iter().all(|s| *s == all[0]).then(|| all[0].clone())
+    });
+    assert_eq!(
+        (after["succeeded"].as_u64(), after["total"].as_u64()),
+        (Some(3), Some(3)),
+        "{after}"
+    );
+
+    i.check_logs(&task, 3, 360);
+    i.check_audit(&task, 3, 1);
+
+    // One connected trace: follower, leader, Kubernetes calls, forwarder.
+    let spans = wait_for("the whole trace", SOON, || {
+        let spans = i.trace(&trace);
+        let forwards = spans
+            .iter()
+            .filter(|s| s.name == "forward worker logs")
+            .count();
+        (forwards == 3).then_some(spans)
+    });
+    let ids: BTreeSet<&str> = spans.iter().map(|s| s.id.as_str()).collect();
+    // The client's own span is not exported; nothing else may be missing.
+    let outside: BTreeSet<&str> = spans
+        .iter()
+        .filter_map(|s| s.parent.as_deref())
+        .filter(|p| !ids.contains(p))
+        .collect();
+    assert!(
+        outside.len() <= 1,
+        "the trace has holes: {outside:?} in {spans:#?}"
+    );
+    for name in [
+        "forward to leader",
+        "create task",
+        "create pod",
+        "notify worker status",
+        "forward worker logs",
+    ] {
+        assert!(spans.iter().any(|s| s.name == name), "no span {name:?}");
+    }
+}
+
+#[test]
+fn a_killed_leader_loses_no_line_and_makes_no_worker_twice() {
+    let i = installed();
+    for seed in seeds() {
+        let task = format!("kill-{seed}");
+        let (workers, lines) = (20, 200);
+        // Between 10 and 90 % of all lines, by the seed.
+        let at = workers * lines * (10 + usize::try_from(seed % 80).unwrap()) / 100;
+        println!(
+            "{task}: the leader is killed at {at} of {} lines",
+            workers * lines
+        );
+        i.scale_up(
+            &task,
+            workers,
+            &[("LINES", lines.to_string()), ("RATE", "25".to_owned())],
+        );
+        wait_for("lines printed", DONE, || {
+            (i.printed(&task) >= at).then_some(())
+        });
+        let killed_at = Instant::now();
+        let killed = i.kill_leader();
+        let before = i
+            .cluster
+            .json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"])["spec"]["holderIdentity"]
+            .clone();
+        wait_for("another term", SOON, || {
+            let lease = i
+                .cluster
+                .json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"]);
+            (lease["spec"]["holderIdentity"] != before).then_some(())
+        });
+        println!(
+            "{task}: {killed} killed, a new term after {} ms",
+            killed_at.elapsed().as_millis()
+        );
+        i.wait_done(&task, 20);
+        i.check_logs(&task, workers, workers * lines);
+        i.check_audit(&task, workers, 2);
+        wait_for("three ready replicas", DONE, || {
+            (i.replicas().len() == 3).then_some(())
+        });
+    }
+}
+
+/// OTTO_TEST_SEEDS, or three of the clock's; printed with each run.
+fn seeds() -> Vec<u64> {
+    match std::env::var("OTTO_TEST_SEEDS") {
+        Ok(text) => text.split(',').map(|s| s.parse().unwrap()).collect(),
+        Err(_) => {
+            let now = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap();
+            let first = u64::from(now.subsec_micros());
+            vec![first, first + 27, first + 54]
+        }
+    }
+}
+
+#[test]
+fn the_fence_refuses_whoever_does_not_hold_the_lease() {
+    let i = installed();
+    let policies = i
+        .cluster
+        .kubectl(&["get", "validatingadmissionpolicybindings", "-o", "name"]);
+    assert!(
+        policies.contains("ottoscaler-ottoscaler-fence"),
+        "{policies}"
+    );
+    let out = i.cluster.try_run(&[
+        "kubectl",
+        "--as",
+        USER,
+        "-n",
+        NAMESPACE,
+        "run",
+        "forged",
+        "--image=busybox",
+        "--restart=Never",
+        "--annotations=ottoscaler.io/term=some/0/body",
+    ]);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && text.contains("ottoscaler fence"),
+        "{text}"
+    );
+}

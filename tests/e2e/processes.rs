@@ -1,0 +1,295 @@
+//! Replicas as processes on the fake cluster, each as its ServiceAccount.
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::support::{Cluster, cluster_sh, program, root, wait_for};
+
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// A process of ours; ends with the test.
+pub struct Process {
+    child: Child,
+    pub address: String,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    pub fn wait_exit(&mut self) -> i32 {
+        wait_for("the process ended", SOON, || self.child.try_wait().unwrap())
+            .code()
+            .unwrap_or(-1)
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Three replicas and a recording handler in a namespace of their own.
+pub struct Cell {
+    pub cluster: Cluster,
+    pub namespace: String,
+    pub replicas: Vec<Process>,
+    pub record: PathBuf,
+    _handler: Process,
+}
+
+impl Cell {
+    pub fn start(namespace: &str, settings: &[(&str, &str)]) -> Self {
+        let cluster = Cluster::from_env("OTTO_TEST_FAKE");
+        // RBAC, CRD and fence by the chart; its Deployment runs nothing here.
+        let flags = "--set replicas=1 --set flowSchema.enabled=false";
+        let out = Command::new("make")
+            .current_dir(root())
+            .args([
+                "-s",
+                "install",
+                &format!("NAME={}", cluster.name),
+                &format!("NAMESPACE={namespace}"),
+            ])
+            .arg(format!("HELM_FLAGS={flags}"))
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        cluster.kubectl(&["-n", namespace, "delete", "deployment", "ottoscaler"]);
+        let kubeconfig = cluster_sh(&["kubeconfig-for", &cluster.name, namespace, "ottoscaler"])
+            .output()
+            .unwrap();
+        let kubeconfig = String::from_utf8(kubeconfig.stdout)
+            .unwrap()
+            .trim()
+            .to_owned();
+
+        let dir = std::env::temp_dir().join(format!("otto-{}-{namespace}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let record = dir.join("handler.jsonl");
+        let handler = format!("127.0.0.1:{}", free_port());
+        let child = Command::new(program("recording-handler"))
+            .args([
+                "serve",
+                "--listen",
+                &handler,
+                "--out",
+                &record.to_string_lossy(),
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let handler = Process {
+            child,
+            address: handler,
+        };
+        let mut cell = Self {
+            cluster,
+            namespace: namespace.to_owned(),
+            replicas: vec![],
+            record,
+            _handler: handler,
+        };
+        for n in 0..3 {
+            let replica = cell.replica(n, &kubeconfig, &dir, settings);
+            cell.replicas.push(replica);
+        }
+        for replica in &cell.replicas {
+            cell.wait_ready(&replica.address);
+        }
+        wait_for("a leader", SOON, || cell.holder());
+        cell
+    }
+
+    fn replica(
+        &self,
+        n: usize,
+        kubeconfig: &str,
+        dir: &std::path::Path,
+        settings: &[(&str, &str)],
+    ) -> Process {
+        let (port, health) = (free_port(), free_port());
+        let log = std::fs::File::create(dir.join(format!("replica-{n}.log"))).unwrap();
+        let child = Command::new(program("ottoscaler"))
+            .env("KUBECONFIG", kubeconfig)
+            .env("NAMESPACE", &self.namespace)
+            .env("POD_NAME", format!("replica-{n}"))
+            .env("GRPC_PORT", port.to_string())
+            .env("HEALTH_PORT", health.to_string())
+            .env("OTTO_HANDLER_HOST", &self._handler.address)
+            .env("LOG_FORMAT", "text")
+            .envs(settings.iter().copied())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Process {
+            child,
+            address: format!("127.0.0.1:{port}"),
+        }
+    }
+
+    fn wait_ready(&self, address: &str) {
+        wait_for("a replica is ready", SOON, || {
+            let probe = [
+                "grpc-health-probe",
+                &format!("-addr={address}"),
+                "-service=readiness",
+            ];
+            self.cluster.try_run(&probe).status.success().then_some(())
+        });
+    }
+
+    /// The replica that holds the Lease.
+    pub fn holder(&self) -> Option<usize> {
+        let lease = [
+            "kubectl",
+            "-n",
+            &self.namespace,
+            "get",
+            "lease",
+            "ottoscaler-leader",
+            "-o",
+            "json",
+        ];
+        let lease: Value = serde_json::from_slice(&self.cluster.try_run(&lease).stdout).ok()?;
+        let holder = lease["spec"]["holderIdentity"].as_str()?.to_owned();
+        holder
+            .strip_prefix("replica-")?
+            .split('_')
+            .next()?
+            .parse()
+            .ok()
+    }
+
+    pub fn ottoctl(&self, replica: usize, args: &[&str]) -> (i32, String, String) {
+        let out = Command::new(program("ottoctl"))
+            .args(["--server", &self.replicas[replica].address, "-o", "json"])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |b: Vec<u8>| String::from_utf8(b).unwrap();
+        (
+            out.status.code().unwrap_or(-1),
+            text(out.stdout),
+            text(out.stderr),
+        )
+    }
+
+    pub fn ask(&self, replica: usize, args: &[&str]) -> Value {
+        let (code, out, err) = self.ottoctl(replica, args);
+        assert_eq!(code, 0, "{args:?}: {out}{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    pub fn pods(&self, task: &str) -> Vec<Value> {
+        let pods = self.cluster.json(&[
+            "-n",
+            &self.namespace,
+            "get",
+            "pods",
+            "-l",
+            &format!("task-id={task}"),
+        ]);
+        pods["items"].as_array().unwrap().clone()
+    }
+
+    /// Nobody runs these pods: says for the kubelet that they succeeded.
+    pub fn succeed(&self, pod: &str) {
+        let status = r#"{"status":{"phase":"Succeeded","containerStatuses":[{"name":"worker","image":"x","imageID":"","ready":false,"restartCount":0,"state":{"terminated":{"exitCode":0,"reason":"Completed"}}}]}}"#;
+        self.cluster.kubectl(&[
+            "-n",
+            &self.namespace,
+            "patch",
+            "pod",
+            pod,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            status,
+        ]);
+    }
+
+    pub fn audit(&self, task: &str, creates: usize, terms: usize) {
+        let user = format!("system:serviceaccount:{}:ottoscaler", self.namespace);
+        let out = Command::new(program("audit-checker"))
+            .args([
+                "--log",
+                &self.cluster.audit_log().to_string_lossy(),
+                "--user",
+                &user,
+                "--task",
+                task,
+            ])
+            .args([
+                "--expect-creates",
+                &creates.to_string(),
+                "--min-terms",
+                &terms.to_string(),
+            ])
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stdout)
+        );
+    }
+
+    pub fn notified(&self, worker: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.record).unwrap_or_default();
+        let records = text
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        let mut seen: Vec<String> = Vec::new();
+        for r in records.filter(|r| r["kind"] == "notify" && r["worker"] == worker) {
+            let status = r["status"].as_str().unwrap().to_owned();
+            if !seen.contains(&status) {
+                seen.push(status);
+            }
+        }
+        seen
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        // Ends the replicas first, so that nothing writes while it goes.
+        self.replicas.clear();
+        if !std::thread::panicking() {
+            if let Some(dir) = self.record.parent() {
+                let _ = std::fs::remove_dir_all(dir);
+            }
+            let _ = self.cluster.try_run(&[
+                "kubectl",
+                "delete",
+                "namespace",
+                &self.namespace,
+                "--wait=false",
+            ]);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs the tests: without a cluster, then on a fake and on a real one, which it
+# brings up and takes down again.
+#   ONLY=<filter>   only tests whose name has it
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cluster=deploy/local/cluster.sh
+only=${ONLY:-}
+up=()
+finish() {
+  for name in "${up[@]}"; do $cluster down "$name" > /dev/null || true; done
+}
+trap finish EXIT
+started=$SECONDS
+step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
+
+step "without a cluster"
+cargo test --workspace --lib --bins -- ${only:+"$only"}
+
+why=$($cluster possible node)
+if [ -n "$why" ]; then
+  echo "the real-node tests and the trace test are not run: $why"
+  [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
+fi
+
+step "programs and images"
+if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
+
+step "fake cluster"
+export OTTO_TEST_FAKE=t-fake OTTO_TEST_NODE=t-node
+up+=(t-fake)
+$cluster up t-fake fake
+cargo test --test e2e -- --test-threads=1 --nocapture --skip node:: ${only:+"$only"}
+$cluster down t-fake
+
+if [ -z "$why" ]; then
+  step "real node"
+  up+=(t-node)
+  $cluster up t-node node
+  make -s load NAME=t-node
+  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: ${only:+"$only"}
+  $cluster down t-node
+  if [ -z "$only" ]; then
+    step "clusters leave no trace"
+    tests/cluster/no_trace.sh
+  fi
+fi
+step "done"
