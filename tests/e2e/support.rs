@@ -94,26 +94,6 @@ impl Cluster {
         serde_json::from_str(&self.kubectl(&[args, &["-o", "json"]].concat())).unwrap()
     }
 
-    pub fn apply(&self, manifest: &str) {
-        use std::io::Write as _;
-        let mut child = self
-            .command(&["kubectl", "apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(manifest.as_bytes())
-            .unwrap();
-        assert!(
-            child.wait().unwrap().success(),
-            "kubectl apply failed:\n{manifest}"
-        );
-    }
-
     /// An HTTP GET through the cluster's network, as JSON.
     pub fn get(&self, url: &str) -> Option<Value> {
         let out = self.try_run(&["curl", "-fsS", "--max-time", "5", url]);

@@ -53,7 +53,15 @@ enum Command {
         max_streams: Option<u32>,
     },
     /// Follows a record file and prints worker and message, until ended.
-    Tail { file: PathBuf },
+    Tail {
+        file: PathBuf,
+        /// Only workers whose name starts so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Of a worker's lines every nth; states are always shown.
+        #[arg(long, default_value_t = 1)]
+        every: usize,
+    },
 }
 
 /// How it treats its peer; all off by default.
@@ -278,7 +286,11 @@ async fn main() -> anyhow::Result<()> {
             control,
             max_streams,
         } => serve(listen, out, control, max_streams).await,
-        Command::Tail { file } => tail(&file).await,
+        Command::Tail {
+            file,
+            prefix,
+            every,
+        } => tail(&file, &prefix, every.max(1)).await,
     }
 }
 
@@ -317,11 +329,11 @@ async fn serve(
 }
 
 /// Prints entries as they come, one colour per worker on a terminal.
-async fn tail(path: &PathBuf) -> anyhow::Result<()> {
+async fn tail(path: &PathBuf, prefix: &str, every: usize) -> anyhow::Result<()> {
     use std::io::IsTerminal as _;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut reader = BufReader::new(File::open(path).with_context(|| path.display().to_string())?);
-    let mut workers: Vec<String> = Vec::new();
+    let mut workers: Vec<(String, usize)> = Vec::new();
     let mut line = String::new();
     loop {
         let before = reader.stream_position()?;
@@ -332,17 +344,26 @@ async fn tail(path: &PathBuf) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         }
-        let (worker, text) = match serde_json::from_str::<Record>(&line)? {
-            Record::Log(l) => (l.worker, l.message),
-            Record::Notify(n) => (n.worker, format!("── {}", n.status)),
+        let (worker, text, is_line) = match serde_json::from_str::<Record>(&line)? {
+            Record::Log(l) => (l.worker, l.message, true),
+            Record::Notify(n) => (n.worker, format!("── {}", n.status), false),
         };
+        if !worker.starts_with(prefix) {
+            continue;
+        }
         let at = workers
             .iter()
-            .position(|w| *w == worker)
+            .position(|(w, _)| *w == worker)
             .unwrap_or_else(|| {
-                workers.push(worker.clone());
+                workers.push((worker.clone(), 0));
                 workers.len() - 1
             });
+        if is_line {
+            workers[at].1 += 1;
+            if !workers[at].1.is_multiple_of(every) {
+                continue;
+            }
+        }
         if colour {
             println!("\x1b[3{}m{worker}\x1b[0m | {text}", 1 + at % 6);
         } else {
