@@ -47,21 +47,26 @@ install: ## Install the chart into NAMESPACE of NAME (VALUES=file, HELM_FLAGS=â€
 uninstall: ## Remove the chart from NAMESPACE of NAME
 	@$(cluster) run $(NAME) helm uninstall $(RELEASE) --namespace $(NAMESPACE) --wait --timeout 2m
 
-##@ Develop
-.PHONY: test test-trace lint demo demo-down bench soak mutants fuzz model
-test: test-trace ## Run the tests (ONLY=filter)
-	@cargo test --workspace $(ONLY)
-test-trace: ## Show that a cluster's up and down leave nothing behind
-	@tests/cluster/no_trace.sh
-lint: ## Check format, warnings and scripts
-	@cargo fmt --all --check
-	@cargo clippy --workspace --all-targets -- -D warnings
-	@if command -v shellcheck > /dev/null; then cd deploy/local && shellcheck -x ./*.sh node/*.sh ../../tests/cluster/*.sh ../../.ci/run; else echo "shellcheck is not here: scripts not checked"; fi
-demo: ## Show the main job on a cluster of its own
-	@echo "error: demo is not there yet" >&2; exit 1
+##@ Show
+.PHONY: demo demo-down
+demo: ## The main job on a cluster of its own, the leader killed on the way
+	@deploy/local/demo.sh
 demo-down: ## Remove what demo left running
 	@$(cluster) down demo
-bench soak mutants fuzz model: ## Not there yet
+
+##@ Develop
+.PHONY: build test lint bench
+build: ## Build the release programs
+	@cargo build --release --workspace --bins
+test: ## Run the tests (ONLY=filter)
+	@tests/run.sh
+lint: ## Check format, warnings, dependencies, file length, purity, scripts
+	@tests/lint.sh
+bench: ## Measure, one line per figure (ONLY=group)
+	@tests/bench.sh
+
+.PHONY: soak mutants fuzz model
+soak mutants fuzz model: ## Not there yet
 	@echo "error: $@ is not there yet" >&2; exit 1
 
 ##@ Help

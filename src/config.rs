@@ -473,6 +473,20 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_lists_every_setting() {
+        let readme = include_str!("../README.md");
+        for s in SETTINGS {
+            let default = if s.default.is_empty() {
+                "–".to_owned()
+            } else {
+                format!("`{}`", s.default)
+            };
+            let row = format!("| `{}` | {default} | {} | {} |", s.name, s.takes, s.about);
+            assert!(readme.contains(&row), "README.md lacks: {row}");
+        }
+    }
+
+    #[test]
     fn flags_carry_the_variables_names() {
         let args = ["--grpc-port", "1", "--namespace=ci"].map(String::from);
         assert_eq!(

@@ -35,7 +35,7 @@ record=$TRUTH/handler.jsonl
 tail=$!
 trap 'kill $tail 2> /dev/null || true' EXIT
 answer=$(ctl -o json scale-up "$task" -n 3 --repository demo/repo --commit abc123 -e LINES=150 -e RATE=15)
-trace=$(sed 's/.*"trace":"\([0-9a-f]*\)".*/\1/' <<< "$answer")
+trace=${answer##*\"trace\":\"} trace=${trace%%\"*}
 
 half() { cat "$TRUTH/otto-agent-$task"-*.truth 2> /dev/null | wc -l; }
 until [ "$(half)" -ge 150 ]; do sleep 0.1; done

@@ -376,7 +376,9 @@ fn a_killed_leader_loses_no_line_and_makes_no_worker_twice() {
         wait_for("lines printed", DONE, || {
             (i.printed(&task) >= at).then_some(())
         });
-        let holder = || i.cluster.json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"])["spec"]["holderIdentity"].clone();
+        let holder = || {
+            i.cluster.json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"])["spec"]["holderIdentity"].clone()
+        };
         let before = holder();
         let killed_at = Instant::now();
         let killed = i.kill_leader();

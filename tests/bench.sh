@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Measures, one line per figure:
+#   <figure> <value> <unit> reference <value> ratio <r> target <t> met|short
+# Exits 0 unless a figure could not be measured. Raw samples: $XDG_CACHE_HOME/ottoscaler/bench.
+#   ONLY=<group>   start, memory (election, workers, status and logs come with their issues)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cluster=deploy/local/cluster.sh
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
+bin=$CARGO_TARGET_DIR/release
+raw=$cache/bench/$(date -u +%Y%m%dT%H%M%SZ)
+name=bench ns=bench pids=()
+mkdir -p "$raw"
+finish() {
+  [ ${#pids[@]} = 0 ] || kill "${pids[@]}" 2> /dev/null || true
+  $cluster down $name > /dev/null || true
+}
+trap finish EXIT
+
+figure() { # name value unit target: at most
+  awk -v n="$1" -v v="$2" -v u="$3" -v t="$4" 'BEGIN {
+    printf "%-28s %10.3f %-5s reference - ratio - target %s %s\n", n, v, u, t, (v <= t ? "met" : "short") }'
+}
+
+k() { $cluster run $name kubectl "$@"; }
+
+replica() { # number: starts one, leaves its pid in $pid, its ports in $grpc and $health
+  grpc=$((31000 + $1 * 2)) health=$((31001 + $1 * 2))
+  KUBECONFIG=$kubeconfig NAMESPACE=$ns POD_NAME=replica-$1 GRPC_PORT=$grpc HEALTH_PORT=$health MAX_WORKERS=1000 \
+    OTTO_HANDLER_HOST=127.0.0.1:9 LOG_LEVEL=error "$bin/ottoscaler" 2> "$raw/replica-$1.log" &
+  pid=$!
+  pids+=("$pid")
+}
+
+ready() { until "$probe" -addr "127.0.0.1:$health" -service readiness > /dev/null 2>&1; do sleep 0.005; done; }
+
+# A control plane with 1,000 worker pods that nobody runs, and a leader for them.
+thousand() {
+  [ -z "${kubeconfig:-}" ] || return 0
+  NODES=20 $cluster up $name fake 1>&2
+  make -s install NAME=$name NAMESPACE=$ns HELM_FLAGS="--set replicas=1" > /dev/null
+  k -n $ns delete deployment ottoscaler > /dev/null
+  kubeconfig=$($cluster kubeconfig-for $name $ns ottoscaler)
+  probe=$(PATH=$(deploy/local/build.sh --path)$PATH command -v grpc-health-probe)
+  replica 0
+  leader=$pid
+  ready
+  figure_idle=$(awk '/VmRSS/ {print $2 / 1024}' "/proc/$leader/status")
+  "$bin/ottoctl" --server "127.0.0.1:$grpc" --timeout 60 scale-up bench -n 1000 --repository r --commit c > "$raw/scale-up.txt"
+  until [ "$(k -n $ns get pods --no-headers 2> /dev/null | grep -c otto-agent)" = 1000 ]; do sleep 0.2; done
+}
+
+start() { # exec → ready, synced with 1,000 pods; the worst of five
+  thousand
+  local n from
+  for n in 1 2 3 4 5; do
+    from=$(date +%s%N)
+    replica "$n"
+    ready
+    echo $((($(date +%s%N) - from) / 1000000)) >> "$raw/start-ms.txt"
+    kill "$pid"
+  done
+  figure start_synced_1000_pods "$(sort -n "$raw/start-ms.txt" | tail -1 | awk '{print $1 / 1000}')" s 1
+  figure binary_size "$(stat -c %s "$bin/ottoscaler" | awk '{print $1 / 1048576}')" MiB 25
+  figure image_size "$(stat -c %s "$cache/images/ottoscaler-dev.tar" | awk '{print $1 / 1048576}')" MiB 40
+}
+
+memory() {
+  thousand
+  figure memory_leader_idle "$figure_idle" MiB 20
+}
+
+make -s image > /dev/null
+case ${ONLY:-all} in
+  start | memory) "$ONLY" ;;
+  all) start; memory ;;
+  election | workers | status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
+  *) echo "ONLY=$ONLY: takes start, memory, election, workers, status or logs" >&2; exit 64 ;;
+esac

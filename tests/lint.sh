@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Everything that can be judged without running the program.
+# shellcheck disable=SC2317 # called by name
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/cargo-tools
+export PATH=$tools/bin:$PATH
+failed=0
+check() { # what, command…
+  printf '%-28s' "$1"
+  if out=$("${@:2}" 2>&1); then echo ok; else echo FAILED; printf '%s\n' "$out"; failed=1; fi
+}
+
+# name version: a cargo tool in the cache, built once
+tool() {
+  [ -x "$tools/bin/$1" ] && "$tools/bin/$1" --version 2> /dev/null | grep -q "$2" && return
+  echo "building $1 $2 …"
+  (unset CARGO_TARGET_DIR; cd / && cargo install --quiet --locked --root "$tools" "$1@$2")
+}
+
+# File length: 600 lines at most, for good; tests of a module count on their own.
+length() {
+  local long
+  long=$(git ls-files '*.rs' '*.sh' '*.proto' | xargs wc -l | awk '$2 != "total" && $1 > 600')
+  [ -z "$long" ] || { echo "$long"; return 1; }
+}
+
+# domain/ is pure: plain data and functions.
+purity() {
+  ! grep -nE '\b(kube|k8s_openapi|tonic|tokio|Instant|SystemTime)\b|Timestamp::now' -r src/domain --include '*.rs' | grep -vE ':[0-9]+: *//'
+}
+
+# Tests wait for facts: the one pause is in wait_for.
+sleeps() {
+  ! grep -nE 'sleep\(' -r tests/e2e | grep -v 'std::thread::sleep(LOOK_EVERY)'
+}
+
+# No unowned task, no machine's path.
+detached() { ! grep -nE '(^|[^.a-z_])tokio::spawn\(' -r src; }
+paths() { ! git grep -nE '/(root|work)/' -- . ':!tests/lint.sh' ':!*/go.sum'; }
+
+tool cargo-machete 0.9.2
+tool cargo-deny 0.20.2
+check "format" cargo fmt --all --check
+check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
+check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
+check "dependencies allowed" cargo deny --offline --log-level error check bans licenses sources
+check "no unused dependencies" cargo machete --skip-target-dir
+check "file length" length
+check "domain/ is pure" purity
+check "no sleep in tests" sleeps
+check "no detached task" detached
+check "no machine's paths" paths
+if command -v shellcheck > /dev/null; then
+  check "scripts" bash -c 'cd deploy/local && shellcheck -x ./*.sh node/*.sh ../../tests/*.sh ../../tests/*/*.sh ../../.ci/run'
+elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+  apt-get install -y -qq --no-remove --no-install-recommends shellcheck > /dev/null 2>&1 &&
+    check "scripts" bash -c 'cd deploy/local && shellcheck -x ./*.sh node/*.sh ../../tests/*.sh ../../tests/*/*.sh ../../.ci/run'
+else
+  echo "scripts                     not checked: shellcheck is missing"
+fi
+exit $failed
