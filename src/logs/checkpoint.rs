@@ -210,11 +210,6 @@ impl Resume {
         }
     }
 
-    /// From when on to open the log.
-    pub(super) fn since(&self) -> Option<i64> {
-        self.from.since
-    }
-
     /// Nothing is held back any more.
     pub(super) fn is_flowing(&self) -> bool {
         self.held >= self.from.lines

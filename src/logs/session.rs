@@ -88,7 +88,9 @@ struct State {
     reader: Option<Reader>,
     /// A log being opened; kept, so that other events do not start it over.
     opening: Option<Opening>,
-    /// Held back until the reader is past what we read before.
+    /// Where the open log was, or is to be, opened.
+    from: Checkpoint,
+    /// Holds lines back until the reader is past `from`; None once it is.
     resume: Option<Resume>,
     /// The log was read to its end after the container ended.
     ended: bool,
@@ -120,7 +122,8 @@ impl<S: Source, P: Pods> Session<S, P> {
             acked: Tracker::resume(&from),
             reader: None,
             opening: None,
-            resume: None,
+            resume: Some(Resume::new(from.clone())),
+            from: from.clone(),
             ended: false,
             gone: false,
             lines_at_end: None,
@@ -133,9 +136,6 @@ impl<S: Source, P: Pods> Session<S, P> {
             dropped: 0,
             retried: 0,
         };
-        // The first reader also feeds the acknowledged tracker: both start at
-        // the checkpoint.
-        state.resume = Some(Resume::new(from));
         let end = self.streams(&mut state).await;
         if end == End::HandedOver {
             self.save(&mut state).await;
@@ -296,11 +296,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                     Some(opening) => opening,
                     None => {
                         sleep_until(state.next_open).await;
-                        let from = state.read.checkpoint();
-                        let since = state
-                            .resume
-                            .get_or_insert_with(|| Resume::new(from))
-                            .since();
+                        let since = state.from.since;
                         // A log that has ended is read to its last byte.
                         let follow = !self.is_over();
                         let (source, pod) = (self.source.clone(), self.pod.clone());
@@ -358,9 +354,6 @@ impl<S: Source, P: Pods> Session<S, P> {
     /// Lines are missing: says so, and goes on with what there is.
     fn gap(&self, state: &mut State, reason: &str) {
         tracing::warn!(pod = self.pod.name, reason, "log lines are missing");
-        state.resume = None;
-        state.reader = None;
-        state.next_open = Instant::now() + REOPEN_AFTER;
         let sequence = state.read.next();
         let mut metadata = self.metadata(state, sequence);
         metadata.extend([
@@ -374,6 +367,9 @@ impl<S: Source, P: Pods> Session<S, P> {
         "stderr".clone_into(&mut wire.source);
         wire.message = format!("log lines are missing here ({reason})");
         state.read.pass_gap();
+        // From what the file has now, everything is new.
+        state.resume = None;
+        self.rewind(state);
         state.bytes += 256;
         state.window.push(Entry {
             wire,
@@ -385,33 +381,41 @@ impl<S: Source, P: Pods> Session<S, P> {
 
     /// A log that ended: for good if the container has, else it is opened again.
     fn at_end(&self, state: &mut State) {
-        let fresh = state.resume.as_ref().is_none_or(Resume::is_flowing);
-        state.reader = None;
-        state.next_open = Instant::now() + REOPEN_AFTER;
-        if !fresh {
-            // It has fewer lines than we have acknowledged.
-            if self.is_over() {
+        let over = self.is_over();
+        if state.resume.as_ref().is_some_and(|r| !r.is_flowing()) {
+            // It has fewer lines than are behind us.
+            if over {
                 self.gap(state, "rotated");
-                state.ended = true;
             } else {
-                state.resume = None;
+                self.rewind(state);
             }
             return;
         }
         self.flow(state);
-        let over = self.is_over();
         // Ended means: read to the end by an open that began after the end.
-        state.ended = over && state.lines_at_end == Some(state.read.next());
-        state.lines_at_end = over.then(|| state.read.next());
-        if over && !state.ended {
+        let read = state.read.next();
+        state.ended = over && state.lines_at_end == Some(read);
+        state.lines_at_end = over.then_some(read);
+        self.rewind(state);
+        if over {
             state.next_open = Instant::now();
         }
     }
 
-    fn not_read(&self, state: &mut State, error: &Error) {
+    /// The log is opened again, and what is behind us held back.
+    #[expect(clippy::unused_self, reason = "one place for the rules of a session")]
+    fn rewind(&self, state: &mut State) {
+        // A reader that had not come past its start has moved nothing.
+        if state.resume.is_none() {
+            state.from = state.read.checkpoint();
+        }
+        state.resume = Some(Resume::new(state.from.clone()));
         state.reader = None;
-        state.resume = None;
         state.next_open = Instant::now() + REOPEN_AFTER;
+    }
+
+    fn not_read(&self, state: &mut State, error: &Error) {
+        self.rewind(state);
         if matches!(error, Error::Gone) || !self.pods.is_current(&self.pod) {
             // Its logs went with it.
             if state.lines_at_end != Some(state.read.next()) {
@@ -555,3 +559,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

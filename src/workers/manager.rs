@@ -12,6 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{
     create,
@@ -380,37 +381,31 @@ impl Engine {
             let (shared, task) = (self.shared.clone(), task.clone());
             match action {
                 Action::Create { index, attempt } => {
-                    let span = notify::span_of(&task, "start worker");
                     let key = Key::Create {
                         task: name.clone(),
                         index,
                         attempt,
                     };
-                    self.start(
-                        name,
-                        key,
-                        span,
-                        Box::pin(
-                            async move { create::create(&shared, &task, index, attempt).await },
-                        ),
-                    );
+                    self.start(name, key, || {
+                        let span = notify::span_of(&task, "start worker");
+                        let effect =
+                            async move { create::create(&shared, &task, index, attempt).await };
+                        Box::pin(effect.instrument(span))
+                    });
                 }
                 Action::Delete { name: pod, uid } => {
-                    let span = notify::span_of(&task, "remove worker");
-                    self.start(
-                        name,
-                        Key::Delete(uid.clone()),
-                        span,
-                        Box::pin(async move { create::delete(&shared, &pod, &uid).await }),
-                    );
+                    self.start(name, Key::Delete(uid.clone()), || {
+                        let span = notify::span_of(&task, "remove worker");
+                        Box::pin(
+                            async move { create::delete(&shared, &pod, &uid).await }
+                                .instrument(span),
+                        )
+                    });
                 }
                 Action::Forget => {
-                    self.start(
-                        name,
-                        Key::Forget(name.clone()),
-                        tracing::Span::none(),
-                        Box::pin(async move { status::forget(&shared, &task).await }),
-                    );
+                    self.start(name, Key::Forget(name.clone()), || {
+                        Box::pin(async move { status::forget(&shared, &task).await })
+                    });
                 }
             }
         }
@@ -430,24 +425,20 @@ impl Engine {
         } else if !self.busy.contains(&key) {
             self.stored.insert(name.clone(), now);
             let shared = self.shared.clone();
-            self.start(
-                &name,
-                key,
-                tracing::Span::none(),
-                Box::pin(async move { status::write(&shared, &task, status).await }),
-            );
+            self.start(&name, key, || {
+                Box::pin(async move { status::write(&shared, &task, status).await })
+            });
         }
     }
 
-    fn start(&mut self, name: &Arc<str>, key: Key, span: tracing::Span, effect: Running) {
-        use tracing::Instrument as _;
+    /// Starts an effect unless it is under way.
+    fn start(&mut self, name: &Arc<str>, key: Key, effect: impl FnOnce() -> Running) {
         if !self.busy.insert(key.clone()) {
             return;
         }
         self.creating += usize::from(matches!(key, Key::Create { .. }));
-        let name = name.clone();
-        self.effects
-            .spawn(async move { (key, name, effect.await) }.instrument(span));
+        let (name, effect) = (name.clone(), effect());
+        self.effects.spawn(async move { (key, name, effect.await) });
     }
 
     fn ended(&mut self, ended: Result<(Key, Arc<str>, End), tokio::task::JoinError>) {

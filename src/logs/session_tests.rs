@@ -1,0 +1,299 @@
+#![expect(clippy::unwrap_used)]
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use futures::StreamExt as _;
+use tokio::net::TcpListener;
+use tonic::{Response, Status as Refused};
+
+use super::*;
+use crate::{
+    config,
+    proto::{
+        WorkerStatusAck, WorkerStatusNotification,
+        otto_handler_log_service_server::{OttoHandlerLogService, OttoHandlerLogServiceServer},
+    },
+};
+
+/// A finished container's log; opens break off after so many lines, in turn.
+#[derive(Default)]
+struct File {
+    lines: Vec<String>,
+    breaks: Vec<usize>,
+    opens: AtomicUsize,
+    saved: Mutex<Option<String>>,
+}
+
+#[tonic::async_trait]
+impl Source for File {
+    async fn open(&self, _: &Pod, since: Option<i64>, _: bool) -> Result<Reader, Error> {
+        let since = since.map_or(i64::MIN, |s| s);
+        let from = |l: &&String| {
+            let stamp: jiff::Timestamp = l.split(' ').next().unwrap().parse().unwrap();
+            stamp.as_second() >= since
+        };
+        let served: Vec<&String> = self.lines.iter().filter(from).collect();
+        let open = self.opens.fetch_add(1, Ordering::Relaxed);
+        let upto = self.breaks.get(open).copied();
+        let text: String = served
+            .iter()
+            .take(upto.unwrap_or(usize::MAX))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        let mut parts = vec![Ok(text.into_bytes())];
+        if upto.is_some() {
+            parts.push(Err(std::io::Error::other("broke off")));
+        }
+        let bytes = futures::TryStreamExt::into_async_read(futures::stream::iter(parts));
+        Ok(Reader::new(Box::pin(bytes)))
+    }
+
+    async fn save(&self, _: &Pod, checkpoint: String) -> Result<(), Error> {
+        *self.saved.lock().unwrap() = Some(checkpoint);
+        Ok(())
+    }
+}
+
+/// The pod stands still.
+#[derive(Clone)]
+struct Still(Arc<Pod>);
+
+impl Pods for Still {
+    fn latest(&self, _: &Pod) -> Option<Arc<Pod>> {
+        Some(self.0.clone())
+    }
+}
+
+type Mood = fn(u64) -> Option<Status>;
+
+/// Answers the nth entry by its mood (None: not at all); keeps what it took.
+#[derive(Clone)]
+struct Peer {
+    mood: Mood,
+    count: Arc<AtomicUsize>,
+    taken: Arc<Mutex<Vec<(u64, String)>>>,
+}
+
+#[tonic::async_trait]
+impl OttoHandlerLogService for Peer {
+    type ForwardWorkerLogsStream =
+        Pin<Box<dyn futures::Stream<Item = Result<LogForwardResponse, Refused>> + Send>>;
+
+    async fn forward_worker_logs(
+        &self,
+        request: Request<Streaming<WorkerLogEntry>>,
+    ) -> Result<Response<Self::ForwardWorkerLogsStream>, Refused> {
+        let peer = self.clone();
+        let answers = request.into_inner().filter_map(move |entry| {
+            let n = peer.count.fetch_add(1, Ordering::Relaxed) as u64;
+            let mut answer = (peer.mood)(n);
+            if let (Ok(entry), Some(Status::Ack)) = (&entry, answer) {
+                let sequence: u64 = entry.metadata["sequence"].parse().unwrap();
+                let mut taken = peer.taken.lock().unwrap();
+                // What follows an entry asked for again waits for that one.
+                let newest = taken.iter().map(|(s, _)| *s).max();
+                if newest.is_some_and(|newest| sequence > newest + 1) {
+                    answer = Some(Status::Retry);
+                } else {
+                    taken.push((sequence, entry.message.clone()));
+                }
+            }
+            std::future::ready(answer.map(|status| {
+                Ok(LogForwardResponse {
+                    status: status.into(),
+                    ..Default::default()
+                })
+            }))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn notify_worker_status(
+        &self,
+        _: Request<WorkerStatusNotification>,
+    ) -> Result<Response<WorkerStatusAck>, Refused> {
+        Ok(Response::new(WorkerStatusAck::default()))
+    }
+}
+
+fn lines(n: usize) -> Vec<String> {
+    (0..n)
+        .map(|i| {
+            let at = jiff::Timestamp::from_second(1_790_000_000 + i as i64 / 3).unwrap();
+            format!("{at} line {i}")
+        })
+        .collect()
+}
+
+/// Runs a session over a file against a peer; what the peer took, in order.
+async fn run(
+    file: File,
+    mood: Mood,
+    checkpoint: Option<String>,
+) -> (End, Vec<(u64, String)>, Arc<File>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let peer = Peer {
+        mood,
+        count: Arc::default(),
+        taken: Arc::default(),
+    };
+    let service = OttoHandlerLogServiceServer::new(peer.clone());
+    let serve = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    let handler = config::Handler {
+        host,
+        ack: AckMode::Each,
+        ack_timeout: Duration::from_millis(500),
+        window: 16,
+    };
+    let pod = Arc::new(Pod {
+        name: "p".into(),
+        uid: "u".into(),
+        phase: crate::domain::pod::PodPhase::Succeeded,
+        started: Some(1),
+        finished: Some(2),
+        checkpoint,
+        ..Pod::default()
+    });
+    let source = Arc::new(file);
+    let session = Session {
+        pod: pod.clone(),
+        source: source.clone(),
+        pods: Still(pod),
+        handler: HandlerClient::new(&handler).unwrap(),
+        settings: Settings::new(&handler, "n"),
+        term: "t".into(),
+        drain: CancellationToken::new(),
+    };
+    let end = tokio::select! {
+        end = session.run() => end,
+        _ = serve => unreachable!(),
+    };
+    let taken = peer.taken.lock().unwrap().clone();
+    (end, taken, source)
+}
+
+fn expected(n: usize) -> Vec<(u64, String)> {
+    (1..).zip((0..n).map(|i| format!("line {i}"))).collect()
+}
+
+/// Drops repeats as the contract tells a receiver to.
+fn without_repeats(taken: Vec<(u64, String)>) -> Vec<(u64, String)> {
+    let mut newest = 0;
+    taken
+        .into_iter()
+        .filter(|(sequence, _)| {
+            let new = *sequence > newest;
+            newest = newest.max(*sequence);
+            new
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn every_line_is_taken_once_and_in_order() {
+    let (end, taken, _) = run(
+        File {
+            lines: lines(100),
+            ..Default::default()
+        },
+        |_| Some(Status::Ack),
+        None,
+    )
+    .await;
+    assert_eq!((end, taken), (End::Drained, expected(100)));
+}
+
+#[tokio::test]
+async fn a_log_that_breaks_off_again_and_again_is_resumed_exactly() {
+    // Also inside of what is held back.
+    let file = File {
+        lines: lines(100),
+        breaks: vec![30, 10, 25, 5, 60, 40],
+        ..Default::default()
+    };
+    let (_, taken, _) = run(file, |_| Some(Status::Ack), None).await;
+    assert_eq!(taken, expected(100));
+}
+
+#[tokio::test]
+async fn a_storm_of_retries_loses_nothing_and_keeps_order() {
+    let mood: Mood = |n| {
+        Some(if n % 3 == 1 {
+            Status::Retry
+        } else {
+            Status::Ack
+        })
+    };
+    let (_, taken, _) = run(
+        File {
+            lines: lines(60),
+            ..Default::default()
+        },
+        mood,
+        None,
+    )
+    .await;
+    assert_eq!(without_repeats(taken), expected(60));
+}
+
+#[tokio::test]
+async fn a_handler_that_answers_nothing_is_left_and_asked_again() {
+    let mood: Mood = |n| (!(20..36).contains(&n)).then_some(Status::Ack);
+    let (end, taken, _) = run(
+        File {
+            lines: lines(40),
+            ..Default::default()
+        },
+        mood,
+        None,
+    )
+    .await;
+    assert_eq!((end, without_repeats(taken)), (End::Drained, expected(40)));
+}
+
+#[tokio::test]
+async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
+    let mut tracker = Tracker::resume(&Checkpoint::start(0));
+    for text in lines(50) {
+        let mut splitter = crate::logs::line::Splitter::default();
+        splitter.feed(format!("{text}\n").as_bytes(), |l| {
+            tracker.pass(l.second, l.hash())
+        });
+    }
+    let stored = tracker.checkpoint().encode();
+    let (_, taken, _) = run(
+        File {
+            lines: lines(80),
+            ..Default::default()
+        },
+        |_| Some(Status::Ack),
+        Some(stored),
+    )
+    .await;
+    assert_eq!(taken, expected(80)[50..]);
+}
+
+#[tokio::test]
+async fn a_file_that_has_moved_on_gives_one_gap_record() {
+    let mut tracker = Tracker::resume(&Checkpoint::start(0));
+    for text in lines(50) {
+        let mut splitter = crate::logs::line::Splitter::default();
+        splitter.feed(format!("{text}\n").as_bytes(), |l| {
+            tracker.pass(l.second, l.hash())
+        });
+    }
+    let stored = tracker.checkpoint().encode();
+    let file = File {
+        lines: lines(80)[70..].to_vec(),
+        ..Default::default()
+    };
+    let (end, taken, _) = run(file, |_| Some(Status::Ack), Some(stored)).await;
+    assert_eq!(end, End::Drained);
+    let gaps = taken.iter().filter(|(_, m)| m.contains("missing")).count();
+    assert_eq!((gaps, taken.len()), (1, 11), "{taken:?}");
+}
