@@ -43,8 +43,8 @@ tool cargo-machete 0.9.2
 tool cargo-deny 0.20.2
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
-check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet
-check "dependencies allowed" cargo deny --offline --log-level error check bans licenses sources
+check "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --quiet
+check "dependencies allowed" cargo deny --log-level error check bans licenses sources
 check "no unused dependencies" cargo machete --skip-target-dir
 check "file length" length
 check "domain/ is pure" purity

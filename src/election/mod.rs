@@ -1,7 +1,7 @@
 //! Leadership: one replica acts, and everybody knows which.
 //!
-//! kube-leader-election does the protocol; [`guard`] makes it safe, [`fence`]
-//! keeps a deposed leader's writes from taking effect, [`proof`] lets a successor
+//! kube-leader-election does the protocol; `guard` makes it safe, `fence`
+//! keeps a deposed leader's writes from taking effect, `proof` lets a successor
 //! start when the kubelet says that the holder's container has ended.
 //!
 //! What holds:
