@@ -20,10 +20,10 @@ use crate::{
     election::{Contender, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
-    logs::{self, Drained, Forwarder, HandlerClient},
+    logs::{self, Forwarder, HandlerClient},
     supervisor::{Signals, Supervisor},
     telemetry,
-    workers::{Manager, Parts},
+    workers::{Drained, Manager, Parts},
 };
 
 /// Runs a replica until it is told to stop.

@@ -12,7 +12,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::router::{Answer, Call, Verb};
+use super::call::{Answer, Call, Verb};
 use crate::{proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry};
 
 /// Marks a forwarded call with the replica that sent it.

@@ -2,6 +2,7 @@
 //!
 //! A handler is: check, one call, convert. ScaleUp and ScaleDown go through the
 //! [`Router`] to the leader; status is answered from the index.
+mod call;
 mod convert;
 mod errors;
 mod forward;
@@ -13,7 +14,7 @@ mod status;
 mod watch;
 
 pub use health::{Health, Probe};
-pub use router::{Router, Scale};
+pub use router::Router;
 pub use server::{Server, Stopped};
 
 use crate::index::Index;

@@ -9,12 +9,12 @@ use arc_swap::ArcSwapOption;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use super::{errors, forward::Forward};
-use crate::{
-    domain::request::{Outcome, Refusal, ScaleRequest},
-    election::Leadership,
-    proto,
+use super::{
+    call::{Answer, Call, Verb},
+    errors,
+    forward::Forward,
 };
+use crate::{domain::request::Refusal, election::Leadership, workers::Scale};
 
 /// Held so long when the client gives no deadline.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -22,39 +22,6 @@ const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_millis(200);
 /// Between two looks for a leader when nothing tells of a change.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// The leader's side of ScaleUp and ScaleDown.
-#[tonic::async_trait]
-pub trait Scale: Send + Sync + std::fmt::Debug + 'static {
-    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
-    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
-    Up,
-    Down,
-}
-
-/// A call with what must travel along.
-#[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub(super) verb: Verb,
-    pub(super) request: proto::ScaleRequest,
-    pub(super) request_id: String,
-    pub(super) traceparent: Option<String>,
-    pub(super) deadline: Instant,
-    /// It came over the one hop already.
-    pub(super) forwarded: bool,
-}
-
-/// An answer, and how far a watch must come to show it.
-#[derive(Debug, Clone)]
-pub(super) struct Answer {
-    pub(super) response: proto::ScaleResponse,
-    pub(super) task_version: u64,
-    pub(super) pod_version: u64,
-}
 
 /// A leader that runs in this process. Set and cleared by the app, read by calls.
 #[derive(Debug)]

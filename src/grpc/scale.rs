@@ -5,9 +5,11 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use tracing::Span;
 
 use super::{
-    Service, convert, errors,
+    Service,
+    call::{Call, Verb},
+    convert, errors,
     forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, put},
-    router::{Call, Router, Verb},
+    router::Router,
 };
 use crate::{proto, telemetry};
 

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Health, Router, Service, router::Verb, status, watch};
+use super::{Health, Router, Service, call::Verb, status, watch};
 use crate::{
     index::Index,
     proto::{

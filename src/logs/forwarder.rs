@@ -5,56 +5,15 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument as _;
 
 use super::{
-    board::Drained,
     follow::Cluster,
     handler::HandlerClient,
     session::{End, Session},
+    settings::Settings,
 };
-use crate::{
-    config::{self, AckMode},
-    domain::pod::Pod,
-    election::Tenure,
-    index::Index,
-    telemetry,
-};
+use crate::{domain::pod::Pod, election::Tenure, index::Index, telemetry, workers::Drained};
 
 /// Beside changes, everything is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-
-#[derive(Debug, Clone)]
-pub struct Settings {
-    pub ack: AckMode,
-    pub ack_timeout: Duration,
-    pub window: usize,
-    pub namespace: String,
-}
-
-impl Settings {
-    pub fn new(handler: &config::Handler, namespace: &str) -> Self {
-        Self {
-            ack: handler.ack,
-            ack_timeout: handler.ack_timeout,
-            window: handler.window,
-            namespace: namespace.to_owned(),
-        }
-    }
-}
-
-/// What sessions ask the index.
-pub(super) trait Pods: Clone + Send + Sync + 'static {
-    /// The newest picture of this very pod; None once it is gone.
-    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
-
-    fn is_current(&self, pod: &Pod) -> bool {
-        self.latest(pod).is_some()
-    }
-}
-
-impl Pods for Index {
-    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
-        self.pod(&pod.name).filter(|p| p.uid == pod.uid)
-    }
-}
 
 /// The leader's log forwarder.
 #[derive(Debug)]

@@ -6,15 +6,15 @@
 //! whoever resumes from it gives the same line the same sequence; what the node
 //! no longer has is told by a gap record. Memory is bounded per worker: a full
 //! window stops the reading, and the node's file is the buffer.
-mod board;
 mod checkpoint;
 mod follow;
 mod forwarder;
 mod handler;
 mod line;
 mod session;
+mod settings;
 mod window;
 
-pub use board::Drained;
-pub use forwarder::{Forwarder, Settings};
+pub use forwarder::Forwarder;
 pub use handler::HandlerClient;
+pub use settings::Settings;

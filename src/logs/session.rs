@@ -16,9 +16,9 @@ use tonic::{Request, Streaming};
 use super::{
     checkpoint::{Checkpoint, Resume, Step, Tracker},
     follow::{Error, Reader, Source},
-    forwarder::{Pods, Settings},
     handler::HandlerClient,
     line::Line,
+    settings::{Pods, Settings},
     window::{Answer, Window},
 };
 use crate::{

@@ -1,7 +1,7 @@
 //! One pod into being, exactly once.
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
-use super::{effect::End, manager::Shared, pod};
+use super::{effect::End, pod, shared::Shared};
 use crate::{
     cluster::convert,
     domain::{names, task::Task},

@@ -1,7 +1,7 @@
 //! The loop: what changed → plan → effects, until drained or lost.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -16,20 +16,21 @@ use tracing::Instrument as _;
 
 use super::{
     create,
+    drained::Drained,
     effect::{End, Key, Running},
     notify::{self, Courier, Tell},
+    shared::{Shared, span_of},
     status,
 };
 use crate::{
     config,
     domain::{
         plan::{self, Action, Limits, Observed, Plan},
-        task::{Notified, Task},
+        task::Task,
         transition,
     },
     election::LeaderClient,
     index::Index,
-    logs::Drained,
 };
 
 /// Creates under way; about where the API server's rate stops growing.
@@ -64,48 +65,10 @@ impl std::fmt::Debug for Parts {
     }
 }
 
-/// By task and worker index.
-type Told = HashMap<(Arc<str>, u32), Notified>;
-/// By task, worker index and attempt.
-type Refused = HashMap<(Arc<str>, u32, u32), String>;
-
 /// One leader's worker manager; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Manager {
     pub(super) shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) client: LeaderClient,
-    pub(super) index: Index,
-    pub(super) template: config::Worker,
-    pub(super) creates: Semaphore,
-    drained: Drained,
-    limits: config::Limits,
-    pub(super) drain: CancellationToken,
-    pub(super) lost: CancellationToken,
-    /// What otto-handler took, until it is stored. Written by the courier; read
-    /// by the loop.
-    notified: Mutex<Told>,
-    /// Workers that the API server refused, by attempt. Written and read by the
-    /// loop; read by ScaleUp.
-    refused: Mutex<Refused>,
-}
-
-impl Shared {
-    fn notified(&self) -> MutexGuard<'_, Told> {
-        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn refused(&self) -> MutexGuard<'_, Refused> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn took(&self, task: &Arc<str>, index: u32, told: Notified) {
-        self.notified().insert((task.clone(), index), told);
-        self.index.announce(task.clone());
-    }
 }
 
 impl Manager {
@@ -120,8 +83,8 @@ impl Manager {
                 limits: parts.limits.clone(),
                 drain: parts.drain.clone(),
                 lost: parts.lost.clone(),
-                notified: Mutex::default(),
-                refused: Mutex::default(),
+                notified_by: Mutex::default(),
+                refused_by: Mutex::default(),
             }),
         }
     }
@@ -387,7 +350,7 @@ impl Engine {
                         attempt,
                     };
                     self.start(name, key, || {
-                        let span = notify::span_of(&task, "start worker");
+                        let span = span_of(&task, "start worker");
                         let effect =
                             async move { create::create(&shared, &task, index, attempt).await };
                         Box::pin(effect.instrument(span))
@@ -395,7 +358,7 @@ impl Engine {
                 }
                 Action::Delete { name: pod, uid } => {
                     self.start(name, Key::Delete(uid.clone()), || {
-                        let span = notify::span_of(&task, "remove worker");
+                        let span = span_of(&task, "remove worker");
                         Box::pin(
                             async move { create::delete(&shared, &pod, &uid).await }
                                 .instrument(span),

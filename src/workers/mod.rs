@@ -6,12 +6,16 @@
 //! task) at most one is under way; all writes go through the fenced client, so
 //! they end with the term.
 mod create;
+mod drained;
 mod effect;
 mod manager;
 mod notify;
 mod pod;
 mod scale;
+mod shared;
 mod status;
 
+pub use drained::Drained;
 pub use manager::{Manager, Parts};
 pub use notify::Tell;
+pub use scale::Scale;

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::manager::Shared;
+use super::shared::{Shared, span_of};
 use crate::{
     domain::{
         names,
@@ -21,7 +21,6 @@ use crate::{
         transition,
     },
     proto::{WorkerStatusNotification, worker_status_notification::StatusType},
-    telemetry,
 };
 
 /// Offers that wait for the courier.
@@ -191,15 +190,6 @@ impl Courier {
 
 fn newest(a: Option<Notified>, b: Option<Notified>) -> Option<Notified> {
     a.into_iter().chain(b).max_by_key(|n| (n.attempt, n.state))
-}
-
-/// A span in the trace of the request that made the task.
-pub(super) fn span_of(task: &Task, what: &'static str) -> tracing::Span {
-    let span = tracing::info_span!("worker", otel.name = what, task = task.spec.task_id);
-    if let Some(parent) = &task.spec.traceparent {
-        telemetry::set_parent_from(&span, parent);
-    }
-    span
 }
 
 fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerStatusNotification {

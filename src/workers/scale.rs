@@ -20,13 +20,19 @@ use crate::{
         task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
         view::WorkerView,
     },
-    grpc::Scale,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Tries of a write that meets somebody else's.
 const CONFLICTS: usize = 8;
+
+/// The leader's side of ScaleUp and ScaleDown.
+#[tonic::async_trait]
+pub trait Scale: Send + Sync + std::fmt::Debug + 'static {
+    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
+    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
+}
 
 /// What a request changed of its task.
 enum Change {

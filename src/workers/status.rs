@@ -3,7 +3,7 @@
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
-use super::{effect::End, manager::Shared};
+use super::{effect::End, shared::Shared};
 use crate::{
     cluster::{TERM, convert, crd::WorkerTask},
     domain::task::{Task, TaskStatus},

@@ -42,7 +42,7 @@ impl Drained {
         self.0.changes.subscribe()
     }
 
-    pub(super) fn drained(&self, uid: &str, task: &Arc<str>) {
+    pub fn drained(&self, uid: &str, task: &Arc<str>) {
         self.0
             .done
             .write()
@@ -53,7 +53,7 @@ impl Drained {
     }
 
     /// Forgets pods that are gone.
-    pub(super) fn retain(&self, lives: impl Fn(&str) -> bool) {
+    pub fn retain(&self, lives: impl Fn(&str) -> bool) {
         self.0
             .done
             .write()

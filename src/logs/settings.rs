@@ -1,0 +1,43 @@
+//! What a session is told, and what it asks the index.
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    config::{self, AckMode},
+    domain::pod::Pod,
+    index::Index,
+};
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub ack: AckMode,
+    pub ack_timeout: Duration,
+    pub window: usize,
+    pub namespace: String,
+}
+
+impl Settings {
+    pub fn new(handler: &config::Handler, namespace: &str) -> Self {
+        Self {
+            ack: handler.ack,
+            ack_timeout: handler.ack_timeout,
+            window: handler.window,
+            namespace: namespace.to_owned(),
+        }
+    }
+}
+
+/// What sessions ask the index.
+pub(super) trait Pods: Clone + Send + Sync + 'static {
+    /// The newest picture of this very pod; None once it is gone.
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
+
+    fn is_current(&self, pod: &Pod) -> bool {
+        self.latest(pod).is_some()
+    }
+}
+
+impl Pods for Index {
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        self.pod(&pod.name).filter(|p| p.uid == pod.uid)
+    }
+}
