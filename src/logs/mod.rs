@@ -7,6 +7,7 @@
 //! no longer has is told by a gap record. Memory is bounded per worker: a full
 //! window stops the reading, and the node's file is the buffer.
 mod checkpoint;
+mod entry;
 mod follow;
 mod forwarder;
 mod handler;

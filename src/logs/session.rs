@@ -3,7 +3,7 @@
 //! Two nested loops: the outer opens streams to otto-handler, the inner pumps
 //! lines in and answers out. A broken stream loses nothing: what was not
 //! answered stays in the window and goes out again with the same sequence.
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -15,6 +15,7 @@ use tonic::{Request, Streaming};
 
 use super::{
     checkpoint::{Checkpoint, Resume, Step, Tracker},
+    entry::{Entry, Maker},
     follow::{Error, Reader, Source},
     handler::HandlerClient,
     line::Line,
@@ -25,7 +26,7 @@ use crate::{
     config::AckMode,
     domain::pod::Pod,
     proto::{
-        LogForwardResponse, WorkerLogEntry, WorkerMetadata, log_forward_response::Status,
+        LogForwardResponse, WorkerLogEntry, log_forward_response::Status,
         otto_handler_log_service_client::OttoHandlerLogServiceClient,
     },
     telemetry,
@@ -56,14 +57,6 @@ enum Broken {
     Finished(End),
     /// Open another one.
     Stream(String),
-}
-
-struct Entry {
-    wire: WorkerLogEntry,
-    bytes: usize,
-    /// None for a gap record.
-    line: Option<(Option<i64>, u64)>,
-    sequence: u64,
 }
 
 pub(super) struct Session<S, P> {
@@ -354,29 +347,13 @@ impl<S: Source, P: Pods> Session<S, P> {
     /// Lines are missing: says so, and goes on with what there is.
     fn gap(&self, state: &mut State, reason: &str) {
         tracing::warn!(pod = self.pod.name, reason, "log lines are missing");
-        let sequence = state.read.next();
-        let mut metadata = self.metadata(state, sequence);
-        metadata.extend([
-            ("kind".to_owned(), "gap".to_owned()),
-            ("reason".to_owned(), reason.to_owned()),
-            ("missing".to_owned(), "unknown".to_owned()),
-        ]);
-        let mut wire = self.wire(String::new(), metadata);
-        wire.timestamp = jiff::Timestamp::now().to_string();
-        "WARN".clone_into(&mut wire.level);
-        "stderr".clone_into(&mut wire.source);
-        wire.message = format!("log lines are missing here ({reason})");
+        let entry = self.maker().gap(&state.read, reason);
         state.read.pass_gap();
         // From what the file has now, everything is new.
         state.resume = None;
         self.rewind(state);
-        state.bytes += 256;
-        state.window.push(Entry {
-            wire,
-            bytes: 256,
-            line: None,
-            sequence,
-        });
+        state.bytes += entry.bytes;
+        state.window.push(entry);
     }
 
     /// A log that ended: for good if the container has, else it is opened again.
@@ -434,63 +411,20 @@ impl<S: Source, P: Pods> Session<S, P> {
     }
 
     fn take(&self, state: &mut State, line: Line) {
-        let sequence = state.read.next();
-        let mut metadata = self.metadata(state, sequence);
-        let (message, original) = line.message();
-        metadata.extend(original.map(|o| ("original-base64".to_owned(), o)));
-        metadata.extend(
-            line.cut_from
-                .map(|n| ("cut-from-bytes".to_owned(), n.to_string())),
-        );
-        let mut wire = self.wire(message, metadata);
-        line.level().clone_into(&mut wire.level);
-        let hash = line.hash();
-        let second = line.second;
-        wire.timestamp = line.timestamp;
-        let bytes = wire.message.len() + 256;
-        state.read.pass(second, hash);
-        state.bytes += bytes;
+        let entry = self.maker().line(&state.read, line);
+        if let Some((second, hash)) = entry.line {
+            state.read.pass(second, hash);
+        }
+        state.bytes += entry.bytes;
         state.lines += 1;
-        state.window.push(Entry {
-            wire,
-            bytes,
-            line: Some((second, hash)),
-            sequence,
-        });
+        state.window.push(entry);
     }
 
-    fn metadata(&self, state: &State, sequence: u64) -> HashMap<String, String> {
-        HashMap::from([
-            ("sequence".to_owned(), sequence.to_string()),
-            ("pod-uid".to_owned(), self.pod.uid.clone()),
-            ("container".to_owned(), "worker".to_owned()),
-            ("restart".to_owned(), state.read.restart().to_string()),
-            ("epoch".to_owned(), state.read.epoch().to_string()),
-            ("leader-term".to_owned(), self.term.clone()),
-        ])
-    }
-
-    fn wire(&self, message: String, metadata: HashMap<String, String>) -> WorkerLogEntry {
-        WorkerLogEntry {
-            worker_id: self.pod.name.clone(),
-            task_id: self.pod.task_id.to_string(),
-            timestamp: String::new(),
-            level: "INFO".to_owned(),
-            source: "stdout".to_owned(),
-            message,
-            pod_metadata: Some(WorkerMetadata {
-                pod_name: self.pod.name.clone(),
-                namespace: self.settings.namespace.clone(),
-                node_name: self.pod.node.clone(),
-                created_at: self
-                    .pod
-                    .created
-                    .and_then(|s| jiff::Timestamp::from_second(s).ok())
-                    .map(|t| t.to_string())
-                    .unwrap_or_default(),
-                labels: self.pod.labels.clone().into_iter().collect(),
-            }),
-            metadata,
+    fn maker(&self) -> Maker<'_> {
+        Maker {
+            pod: &self.pod,
+            namespace: &self.settings.namespace,
+            term: &self.term,
         }
     }
 
