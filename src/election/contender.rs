@@ -40,6 +40,7 @@ const MAX_REQUEST: Duration = Duration::from_secs(3);
 const ABORT_WITHIN: Duration = Duration::from_secs(2);
 /// Before the first contest, for the kubelet to tell of our own container.
 const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
+const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Milliseconds since boot at which the loop last went round.
 #[derive(Debug, Clone, Default)]
@@ -147,34 +148,38 @@ impl Contender {
                 stop.clone(),
             ),
         );
+        let published = CancellationToken::new();
+        let publish = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.publish_own_proof(&pods) => published.cancel(),
+            }
+        };
         let contend = async {
-            self.publish_own_proof(&pods).await;
+            // Better late than without, but a missing proof holds nobody up.
+            let known = timeout(OWN_PROOF_WITHIN, published.cancelled()).await;
+            if known.is_err() && self.replica.pod_uid.is_some() {
+                tracing::info!(
+                    "own container id not known yet: contending without a proof of death"
+                );
+            }
             self.contend(reign, lease, wake.subscribe(), &shutdown)
                 .await;
             stop.cancel();
         };
-        futures::future::join(watches, contend).await;
+        futures::future::join3(watches, publish, contend).await;
     }
 
+    /// Asks until the kubelet has told of our own container.
     async fn publish_own_proof(&self, pods: &Api<Pod>) {
         let Some(uid) = &self.replica.pod_uid else {
             return;
         };
-        let found = timeout(OWN_PROOF_WITHIN, async {
-            loop {
-                if let Some(proof) =
-                    proof::own(pods, &self.replica.pod_name, uid, self.started).await
-                {
-                    return proof;
-                }
-                sleep(Duration::from_millis(100)).await;
+        loop {
+            if let Some(proof) = proof::own(pods, &self.replica.pod_name, uid, self.started).await {
+                return self.guard.publish(Some(proof));
             }
-        });
-        match found.await {
-            Ok(proof) => self.guard.publish(Some(proof)),
-            Err(_) => {
-                tracing::warn!("own container id unknown: no proof of death will be published")
-            }
+            sleep(ASK_EVERY).await;
         }
     }
 

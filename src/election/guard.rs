@@ -50,6 +50,8 @@ struct State {
     former: Vec<String>,
     dead: Option<String>,
     proof: Option<Proof>,
+    /// What our last acknowledged write left on the Lease.
+    written: Option<Proof>,
     /// Of the last GET; taken by the PATCH that follows.
     precondition: Option<(String, String)>,
     /// When the last write was sent.
@@ -68,6 +70,7 @@ impl Guard {
                 former: Vec::new(),
                 dead: None,
                 proof: None,
+                written: None,
                 precondition: None,
                 sent: Duration::ZERO,
             }),
@@ -89,6 +92,7 @@ impl Guard {
             state.former.drain(..surplus);
         }
         state.precondition = None;
+        state.written = None;
     }
 
     pub(super) fn publish(&self, proof: Option<Proof>) {
@@ -134,10 +138,21 @@ impl Guard {
             Method::POST => self.post(request).await?,
             _ => return Err("the guard passes only get, create and patch of the Lease".into()),
         };
-        self.state().sent = clock::now();
-        timeout(self.request_timeout, inner.send(request))
-            .await?
-            .map_err(Into::into)
+        let proof = {
+            let mut state = self.state();
+            state.sent = clock::now();
+            state.proof.clone()
+        };
+        let response = timeout(self.request_timeout, inner.send(request)).await??;
+        if response.status().is_success() {
+            self.state().written = proof;
+        }
+        Ok(response)
+    }
+
+    fn is_proof_late(&self) -> bool {
+        let state = self.state();
+        state.proof.is_some() && state.written != state.proof
     }
 
     async fn get(
@@ -189,8 +204,12 @@ impl Guard {
         patch["metadata"]["resourceVersion"] = json!(version);
         let seconds = self.duration.as_secs();
         match patch["spec"]["holderIdentity"].as_str() {
-            // Renews.
-            None => {}
+            // Renews; a proof that came late goes along.
+            None => {
+                if self.is_proof_late() {
+                    patch["metadata"]["annotations"] = self.annotations();
+                }
+            }
             // Steps down.
             Some("") => {
                 patch["spec"]["leaseDurationSeconds"] = json!(seconds);

@@ -247,3 +247,19 @@ async fn our_own_old_record_is_taken_by_a_new_term_only() {
         4
     );
 }
+
+#[tokio::test]
+async fn a_proof_that_comes_late_is_published_by_the_next_renewal() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({ RELEASED_BY: "x" }));
+    let me = contender(&server, "me");
+    assert!(acquired(&me).await);
+    me.guard.publish(Some(Proof {
+        pod_uid: "u".into(),
+        container_id: "c".into(),
+    }));
+    assert!(acquired(&me).await);
+    let lease = server.lease.lock().unwrap().clone().unwrap();
+    assert_eq!(lease["metadata"]["annotations"][HOLDER_CONTAINER_ID], "c");
+    assert_eq!(lease["spec"]["leaseTransitions"], 4);
+}
