@@ -93,6 +93,15 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
 }
 
 #[test]
+fn an_end_that_was_seen_but_not_stored_deletes_nothing() {
+    let mut t = task(1);
+    let running = [Arc::new(pod(1, 1, PodPhase::Running))];
+    t.status = plan_with(&t, &running, &[], true, 5).status;
+    let ended = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
+    assert_eq!(plan_with(&t, &ended, &[], true, 10).actions, []);
+}
+
+#[test]
 fn a_vanished_pod_is_tried_again_and_never_a_success() {
     let mut t = task(1);
     t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;

@@ -131,8 +131,8 @@ async fn a_call_crosses_one_hop_with_all_that_belongs_to_it() {
 
 #[tokio::test]
 async fn a_forwarded_call_is_never_forwarded_again() {
-    // Both believe the other to lead.
-    let (address, _stop, _serving) = replica(None).await;
+    let asked = Arc::new(Asked::default());
+    let (address, _stop, _serving) = replica(Some(asked.clone())).await;
     let (views, router) = router("127.0.0.1:1");
     views.send_replace(leader(&address, 1));
     let marked = Call {
@@ -146,6 +146,8 @@ async fn a_forwarded_call_is_never_forwarded_again() {
         "NOT_LEADER"
     );
     assert!(status.get_details_retry_info().is_some());
+    // Not even to a replica that leads: the one that sent it looks again.
+    assert!(asked.requests.lock().unwrap().is_empty());
 }
 
 #[tokio::test]
