@@ -48,7 +48,8 @@ thousand() {
   ready
   figure_idle=$(awk '/VmRSS/ {print $2 / 1024}' "/proc/$leader/status")
   "$bin/ottoctl" --server "127.0.0.1:$grpc" --timeout 60 scale-up bench -n 1000 --repository r --commit c > "$raw/scale-up.txt"
-  until [ "$(k -n $ns get pods --no-headers 2> /dev/null | grep -c otto-agent)" = 1000 ]; do sleep 0.2; done
+  # Settled, not in the middle of a ScaleUp.
+  until [ "$(k -n $ns get pods --no-headers 2> /dev/null | grep -c Running)" = 1000 ]; do sleep 0.2; done
 }
 
 start() { # exec → ready, synced with 1,000 pods; the worst of five

@@ -54,10 +54,14 @@ impl Health {
     /// Runs until cancelled.
     pub async fn run(&self, probe: Probe, cancel: CancellationToken) {
         let mut every = tokio::time::interval(LOOK_EVERY);
+        let mut told = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = every.tick() => {}
+                // At once: what a rollout waits for, and what ends new calls.
+                () = probe.index.wait_synced(), if !probe.index.synced() => {}
+                () = probe.drain.cancelled(), if !told => told = true,
             }
             let word = |good: bool| {
                 if good {
