@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// A Lease's record, as far as contending needs it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Record {
     pub uid: String,
     pub resource_version: String,
@@ -25,7 +25,7 @@ pub enum Standing {
 
 /// Watches one Lease. What holds: an unchanged record, or none, must stand for a
 /// whole duration before it is free, unless released or proved dead.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Observer {
     ours: Duration,
     since: Duration,
@@ -44,6 +44,10 @@ impl Observer {
             record: None,
             looked: false,
         }
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
     }
 
     pub fn look(&mut self, record: Option<Record>, now: Duration) {

@@ -1,5 +1,6 @@
 //! What Ottoscaler decides, as pure functions and plain data: no client, no
 //! runtime, no clock. Time comes in as an argument.
+pub mod candidate;
 pub mod lease;
 pub mod names;
 pub mod plan;

@@ -40,6 +40,7 @@ const MAX_REQUEST: Duration = Duration::from_secs(3);
 const ABORT_WITHIN: Duration = Duration::from_secs(2);
 /// Before the first contest, for the kubelet to tell of our own container.
 const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
+const RELEASE_TRIES: u32 = 3;
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Milliseconds since boot at which the loop last went round.
@@ -105,7 +106,12 @@ impl Contender {
     ) -> (Self, Leadership) {
         let (leader, leadership) = Leadership::channel();
         let request = MAX_REQUEST.min(settings.renew_deadline / 2);
-        let guard = Arc::new(Guard::new(&settings.name, settings.duration, request));
+        let guard = Arc::new(Guard::new(
+            &settings.name,
+            settings.duration,
+            settings.renew_deadline,
+            request,
+        ));
         let contender = Self {
             settings,
             replica,
@@ -272,7 +278,7 @@ impl Contender {
         shutdown: &CancellationToken,
     ) -> Ended {
         let validity = Arc::new(Validity::default());
-        validity.set(self.guard.sent() + self.settings.renew_deadline);
+        validity.set(self.guard.valid_until());
         let tenure = Tenure {
             term: term.clone(),
             client: LeaderClient::new(
@@ -317,10 +323,8 @@ impl Contender {
             }
         }
         validity.end();
-        if matches!(ended, Ended::HandedOver)
-            && let Err(error) = lock.step_down().await
-        {
-            tracing::warn!(%error, "the Lease was not released; it will expire");
+        if matches!(ended, Ended::HandedOver) {
+            release(lock).await;
         }
         ended
     }
@@ -369,7 +373,7 @@ impl Contender {
                     if term_of(&renewed).as_ref() != Some(term) {
                         return "the Lease is another";
                     }
-                    validity.set(self.guard.sent() + self.settings.renew_deadline);
+                    validity.set(self.guard.valid_until());
                     pause = self.settings.retry_period;
                 }
                 Ok(Ok(LeaseLockResult::NotAcquired(_))) => return "somebody else holds the Lease",
@@ -431,6 +435,19 @@ async fn handover(
         tenure.lost.cancel();
     }
     Ended::HandedOver
+}
+
+/// A renewal that was cut off may still arrive before it: then it is tried again.
+async fn release(lock: &LeaseLock) {
+    for tries_left in (0..RELEASE_TRIES).rev() {
+        match lock.step_down().await {
+            Ok(()) => return,
+            Err(error) if tries_left == 0 => {
+                tracing::warn!(%error, "the Lease was not released; it will expire");
+            }
+            Err(error) => tracing::info!(%error, "not released; trying again"),
+        }
+    }
 }
 
 fn term_of(lease: &Lease) -> Option<Term> {

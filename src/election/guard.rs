@@ -19,7 +19,10 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::clock;
-use crate::domain::lease::{Observer, Record, Standing};
+use crate::domain::{
+    candidate::Candidate,
+    lease::{Record, Standing},
+};
 
 pub(super) const RELEASED_BY: &str = "ottoscaler.io/released-by";
 pub(super) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";
@@ -45,34 +48,28 @@ pub(super) struct Guard {
 
 #[derive(Debug)]
 struct State {
-    observer: Observer,
-    me: String,
-    former: Vec<String>,
-    dead: Option<String>,
+    candidate: Candidate,
     proof: Option<Proof>,
     /// What our last acknowledged write left on the Lease.
     written: Option<Proof>,
-    /// Of the last GET; taken by the PATCH that follows.
-    precondition: Option<(String, String)>,
-    /// When the last write was sent.
-    sent: Duration,
 }
 
 impl Guard {
-    pub(super) fn new(name: &str, duration: Duration, request_timeout: Duration) -> Self {
+    /// A Lease call takes at most `request_timeout`.
+    pub(super) fn new(
+        name: &str,
+        duration: Duration,
+        renew_deadline: Duration,
+        request_timeout: Duration,
+    ) -> Self {
         Self {
             name: name.to_owned(),
             duration,
             request_timeout,
             state: Mutex::new(State {
-                observer: Observer::new(duration),
-                me: String::new(),
-                former: Vec::new(),
-                dead: None,
+                candidate: Candidate::new(duration, renew_deadline),
                 proof: None,
                 written: None,
-                precondition: None,
-                sent: Duration::ZERO,
             }),
         }
     }
@@ -84,14 +81,7 @@ impl Guard {
     /// From now on as `me`; the identity before is one of the past.
     pub(super) fn become_identity(&self, me: &str) {
         let mut state = self.state();
-        let old = std::mem::replace(&mut state.me, me.to_owned());
-        if !old.is_empty() {
-            state.former.push(old);
-            // A Lease names at most the last of them.
-            let surplus = state.former.len().saturating_sub(4);
-            state.former.drain(..surplus);
-        }
-        state.precondition = None;
+        state.candidate.become_identity(me);
         state.written = None;
     }
 
@@ -99,22 +89,23 @@ impl Guard {
         self.state().proof = proof;
     }
 
-    pub(super) fn proved_dead(&self, holder: Option<String>) {
-        self.state().dead = holder;
+    pub(super) fn proved_dead(&self, holder: String) {
+        self.state().candidate.proved_dead(holder);
     }
 
     /// What the watch told.
     pub(super) fn observe(&self, lease: Option<&Lease>) {
-        self.state().observer.look(lease.map(record), clock::now());
+        let mut state = self.state();
+        state.candidate.observe(lease.map(record), clock::now());
     }
 
     pub(super) fn standing(&self) -> Standing {
-        self.state().standing()
+        self.state().candidate.standing(clock::now())
     }
 
-    /// Send time of the last write; validity counts from it.
-    pub(super) fn sent(&self) -> Duration {
-        self.state().sent
+    /// What the last write, now acknowledged, allows.
+    pub(super) fn valid_until(&self) -> Duration {
+        self.state().candidate.valid_until()
     }
 
     /// The client to give to the crate.
@@ -140,7 +131,7 @@ impl Guard {
         };
         let proof = {
             let mut state = self.state();
-            state.sent = clock::now();
+            state.candidate.send(clock::now());
             state.proof.clone()
         };
         let response = timeout(self.request_timeout, inner.send(request)).await??;
@@ -172,12 +163,9 @@ impl Guard {
         };
         let standing = {
             let mut state = self.state();
-            let seen = lease.as_ref().map(record);
-            state.precondition = seen
-                .as_ref()
-                .map(|r| (r.uid.clone(), r.resource_version.clone()));
-            state.observer.look(seen, clock::now());
-            state.standing()
+            let now = clock::now();
+            state.candidate.read(lease.as_ref().map(record), now);
+            state.candidate.standing(now)
         };
         if lease.is_none() && standing == Standing::Free {
             // The crate creates it; two creates cannot both succeed.
@@ -195,8 +183,8 @@ impl Guard {
     async fn patch(&self, request: Request<Body>) -> Result<Request<Body>, tower::BoxError> {
         let (uid, version) = self
             .state()
-            .precondition
-            .take()
+            .candidate
+            .take_precondition()
             .ok_or("a patch of the Lease without a get before it")?;
         let (mut parts, body) = request.into_parts();
         let mut patch: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
@@ -213,7 +201,8 @@ impl Guard {
             // Steps down.
             Some("") => {
                 patch["spec"]["leaseDurationSeconds"] = json!(seconds);
-                patch["metadata"]["annotations"] = json!({ RELEASED_BY: self.state().me });
+                patch["metadata"]["annotations"] =
+                    json!({ RELEASED_BY: self.state().candidate.me() });
             }
             Some(_) => patch["metadata"]["annotations"] = self.annotations(),
         }
@@ -249,13 +238,6 @@ impl Guard {
 
     pub(super) fn lease_name(&self) -> &str {
         &self.name
-    }
-}
-
-impl State {
-    fn standing(&self) -> Standing {
-        self.observer
-            .standing(&self.me, &self.former, self.dead.as_deref(), clock::now())
     }
 }
 

@@ -104,7 +104,12 @@ struct One {
 }
 
 fn contender(server: &Arc<Server>, me: &str) -> One {
-    let guard = Arc::new(Guard::new("l", Duration::from_secs(6), LONG));
+    let guard = Arc::new(Guard::new(
+        "l",
+        Duration::from_secs(6),
+        Duration::from_secs(4),
+        LONG,
+    ));
     guard.become_identity(me);
     let params = LeaseLockParams {
         lease_name: "l".into(),
@@ -176,7 +181,7 @@ async fn a_proved_death_frees_the_lease_at_once() {
     let server = Arc::new(Server::default());
     server.put(held_by("other"), json!({}));
     let me = contender(&server, "me");
-    me.guard.proved_dead(Some("other".into()));
+    me.guard.proved_dead("other".into());
     assert!(acquired(&me).await);
     let lease = server.lease.lock().unwrap().clone().unwrap();
     assert_eq!(
@@ -232,7 +237,12 @@ async fn missing_fields_and_one_field_manager() {
 async fn our_own_old_record_is_taken_by_a_new_term_only() {
     let server = Arc::new(Server::default());
     server.put(held_by("me-1"), json!({}));
-    let guard = Arc::new(Guard::new("l", Duration::from_secs(6), LONG));
+    let guard = Arc::new(Guard::new(
+        "l",
+        Duration::from_secs(6),
+        Duration::from_secs(4),
+        LONG,
+    ));
     guard.become_identity("me-1");
     guard.become_identity("me-2");
     let params = LeaseLockParams {

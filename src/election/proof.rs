@@ -87,7 +87,7 @@ struct Witness {
 impl Witness {
     fn look(&self, pod: &Pod) {
         if is_dead(pod, &self.proof) {
-            self.guard.proved_dead(Some(self.holder.clone()));
+            self.guard.proved_dead(self.holder.clone());
             self.wake.send_modify(|n| *n += 1);
         }
     }
