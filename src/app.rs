@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, api::ListParams};
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         watch::{self, Select, Sink},
     },
     config::Config,
-    election::{Contender, Reign, Tenure},
+    election::{self, Clients, Contender, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder, HandlerClient},
@@ -73,12 +74,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let index = Index::default();
     watch_into_index(&mut tasks, &work_client, &namespace, &index, &stop);
 
+    lease.log_timings();
+    let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
+    metrics.register(&mut registry);
     let (contender, leadership) = Contender::new(
         lease,
         replica.clone(),
         &namespace,
-        lease_client,
-        work_client,
+        Clients {
+            lease: lease_client,
+            work: work_client,
+        },
+        metrics.clone(),
     );
     let router = Arc::new(Router::new(leadership, &replica.pod_name, &replica.address));
     let health = Health::default();
@@ -95,6 +102,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let listener = Server::listen(serve.grpc_port).await?;
     let health_listener = Server::listen(serve.health_port).await?;
+    let metrics_listener = Server::listen(serve.metrics_port).await?;
     tracing::info!(
         grpc_port = serve.grpc_port,
         health_port = serve.health_port,
@@ -120,15 +128,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Ok(Server::serve_health(reporter, health_listener, until).await?)
     });
     let until = stop.clone();
+    tasks.essential("metrics server", async move {
+        Ok(telemetry::metrics::serve(registry, metrics_listener, until).await?)
+    });
+    let until = stop.clone();
     tasks.essential("health", async move {
         health.run(probe, until).await;
         Ok(())
     });
     let contended = CancellationToken::new();
-    let (told, done) = (shutdown.clone(), contended.clone());
+    // Also when it panics: the shutdown must not wait for it then.
+    let (told, done) = (shutdown.clone(), contended.clone().drop_guard());
     tasks.essential("election", async move {
-        contender.run(Arc::new(reign), told).await;
-        done.cancel();
+        Box::pin(contender.run(Arc::new(reign), told)).await;
+        drop(done);
         // Ends with the others.
         Ok(())
     });

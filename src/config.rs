@@ -24,6 +24,7 @@ macro_rules! settings {
 settings! {
     "GRPC_PORT" "9090" "a port" "where otto-handler asks";
     "HEALTH_PORT" "9091" "a port" "gRPC health checks, for the kubelet";
+    "METRICS_PORT" "9092" "a port" "metrics for Prometheus, at /metrics";
     "OTTO_HANDLER_HOST" "otto-handler:8080" "host:port" "where logs and states go";
     "OTTO_HANDLER_ACK" "each" "each or cumulative" "how otto-handler acknowledges log entries";
     "NAMESPACE" "default" "a namespace" "where the Lease, WorkerTasks and pods live";
@@ -78,6 +79,7 @@ pub struct Config {
 pub struct Serve {
     pub grpc_port: u16,
     pub health_port: u16,
+    pub metrics_port: u16,
 }
 
 /// This process among the replicas.
@@ -187,6 +189,7 @@ impl Config {
             serve: Serve {
                 grpc_port,
                 health_port: get.parse("HEALTH_PORT")?,
+                metrics_port: get.parse("METRICS_PORT")?,
             },
             replica: Replica {
                 pod_name,
@@ -266,6 +269,18 @@ impl Lease {
             return bad("LEASE_RETRY_PERIOD", self.retry_period, takes);
         }
         Ok(())
+    }
+
+    /// What these timings mean, for whoever set them.
+    pub fn log_timings(&self) {
+        tracing::info!(
+            lease_s = self.duration.as_secs(),
+            // Of the API server, with the leader staying leader.
+            outage_tolerated_ms = (self.renew_deadline - self.retry_period).as_millis(),
+            // After a leader that neither released nor was proved dead.
+            worst_takeover_ms = (self.duration + self.retry_period / 2).as_millis(),
+            "lease timings"
+        );
     }
 }
 

@@ -26,8 +26,8 @@ figure() { # name value unit target: at most
 k() { $cluster run $name kubectl "$@"; }
 
 replica() { # number: starts one, leaves its pid in $pid, its ports in $grpc and $health
-  grpc=$((31000 + $1 * 2)) health=$((31001 + $1 * 2))
-  KUBECONFIG=$kubeconfig NAMESPACE=$ns POD_NAME=replica-$1 GRPC_PORT=$grpc HEALTH_PORT=$health MAX_WORKERS=1000 \
+  grpc=$((31000 + $1 * 3)) health=$((31001 + $1 * 3))
+  KUBECONFIG=$kubeconfig NAMESPACE=$ns POD_NAME=replica-$1 GRPC_PORT=$grpc HEALTH_PORT=$health METRICS_PORT=$((health + 1)) MAX_WORKERS=1000 \
     OTTO_HANDLER_HOST=127.0.0.1:9 LOG_LEVEL=error "$bin/ottoscaler" 2> "$raw/replica-$1.log" &
   pid=$!
   pids+=("$pid")

@@ -88,6 +88,10 @@ impl Candidate {
         self.sent = now;
     }
 
+    pub fn sent(&self) -> Duration {
+        self.sent
+    }
+
     /// Until when the last write, once acknowledged, lets us act. The Lease
     /// stands for longer, counted from later.
     pub fn valid_until(&self) -> Duration {
@@ -98,6 +102,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::lease::Why;
 
     fn candidate() -> Candidate {
         let mut candidate = Candidate::new(Duration::from_secs(6), Duration::from_secs(4));
@@ -140,15 +145,15 @@ mod tests {
         candidate.read(record("a"), Duration::ZERO);
         assert_eq!(candidate.standing(Duration::ZERO), Standing::Ours);
         candidate.become_identity("b");
-        assert_eq!(candidate.standing(Duration::ZERO), Standing::Free);
+        assert_eq!(
+            candidate.standing(Duration::ZERO),
+            Standing::Free(Why::Former)
+        );
         for n in 0..FORMER {
             candidate.become_identity(&format!("c{n}"));
         }
-        assert_ne!(
-            candidate.standing(Duration::ZERO),
-            Standing::Free,
-            "forgotten"
-        );
+        let standing = candidate.standing(Duration::ZERO);
+        assert!(!matches!(standing, Standing::Free(_)), "forgotten");
     }
 
     #[test]

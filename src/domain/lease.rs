@@ -18,9 +18,36 @@ pub struct Record {
 pub enum Standing {
     Ours,
     /// May be taken by a guarded write.
-    Free,
+    Free(Why),
     /// Not before this time, unless something changes.
     HeldUntil(Duration),
+}
+
+/// Why a Lease is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its holder stepped down.
+    Released,
+    /// Its holder was proved dead.
+    Dead,
+    /// It names an identity of ours whose term is over.
+    Former,
+    /// It stood unchanged for its whole duration.
+    Silent,
+    /// There was none for a whole duration.
+    Missing,
+}
+
+impl Why {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Dead => "its holder's container ended",
+            Self::Former => "ours before",
+            Self::Silent => "not renewed",
+            Self::Missing => "missing",
+        }
+    }
 }
 
 /// Watches one Lease. What holds: an unchanged record, or none, must stand for a
@@ -80,21 +107,24 @@ impl Observer {
             .map_or(self.ours, |r| r.duration.max(self.ours));
         if let Some(record) = &self.record {
             let holder = record.holder.as_str();
-            let vacant = holder.is_empty() && record.released;
             if !holder.is_empty() && holder == me {
                 return Standing::Ours;
             }
-            if vacant
-                || former.iter().any(|f| f == holder)
-                || (!holder.is_empty() && dead == Some(holder))
-            {
-                return Standing::Free;
+            let why = if holder.is_empty() {
+                record.released.then_some(Why::Released)
+            } else if dead == Some(holder) {
+                Some(Why::Dead)
+            } else {
+                former.iter().any(|f| f == holder).then_some(Why::Former)
+            };
+            if let Some(why) = why {
+                return Standing::Free(why);
             }
         }
         let until = self.since + duration;
         // Strictly after: the holder's validity is shorter anyway.
         if now > until {
-            Standing::Free
+            Standing::Free(self.record.as_ref().map_or(Why::Missing, |_| Why::Silent))
         } else {
             Standing::HeldUntil(until)
         }
@@ -126,7 +156,7 @@ mod tests {
         let mut o = Observer::new(S(6));
         o.look(record("a", "1"), S(100));
         assert_eq!(standing(&o, 106), Standing::HeldUntil(S(106)));
-        assert_eq!(standing(&o, 107), Standing::Free);
+        assert_eq!(standing(&o, 107), Standing::Free(Why::Silent));
         o.look(record("a", "2"), S(107));
         assert_eq!(standing(&o, 112), Standing::HeldUntil(S(113)));
     }
@@ -148,7 +178,7 @@ mod tests {
             r.released = true;
         }
         o.look(r, S(1));
-        assert_eq!(standing(&o, 1), Standing::Free);
+        assert_eq!(standing(&o, 1), Standing::Free(Why::Released));
     }
 
     #[test]
@@ -156,14 +186,17 @@ mod tests {
         let mut o = Observer::new(S(6));
         o.look(None, S(0));
         assert_eq!(standing(&o, 5), Standing::HeldUntil(S(6)));
-        assert_eq!(standing(&o, 7), Standing::Free);
+        assert_eq!(standing(&o, 7), Standing::Free(Why::Missing));
     }
 
     #[test]
     fn a_dead_holder_frees_only_its_own_record() {
         let mut o = Observer::new(S(6));
         o.look(record("a", "1"), S(0));
-        assert_eq!(o.standing("me", &[], Some("a"), S(1)), Standing::Free);
+        assert_eq!(
+            o.standing("me", &[], Some("a"), S(1)),
+            Standing::Free(Why::Dead)
+        );
         assert_eq!(
             o.standing("me", &[], Some("b"), S(1)),
             Standing::HeldUntil(S(6))
@@ -176,7 +209,7 @@ mod tests {
         o.look(record("old-me", "1"), S(0));
         assert_eq!(
             o.standing("me", &["old-me".into()], None, S(1)),
-            Standing::Free
+            Standing::Free(Why::Former)
         );
     }
 }

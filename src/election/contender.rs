@@ -25,13 +25,19 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Leader, LeaderClient, Leadership, Reign, Tenure, clock, fence::Validity, guard::Guard,
+    Leader, LeaderClient, Leadership, Metrics, Reign, Tenure, clock,
+    events::{self, Events},
+    fence::Validity,
+    guard::Guard,
     identity, proof,
 };
 use crate::{
     cluster::watch::{self as cluster_watch, Select, Sink},
     config,
-    domain::{lease::Standing, term::Term},
+    domain::{
+        lease::{Standing, Why},
+        term::Term,
+    },
 };
 
 /// Of a lease call; well under the renew deadline.
@@ -62,7 +68,6 @@ impl Beat {
 }
 
 /// Contends for the Lease on behalf of this replica.
-#[derive(Debug)]
 pub struct Contender {
     settings: config::Lease,
     replica: config::Replica,
@@ -72,14 +77,24 @@ pub struct Contender {
     started: Timestamp,
     leader: watch::Sender<Option<Arc<Leader>>>,
     beat: Beat,
+    metrics: Metrics,
+}
+
+impl std::fmt::Debug for Contender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contender")
+            .field("replica", &self.replica)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The Lease has a client, and so connections, of its own: work must not hold
 /// renewals up.
 #[derive(Clone)]
-struct Clients {
-    lease: kube::Client,
-    work: kube::Client,
+pub struct Clients {
+    pub lease: kube::Client,
+    /// Becomes the leader's.
+    pub work: kube::Client,
 }
 
 impl std::fmt::Debug for Clients {
@@ -96,13 +111,12 @@ enum Ended {
 }
 
 impl Contender {
-    /// `lease` is a client of its own, `work` becomes the leader's.
     pub fn new(
         settings: config::Lease,
         replica: config::Replica,
         namespace: &str,
-        lease: kube::Client,
-        work: kube::Client,
+        clients: Clients,
+        metrics: Metrics,
     ) -> (Self, Leadership) {
         let (leader, leadership) = Leadership::channel();
         let request = MAX_REQUEST.min(settings.renew_deadline / 2);
@@ -116,11 +130,12 @@ impl Contender {
             settings,
             replica,
             namespace: namespace.to_owned(),
-            clients: Clients { lease, work },
+            clients,
             guard,
             started: Timestamp::now(),
             leader,
             beat: Beat::default(),
+            metrics,
         };
         contender.beat.strike();
         (contender, leadership)
@@ -154,6 +169,12 @@ impl Contender {
                 stop.clone(),
             ),
         );
+        let (events, publisher) = events::channel(
+            self.clients.work.clone(),
+            &self.namespace,
+            &self.settings.name,
+            &self.replica.pod_name,
+        );
         let published = CancellationToken::new();
         let publish = async {
             tokio::select! {
@@ -169,11 +190,12 @@ impl Contender {
                     "own container id not known yet: contending without a proof of death"
                 );
             }
-            self.contend(reign, lease, wake.subscribe(), &shutdown)
+            self.contend(reign, lease, wake.subscribe(), &shutdown, events)
                 .await;
             stop.cancel();
         };
-        futures::future::join3(watches, publish, contend).await;
+        let contend = Box::pin(contend);
+        futures::future::join4(watches, publish, contend, publisher.run()).await;
     }
 
     /// Asks until the kubelet has told of our own container.
@@ -195,6 +217,7 @@ impl Contender {
         mut lease: watch::Receiver<Option<Arc<Lease>>>,
         mut wake: watch::Receiver<u64>,
         shutdown: &CancellationToken,
+        events: Events,
     ) {
         while !shutdown.is_cancelled() {
             let me = identity::fresh(&self.replica.pod_name, &self.replica.address);
@@ -209,29 +232,41 @@ impl Contender {
                     lease_ttl: self.settings.duration,
                 },
             );
-            let Some(term) = self.win(&lock, &mut lease, &mut wake, shutdown).await else {
+            let won = self.win(&lock, &mut lease, &mut wake, shutdown).await;
+            let Some((term, why)) = won else {
                 return;
             };
-            tracing::info!(%term, "leading");
+            let cause = why.map_or("free", Why::word);
+            tracing::info!(%term, cause, "leading");
+            self.metrics.acquired(&term, why);
+            events.acquired(&term, cause);
             match self
                 .lead(&lock, term.clone(), &reign, &mut lease, shutdown)
                 .await
             {
-                Ended::HandedOver => tracing::info!(%term, "handed over"),
-                Ended::Lost(why) => tracing::warn!(%term, why, "no longer leading"),
+                Ended::HandedOver => {
+                    tracing::info!(%term, "handed over");
+                    self.metrics.lost("handed over");
+                    events.lost(&term, "handed over", true);
+                }
+                Ended::Lost(why) => {
+                    tracing::warn!(%term, why, "no longer leading");
+                    self.metrics.lost(why);
+                    events.lost(&term, why, false);
+                }
             }
             self.show(&lease, None);
         }
     }
 
-    /// Returns with a term, or None at shutdown.
+    /// Returns with a term and why it could begin, or None at shutdown.
     async fn win(
         &self,
         lock: &LeaseLock,
         lease: &mut watch::Receiver<Option<Arc<Lease>>>,
         wake: &mut watch::Receiver<u64>,
         shutdown: &CancellationToken,
-    ) -> Option<Term> {
+    ) -> Option<(Term, Option<Why>)> {
         let mut failures = 0_u32;
         loop {
             self.beat.strike();
@@ -239,13 +274,18 @@ impl Contender {
             wake.borrow_and_update();
             let now = clock::now();
             // Rounds are at most a retry period apart, whatever the watch says.
-            let pause = match self.guard.standing() {
+            let standing = self.guard.standing();
+            let why = match standing {
+                Standing::Free(why) => Some(why),
+                Standing::Ours | Standing::HeldUntil(_) => None,
+            };
+            let pause = match standing {
                 Standing::HeldUntil(until) if until > now => {
                     (until - now).min(self.settings.retry_period * 5)
                 }
                 _ => match lock.try_acquire_or_renew().await {
                     Ok(LeaseLockResult::Acquired(won)) => match term_of(&won) {
-                        Some(term) => return Some(term),
+                        Some(term) => return Some((term, why)),
                         None => self.settings.retry_period,
                     },
                     Ok(LeaseLockResult::NotAcquired(_)) => {
@@ -278,7 +318,7 @@ impl Contender {
         shutdown: &CancellationToken,
     ) -> Ended {
         let validity = Arc::new(Validity::default());
-        validity.set(self.guard.valid_until());
+        self.extend(&validity);
         let tenure = Tenure {
             term: term.clone(),
             client: LeaderClient::new(
@@ -286,6 +326,7 @@ impl Contender {
                 &self.namespace,
                 term.clone(),
                 validity.clone(),
+                self.metrics.clone(),
             ),
             drain: CancellationToken::new(),
             lost: CancellationToken::new(),
@@ -327,6 +368,14 @@ impl Contender {
             release(lock).await;
         }
         ended
+    }
+
+    /// After an acknowledged write of the Lease.
+    fn extend(&self, validity: &Validity) {
+        let until = self.guard.valid_until();
+        let took = clock::now().saturating_sub(self.guard.sent());
+        self.metrics.renewed(took, until);
+        validity.set(until);
     }
 
     /// Renews for as long as it is ours; returns why it no longer is.
@@ -373,7 +422,7 @@ impl Contender {
                     if term_of(&renewed).as_ref() != Some(term) {
                         return "the Lease is another";
                     }
-                    validity.set(self.guard.valid_until());
+                    self.extend(validity);
                     pause = self.settings.retry_period;
                 }
                 Ok(Ok(LeaseLockResult::NotAcquired(_))) => return "somebody else holds the Lease",

@@ -19,7 +19,10 @@ use kube::{Api, client::Body};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::clock;
+use super::{
+    clock,
+    metrics::{Metrics, Wall},
+};
 use crate::{cluster::TERM, domain::term::Term};
 
 /// Of one request, however much validity is left.
@@ -81,9 +84,11 @@ impl LeaderClient {
         namespace: &str,
         term: Term,
         validity: Arc<Validity>,
+        metrics: Metrics,
     ) -> Self {
         let fence = Arc::new(Fence {
             inner,
+            metrics,
             term: term.to_string(),
             validity: validity.clone(),
             since: clock::now(),
@@ -124,6 +129,7 @@ impl LeaderClient {
 
 struct Fence {
     inner: kube::Client,
+    metrics: Metrics,
     term: String,
     validity: Arc<Validity>,
     /// When the term began.
@@ -142,6 +148,7 @@ impl Fence {
 
     async fn write(&self, request: Request<Body>) -> Result<Response<Body>, tower::BoxError> {
         let (mut parts, body) = request.into_parts();
+        let changes = parts.method != Method::POST;
         let mut object: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
         stamp(&mut object, parts.uri.path(), &self.term);
         let bytes = serde_json::to_vec(&object)?;
@@ -149,14 +156,19 @@ impl Fence {
         loop {
             let request = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
             let response = self.send(request).await?;
+            if changes && response.status() == StatusCode::CONFLICT {
+                self.metrics.refused(Wall::Version);
+            }
             if response.status() != StatusCode::FORBIDDEN {
                 return Ok(response);
             }
             let (head, body) = response.into_parts();
             let text = timeout(REQUEST_TIMEOUT, body.collect()).await??.to_bytes();
-            let unseen = clock::now().saturating_sub(self.since) < LEASE_UNSEEN
-                && String::from_utf8_lossy(&text).contains(POLICY);
-            if !unseen {
+            let fenced = String::from_utf8_lossy(&text).contains(POLICY);
+            if !fenced || clock::now().saturating_sub(self.since) >= LEASE_UNSEEN {
+                if fenced {
+                    self.metrics.refused(Wall::Policy);
+                }
                 return Ok(Response::from_parts(head, Body::from(text.to_vec())));
             }
             tokio::time::sleep(TRY_AGAIN).await;
@@ -167,6 +179,7 @@ impl Fence {
     async fn send(&self, mut request: Request<Body>) -> Result<Response<Body>, tower::BoxError> {
         let left = self.validity.left().min(REQUEST_TIMEOUT);
         if left.is_zero() {
+            self.metrics.refused(Wall::Clock);
             return Err(NotLeading.into());
         }
         *request.uri_mut() = with_timeout(request.uri(), left)?;
@@ -240,8 +253,13 @@ mod tests {
         });
         let validity = Arc::new(Validity::default());
         let term = "u/1/h".parse().unwrap();
-        let client =
-            LeaderClient::new(kube::Client::new(service, "n"), "n", term, validity.clone());
+        let client = LeaderClient::new(
+            kube::Client::new(service, "n"),
+            "n",
+            term,
+            validity.clone(),
+            Metrics::default(),
+        );
         let delete = || async { client.pods().delete("p", &Default::default()).await };
         assert!(delete().await.is_err());
         assert_eq!(sent.load(Ordering::Relaxed), 0);

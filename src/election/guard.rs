@@ -103,6 +103,11 @@ impl Guard {
         self.state().candidate.standing(clock::now())
     }
 
+    /// When the last write was sent.
+    pub(super) fn sent(&self) -> Duration {
+        self.state().candidate.sent()
+    }
+
     /// What the last write, now acknowledged, allows.
     pub(super) fn valid_until(&self) -> Duration {
         self.state().candidate.valid_until()
@@ -167,7 +172,7 @@ impl Guard {
             state.candidate.read(lease.as_ref().map(record), now);
             state.candidate.standing(now)
         };
-        if lease.is_none() && standing == Standing::Free {
+        if lease.is_none() && matches!(standing, Standing::Free(_)) {
             // The crate creates it; two creates cannot both succeed.
             return Ok(Response::from_parts(parts, Body::from(bytes.to_vec())));
         }
@@ -265,7 +270,7 @@ fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
     let hour = jiff::SignedDuration::from_hours(1);
     let now = jiff::Timestamp::now();
     let (renewed, seconds) = match standing {
-        Standing::Free => (now - hour, 1),
+        Standing::Free(_) => (now - hour, 1),
         Standing::Ours | Standing::HeldUntil(_) => (now + hour, 1),
     };
     let spec = lease.spec.unwrap_or_default();

@@ -12,9 +12,11 @@
 //! - the Lease is released only after the work has ended.
 mod clock;
 mod contender;
+mod events;
 mod fence;
 mod guard;
 mod identity;
+mod metrics;
 mod proof;
 
 use std::sync::Arc;
@@ -22,8 +24,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use contender::{Beat, Contender};
+pub use contender::{Beat, Clients, Contender};
 pub use fence::{LeaderClient, NotLeading};
+pub use metrics::Metrics;
 
 use crate::domain::term::Term;
 

@@ -1,7 +1,8 @@
-//! Logs to stderr, traces by OTLP.
+//! Logs to stderr, traces by OTLP, metrics for Prometheus.
 //!
 //! The exporter batches in a thread of its own and drops when the collector is
 //! away: tracing never holds work up.
+pub mod metrics;
 mod propagation;
 
 use std::time::Duration;

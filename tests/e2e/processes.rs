@@ -132,7 +132,7 @@ impl Cell {
         dir: &std::path::Path,
         settings: &[(&str, &str)],
     ) -> Process {
-        let (port, health) = (free_port(), free_port());
+        let (port, health, metrics) = (free_port(), free_port(), free_port());
         let log = std::fs::File::create(dir.join(format!("replica-{n}.log"))).unwrap();
         let child = Command::new(program("ottoscaler"))
             .env("KUBECONFIG", kubeconfig)
@@ -140,6 +140,7 @@ impl Cell {
             .env("POD_NAME", format!("replica-{n}"))
             .env("GRPC_PORT", port.to_string())
             .env("HEALTH_PORT", health.to_string())
+            .env("METRICS_PORT", metrics.to_string())
             .env("OTTO_HANDLER_HOST", &self._handler.address)
             .env("LOG_FORMAT", "text")
             .envs(settings.iter().copied())
