@@ -222,7 +222,12 @@ impl Guard {
     async fn post(&self, request: Request<Body>) -> Result<Request<Body>, tower::BoxError> {
         let (mut parts, body) = request.into_parts();
         let mut lease: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
-        lease["metadata"]["annotations"] = self.annotations();
+        let mut annotations = self.annotations();
+        // In a new object null is no removal: it would be stored as "".
+        if let Some(all) = annotations.as_object_mut() {
+            all.retain(|_, value| !value.is_null());
+        }
+        lease["metadata"]["annotations"] = annotations;
         parts.uri = one_field_manager(&parts.uri)?;
         parts.headers.remove(http::header::CONTENT_LENGTH);
         Ok(Request::from_parts(
@@ -259,7 +264,8 @@ pub(super) fn record(lease: &Lease) -> Record {
         released: meta
             .annotations
             .as_ref()
-            .is_some_and(|a| a.contains_key(RELEASED_BY)),
+            .and_then(|a| a.get(RELEASED_BY))
+            .is_some_and(|by| !by.is_empty()),
     }
 }
 

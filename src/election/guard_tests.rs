@@ -57,6 +57,12 @@ impl Server {
             ("POST", None) => {
                 let mut new: Value = serde_json::from_slice(body).unwrap();
                 new["metadata"]["uid"] = json!("lease-uid");
+                // As the API server stores a map of strings.
+                if let Some(all) = new["metadata"]["annotations"].as_object_mut() {
+                    all.values_mut()
+                        .filter(|v| v.is_null())
+                        .for_each(|v| *v = json!(""));
+                }
                 new["metadata"]["resourceVersion"] = json!(next());
                 *lease = Some(new.clone());
                 (201, new)
@@ -104,12 +110,11 @@ struct One {
 }
 
 fn contender(server: &Arc<Server>, me: &str) -> One {
-    let guard = Arc::new(Guard::new(
-        "l",
-        Duration::from_secs(6),
-        Duration::from_secs(4),
-        LONG,
-    ));
+    contender_with(server, me, Duration::from_secs(6))
+}
+
+fn contender_with(server: &Arc<Server>, me: &str, duration: Duration) -> One {
+    let guard = Arc::new(Guard::new("l", duration, Duration::from_secs(4), LONG));
     guard.become_identity(me);
     let params = LeaseLockParams {
         lease_name: "l".into(),
@@ -272,4 +277,19 @@ async fn a_proof_that_comes_late_is_published_by_the_next_renewal() {
     let lease = server.lease.lock().unwrap().clone().unwrap();
     assert_eq!(lease["metadata"]["annotations"][HOLDER_CONTAINER_ID], "c");
     assert_eq!(lease["spec"]["leaseTransitions"], 4);
+}
+
+#[tokio::test]
+async fn a_lease_that_we_created_bears_no_mark_of_a_release() {
+    let server = Arc::new(Server::default());
+    let me = contender_with(&server, "me", Duration::ZERO);
+    assert!(acquired(&me).await);
+    let lease = server.lease.lock().unwrap().clone().unwrap();
+    assert!(
+        lease["metadata"]["annotations"][RELEASED_BY].is_null(),
+        "{lease}"
+    );
+    // Not even an empty one would count.
+    server.put(held_by(""), json!({RELEASED_BY: ""}));
+    assert!(!acquired(&contender(&server, "other")).await);
 }

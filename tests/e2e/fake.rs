@@ -110,14 +110,14 @@ fn another_request_under_a_task_id_is_refused_and_growth_is_not() {
 fn a_handover_is_not_felt_and_workers_go_on() {
     let mut cell = Cell::start("hand", QUICK);
     cell.ask(0, &scale_up("hand", "3"));
-    let leader = cell.holder().unwrap();
+    let leader = cell.leader().unwrap();
     cell.replicas[leader].signal("TERM");
     let other = (leader + 1) % 3;
     // Asked while nobody or somebody else leads: held, then answered.
     let answer = cell.ask(other, &scale_up("hand2", "2"));
     assert_eq!(answer["status"], "SUCCESS");
     assert_eq!(cell.replicas[leader].wait_exit(), 0);
-    assert_ne!(cell.holder(), Some(leader));
+    assert_ne!(cell.leader(), Some(leader));
     for n in 1..=3 {
         cell.succeed(&format!("otto-agent-hand-{n}"));
     }

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
 
 mod fake;
+mod faults;
 mod node;
 mod processes;
+mod proxy;
 mod support;

@@ -1,14 +1,17 @@
 //! Replicas as processes on the fake cluster, each as its ServiceAccount.
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use serde_json::Value;
 
-use super::support::{Cluster, cluster_sh, program, root, wait_for};
+use super::{
+    proxy::Proxy,
+    support::{Cluster, cluster_sh, program, root, wait_for},
+};
 
 pub const SOON: Duration = Duration::from_secs(30);
 
@@ -16,6 +19,8 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub struct Process {
     child: Child,
     pub address: String,
+    /// Of its metrics; empty: it has none.
+    metrics: String,
 }
 
 impl Drop for Process {
@@ -32,6 +37,22 @@ impl Process {
             .status()
             .unwrap();
         assert!(status.success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// A metric's value; 0 while it has none.
+    pub fn metric(&self, line: &str) -> f64 {
+        let url = format!("http://{}/metrics", self.metrics);
+        let out = Command::new("curl")
+            .args(["-fsS", "--max-time", "5", &url])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let found = text.lines().find_map(|l| l.strip_prefix(line));
+        found.map_or(0.0, |value| value.trim().parse().unwrap())
     }
 
     pub fn wait_exit(&mut self) -> i32 {
@@ -54,12 +75,45 @@ pub struct Cell {
     pub cluster: Cluster,
     pub namespace: String,
     pub replicas: Vec<Process>,
+    /// One before each replica, or none at all.
+    pub proxies: Vec<Proxy>,
     pub record: PathBuf,
-    _handler: Process,
+    /// Of the ServiceAccount.
+    pub kubeconfig: String,
+    settings: Vec<(String, String)>,
+    handler: Process,
 }
 
 impl Cell {
     pub fn start(namespace: &str, settings: &[(&str, &str)]) -> Self {
+        Self::with(namespace, settings, false)
+    }
+
+    /// With a proxy before each replica.
+    pub fn proxied(namespace: &str, settings: &[(&str, &str)]) -> Self {
+        Self::with(namespace, settings, true)
+    }
+
+    fn with(namespace: &str, settings: &[(&str, &str)], proxied: bool) -> Self {
+        let mut cell = Self::without_replicas(namespace, settings);
+        if proxied {
+            let proxies =
+                (0..3).map(|n| Proxy::start(&cell.kubeconfig, cell.dir(), &format!("proxy-{n}")));
+            cell.proxies = proxies.collect();
+        }
+        for n in 0..3 {
+            let replica = cell.replica(n);
+            cell.replicas.push(replica);
+        }
+        for replica in &cell.replicas {
+            cell.wait_ready(&replica.address);
+        }
+        wait_for("a leader", SOON, || cell.leader());
+        cell
+    }
+
+    /// Namespace, rights, CRD, fence and handler only.
+    pub fn without_replicas(namespace: &str, settings: &[(&str, &str)]) -> Self {
         let cluster = Cluster::from_env("OTTO_TEST_FAKE");
         // RBAC, CRD and fence by the chart; its Deployment runs nothing here.
         let flags = "--set replicas=1 --set flowSchema.enabled=false";
@@ -106,54 +160,58 @@ impl Cell {
         let handler = Process {
             child,
             address: handler,
+            metrics: String::new(),
         };
-        let mut cell = Self {
+        let own = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+        Self {
             cluster,
             namespace: namespace.to_owned(),
             replicas: vec![],
+            proxies: vec![],
             record,
-            _handler: handler,
-        };
-        for n in 0..3 {
-            let replica = cell.replica(n, &kubeconfig, &dir, settings);
-            cell.replicas.push(replica);
+            kubeconfig,
+            settings: settings.iter().map(own).collect(),
+            handler,
         }
-        for replica in &cell.replicas {
-            cell.wait_ready(&replica.address);
-        }
-        wait_for("a leader", SOON, || cell.holder());
-        cell
     }
 
-    fn replica(
-        &self,
-        n: usize,
-        kubeconfig: &str,
-        dir: &std::path::Path,
-        settings: &[(&str, &str)],
-    ) -> Process {
+    fn dir(&self) -> &Path {
+        self.record.parent().unwrap()
+    }
+
+    /// Starts replica `n`; also anew, with another identity.
+    pub fn replica(&self, n: usize) -> Process {
         let (port, health, metrics) = (free_port(), free_port(), free_port());
-        let log = std::fs::File::create(dir.join(format!("replica-{n}.log"))).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir().join(format!("replica-{n}.log")))
+            .unwrap();
+        let proxied = self.proxies.get(n).map(|p| p.kubeconfig.as_os_str());
         let child = Command::new(program("ottoscaler"))
-            .env("KUBECONFIG", kubeconfig)
+            .env(
+                "KUBECONFIG",
+                proxied.unwrap_or_else(|| self.kubeconfig.as_ref()),
+            )
             .env("NAMESPACE", &self.namespace)
             .env("POD_NAME", format!("replica-{n}"))
             .env("GRPC_PORT", port.to_string())
             .env("HEALTH_PORT", health.to_string())
             .env("METRICS_PORT", metrics.to_string())
-            .env("OTTO_HANDLER_HOST", &self._handler.address)
+            .env("OTTO_HANDLER_HOST", &self.handler.address)
             .env("LOG_FORMAT", "text")
-            .envs(settings.iter().copied())
+            .envs(self.settings.iter().cloned())
             .stderr(log)
             .spawn()
             .unwrap();
         Process {
             child,
             address: format!("127.0.0.1:{port}"),
+            metrics: format!("127.0.0.1:{metrics}"),
         }
     }
 
-    fn wait_ready(&self, address: &str) {
+    pub fn wait_ready(&self, address: &str) {
         wait_for("a replica is ready", SOON, || {
             let probe = [
                 "grpc-health-probe",
@@ -164,8 +222,7 @@ impl Cell {
         });
     }
 
-    /// The replica that holds the Lease.
-    pub fn holder(&self) -> Option<usize> {
+    pub fn lease(&self) -> Option<Value> {
         let lease = [
             "kubectl",
             "-n",
@@ -176,9 +233,18 @@ impl Cell {
             "-o",
             "json",
         ];
-        let lease: Value = serde_json::from_slice(&self.cluster.try_run(&lease).stdout).ok()?;
-        let holder = lease["spec"]["holderIdentity"].as_str()?.to_owned();
-        holder
+        serde_json::from_slice(&self.cluster.try_run(&lease).stdout).ok()
+    }
+
+    /// Whose identity the Lease has.
+    pub fn holder(&self) -> Option<String> {
+        let holder = self.lease()?["spec"]["holderIdentity"].as_str()?.to_owned();
+        (!holder.is_empty()).then_some(holder)
+    }
+
+    /// The replica that holds the Lease.
+    pub fn leader(&self) -> Option<usize> {
+        self.holder()?
             .strip_prefix("replica-")?
             .split('_')
             .next()?

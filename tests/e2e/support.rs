@@ -25,6 +25,14 @@ pub fn wait_for<T>(what: &str, within: Duration, mut fact: impl FnMut() -> Optio
     }
 }
 
+/// For a fault that must last: here time itself is the fact.
+pub fn pass(time: Duration) {
+    let until = Instant::now() + time;
+    wait_for("time passes", time + Duration::from_secs(5), || {
+        (Instant::now() >= until).then_some(())
+    });
+}
+
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -98,6 +106,18 @@ impl Cluster {
     pub fn get(&self, url: &str) -> Option<Value> {
         let out = self.try_run(&["curl", "-fsS", "--max-time", "5", url]);
         serde_json::from_slice(&out.stdout).ok()
+    }
+
+    /// Stops, kills, pauses, resumes or starts a part of the control plane.
+    pub fn component(&self, what: &str, component: &str) {
+        let out = cluster_sh(&["component", &self.name, what, component])
+            .output()
+            .unwrap();
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
 
     pub fn audit_log(&self) -> PathBuf {

@@ -16,6 +16,8 @@ pub struct Audit {
     pub fenced_writes: usize,
     /// Writes that the fence policy refused.
     pub refusals: usize,
+    /// Changes refused because their object was another by then.
+    pub conflicts: usize,
     pub faults: Vec<String>,
 }
 
@@ -54,6 +56,7 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
             audit.refusals += usize::from(message.contains("ValidatingAdmissionPolicy"));
             continue;
         }
+        audit.conflicts += usize::from(code == 409 && matches!(verb, "update" | "patch"));
         if !(200..300).contains(&code) {
             continue;
         }
