@@ -435,6 +435,7 @@ fn the_fence_refuses_whoever_does_not_hold_the_lease() {
         "forged",
         "--image=busybox",
         "--restart=Never",
+        "--labels=ottoscaler.io/attempt=1",
         "--annotations=ottoscaler.io/term=some/0/body",
     ]);
     let text = String::from_utf8_lossy(&out.stderr);

@@ -350,6 +350,10 @@ impl Drop for Cell {
             if let Some(dir) = self.record.parent() {
                 let _ = std::fs::remove_dir_all(dir);
             }
+            // What the chart made outside the namespace goes too.
+            let _ =
+                self.cluster
+                    .try_run(&["helm", "uninstall", "ottoscaler", "-n", &self.namespace]);
             let _ = self.cluster.try_run(&[
                 "kubectl",
                 "delete",
