@@ -77,6 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     lease.log_timings();
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
+    telemetry::metrics::register(&mut registry);
     let (contender, leadership) = Contender::new(
         lease,
         replica.clone(),

@@ -147,6 +147,12 @@ impl Metrics {
         );
     }
 
+    /// Writes that were not sent, for validity was over.
+    pub fn refused_by_clock(&self) -> u64 {
+        let wall = Wall::Clock;
+        self.refused.get_or_create(&Refused { wall }).get()
+    }
+
     pub(super) fn refused(&self, wall: Wall) {
         self.refused.get_or_create(&Refused { wall }).inc();
     }

@@ -4,13 +4,38 @@
 use std::sync::Arc;
 
 use axum::{Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing};
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _, text::encode},
+    metrics::{MetricType, gauge::ConstGauge},
+    registry::Registry,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// What [`encode`] writes
 /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How many tasks live in this runtime.
+#[derive(Debug)]
+struct Tasks(tokio::runtime::RuntimeMetrics);
+
+impl Collector for Tasks {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let alive = i64::try_from(self.0.num_alive_tasks()).unwrap_or(i64::MAX);
+        let about = "Tasks of the runtime";
+        let encoder =
+            encoder.encode_descriptor("ottoscaler_tasks", about, None, MetricType::Gauge)?;
+        ConstGauge::new(alive).encode(encoder)
+    }
+}
+
+/// The process itself; inside the runtime.
+pub fn register(registry: &mut Registry) {
+    let runtime = tokio::runtime::Handle::current().metrics();
+    registry.register_collector(Box::new(Tasks(runtime)));
+}
 
 /// Serves `GET /metrics` until told to stop.
 ///

@@ -40,7 +40,7 @@ fn new_holder(cell: &Cell, old: &str) -> String {
 }
 
 /// The log's word on this cell's writes; `task` narrows the pods.
-fn judge(cell: &Cell, task: Option<&str>) -> Audit {
+pub fn judge(cell: &Cell, task: Option<&str>) -> Audit {
     let log = std::fs::read_to_string(cell.cluster.audit_log()).unwrap();
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
     let audit = audit::read(&log, &user, task);

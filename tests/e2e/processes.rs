@@ -43,6 +43,10 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A metric's value; 0 while it has none.
     pub fn metric(&self, line: &str) -> f64 {
         let url = format!("http://{}/metrics", self.metrics);

@@ -25,6 +25,11 @@ pub fn wait_for<T>(what: &str, within: Duration, mut fact: impl FnMut() -> Optio
     }
 }
 
+/// A count that the full run sets by an environment variable.
+pub fn count_of(variable: &str, otherwise: usize) -> usize {
+    std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
+}
+
 /// For a fault that must last: here time itself is the fact.
 pub fn pass(time: Duration) {
     let until = Instant::now() + time;

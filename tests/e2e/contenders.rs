@@ -1,0 +1,554 @@
+//! Contenders of the library inside this process, against a real API server: for
+//! what a whole replica cannot be made to do.
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Container, Pod, PodSpec},
+};
+use kube::{
+    Api, Client, Config,
+    api::{ObjectMeta, Patch, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
+use ottoscaler::{
+    config,
+    election::{Clients, Contender, Metrics, Reign, Tenure},
+    supervisor::Supervisor,
+};
+use serde_json::json;
+use tokio::{
+    runtime::Runtime,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    faults::judge,
+    processes::{Cell, SOON},
+    support::{count_of, wait_for},
+};
+
+const LEASE: &str = "ottoscaler-leader";
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+async fn client(kubeconfig: &str) -> Client {
+    let kubeconfig = Kubeconfig::read_from(Path::new(kubeconfig)).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    Client::try_from(config.unwrap()).unwrap()
+}
+
+fn contender(name: &str, namespace: &str, client: &Client, metrics: &Metrics) -> Contender {
+    let lease = config::Lease {
+        name: LEASE.to_owned(),
+        duration: Duration::from_secs(6),
+        renew_deadline: Duration::from_secs(4),
+        retry_period: Duration::from_secs(1),
+        handover_timeout: Duration::from_secs(1),
+    };
+    let replica = config::Replica {
+        pod_name: name.to_owned(),
+        pod_uid: None,
+        address: "127.0.0.1:1".to_owned(),
+    };
+    let clients = Clients {
+        lease: client.clone(),
+        work: client.clone(),
+    };
+    Contender::new(lease, replica, namespace, clients, metrics.clone()).0
+}
+
+/// A contender on its own in `runtime`.
+fn start(
+    runtime: &Runtime,
+    cell: &Cell,
+    name: &str,
+    metrics: &Metrics,
+    reign: Arc<dyn Reign>,
+    stop: &CancellationToken,
+) -> JoinHandle<()> {
+    let client = runtime.block_on(client(&cell.kubeconfig));
+    let one = contender(name, &cell.namespace, &client, metrics);
+    runtime.spawn(one.run(reign, stop.clone()))
+}
+
+/// A write that the fence judges.
+async fn create_pod(tenure: &Tenure, name: &str) -> kube::Result<Pod> {
+    let pod = Pod {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([("ottoscaler.io/attempt".to_owned(), "1".to_owned())].into()),
+            ..Default::default()
+        },
+        spec: Some(PodSpec {
+            containers: vec![Container {
+                name: "worker".into(),
+                image: Some("busybox".into()),
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        status: None,
+    };
+    tenure
+        .client
+        .pods()
+        .create(&PostParams::default(), &pod)
+        .await
+}
+
+/// Counts who reigns, and how many at once.
+#[derive(Default)]
+struct Court {
+    reigning: AtomicUsize,
+    most: AtomicUsize,
+    /// Terms in the order in which they began, with the number of the contender.
+    terms: Mutex<Vec<(usize, i32)>>,
+}
+
+struct Seat(usize, Arc<Court>);
+
+#[tonic::async_trait]
+impl Reign for Seat {
+    async fn run(&self, tenure: Tenure) {
+        let Self(number, court) = self;
+        let now = court.reigning.fetch_add(1, Ordering::SeqCst) + 1;
+        court.most.fetch_max(now, Ordering::SeqCst);
+        let transitions = tenure.term.transitions;
+        create_pod(&tenure, &format!("of-term-{transitions}"))
+            .await
+            .unwrap();
+        court.terms.lock().unwrap().push((*number, transitions));
+        tokio::select! {
+            () = tenure.drain.cancelled() => {}
+            () = tenure.lost.cancelled() => {}
+        }
+        court.reigning.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn of_a_hundred_contenders_one_leads_at_a_time() {
+    let cell = Cell::without_replicas("hundred", &[]);
+    let (court, rounds) = (Arc::new(Court::default()), 20);
+    let stops: Vec<CancellationToken> = (0..100).map(|_| CancellationToken::new()).collect();
+    let runtime = runtime();
+    let mut all = JoinSet::new();
+    runtime.block_on(async {
+        let client = client(&cell.kubeconfig).await;
+        for (n, stop) in stops.iter().enumerate() {
+            let one = contender(
+                &format!("c{n}"),
+                &cell.namespace,
+                &client,
+                &Metrics::default(),
+            );
+            all.spawn(one.run(Arc::new(Seat(n, court.clone())), stop.clone()));
+        }
+    });
+    for round in 1..=rounds {
+        let (leader, _) = wait_for("another term", SOON, || {
+            let terms = court.terms.lock().unwrap();
+            (terms.len() >= round).then(|| terms[round - 1])
+        });
+        stops[leader].cancel();
+    }
+    stops.iter().for_each(CancellationToken::cancel);
+    runtime.block_on(async { while all.join_next().await.is_some() {} });
+    let terms = court.terms.lock().unwrap().clone();
+    assert_eq!(
+        court.most.load(Ordering::SeqCst),
+        1,
+        "two led at once: {terms:?}"
+    );
+    assert!(terms.is_sorted_by(|a, b| a.1 < b.1), "{terms:?}");
+    let audit = judge(&cell, None);
+    assert!(audit.terms.len() >= rounds && audit.creates.len() == audit.terms.len());
+    println!("{} terms, one at a time", terms.len());
+}
+
+/// What the guard is for: as it comes, the crate lets several win.
+#[test]
+fn the_bare_crate_lets_contenders_acquire_together() {
+    let cell = Cell::without_replicas("bare", &[]);
+    let races = 30;
+    let together = runtime().block_on(async {
+        let client = client(&cell.kubeconfig).await;
+        let leases: Api<Lease> = Api::namespaced(client.clone(), &cell.namespace);
+        let expired = json!({"metadata": {"name": LEASE}, "spec": {"holderIdentity": "gone",
+            "leaseDurationSeconds": 1, "leaseTransitions": 0, "acquireTime": "2020-01-01T00:00:00.000000Z",
+            "renewTime": "2020-01-01T00:00:00.000000Z"}});
+        leases
+            .create(&PostParams::default(), &serde_json::from_value(expired.clone()).unwrap())
+            .await
+            .unwrap();
+        let mut together = 0;
+        for race in 0..races {
+            leases
+                .patch(LEASE, &Default::default(), &Patch::Merge(&expired))
+                .await
+                .unwrap();
+            let locks: Vec<LeaseLock> = (0..3)
+                .map(|n| {
+                    let params = LeaseLockParams {
+                        lease_name: LEASE.to_owned(),
+                        holder_id: format!("race-{race}-{n}"),
+                        lease_ttl: Duration::from_secs(6),
+                    };
+                    LeaseLock::new(client.clone(), &cell.namespace, params)
+                })
+                .collect();
+            let results =
+                futures::future::join_all(locks.iter().map(LeaseLock::try_acquire_or_renew)).await;
+            let won = |r: &&Result<_, _>| matches!(r, Ok(LeaseLockResult::Acquired(_)));
+            together += usize::from(results.iter().filter(won).count() > 1);
+        }
+        together
+    });
+    println!("the bare crate let several acquire in {together} of {races} races");
+    assert!(together > 0, "then the guard would not be needed");
+}
+
+/// Work that nothing ends, as a blocked thread.
+struct Stuck(Mutex<mpsc::Receiver<()>>, AtomicUsize);
+
+#[tonic::async_trait]
+impl Reign for Stuck {
+    async fn run(&self, _: Tenure) {
+        self.1.store(1, Ordering::SeqCst);
+        tokio::task::block_in_place(|| self.0.lock().unwrap().recv().ok());
+    }
+}
+
+#[test]
+fn while_work_lives_the_lease_is_not_released() {
+    let cell = Cell::without_replicas("stuck", &[]);
+    let (free, blocked) = mpsc::channel();
+    let reign = Arc::new(Stuck(Mutex::new(blocked), AtomicUsize::new(0)));
+    let stop = CancellationToken::new();
+    let runtime = runtime();
+    let run = start(
+        &runtime,
+        &cell,
+        "stuck",
+        &Metrics::default(),
+        reign.clone(),
+        &stop,
+    );
+    wait_for("it leads", SOON, || {
+        (reign.1.load(Ordering::SeqCst) == 1).then_some(())
+    });
+    let holder = cell.holder();
+    stop.cancel();
+    runtime.block_on(async { tokio::time::timeout(SOON, run).await.unwrap().unwrap() });
+    let lease = cell.lease().unwrap();
+    assert_eq!(cell.holder(), holder, "released while its work lives");
+    assert!(lease["metadata"]["annotations"]["ottoscaler.io/released-by"].is_null());
+    free.send(()).unwrap();
+    judge(&cell, None);
+}
+
+/// Blocks every thread of its runtime, then writes.
+struct Saturated {
+    threads: usize,
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    blocked: Arc<AtomicUsize>,
+    late: Arc<Mutex<Option<String>>>,
+}
+
+#[tonic::async_trait]
+impl Reign for Saturated {
+    async fn run(&self, tenure: Tenure) {
+        create_pod(&tenure, "in-time").await.unwrap();
+        let mut hogs = JoinSet::new();
+        for _ in 0..self.threads {
+            let (gate, blocked) = (self.gate.clone(), self.blocked.clone());
+            hogs.spawn(async move {
+                blocked.fetch_add(1, Ordering::SeqCst);
+                // On purpose: a thread of the runtime stands still.
+                let _ = gate.lock().unwrap().recv();
+            });
+        }
+        hogs.join_all().await;
+        let late = create_pod(&tenure, "too-late").await;
+        *self.late.lock().unwrap() =
+            Some(late.map_or_else(|e| chain(&e), |_| "written".to_owned()));
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let cause = error.source().map(|c| format!(": {}", chain(c)));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+#[test]
+fn after_a_saturated_runtime_the_clock_stops_the_write() {
+    let cell = Cell::without_replicas("saturated", &[]);
+    let (open, gate) = mpsc::channel::<()>();
+    let (blocked, late) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+    let reign = Saturated {
+        threads: 2,
+        gate: Arc::new(Mutex::new(gate)),
+        blocked: blocked.clone(),
+        late: Arc::clone(&late),
+    };
+    let stop = CancellationToken::new();
+    let (old, new) = (runtime(), runtime());
+    let metrics = Metrics::default();
+    let first = start(&old, &cell, "old", &metrics, Arc::new(reign), &stop);
+    wait_for("the runtime stands still", SOON, || {
+        (blocked.load(Ordering::SeqCst) == 2).then_some(())
+    });
+    let court = Arc::new(Court::default());
+    let second = start(
+        &new,
+        &cell,
+        "new",
+        &Metrics::default(),
+        Arc::new(Seat(0, court.clone())),
+        &stop,
+    );
+    wait_for("another leads", SOON, || {
+        (!court.terms.lock().unwrap().is_empty()).then_some(())
+    });
+    drop(open);
+    let said = wait_for("the late write", SOON, || late.lock().unwrap().clone());
+    assert!(said.contains("no longer leads"), "{said}");
+    assert_eq!(metrics.refused_by_clock(), 1);
+    stop.cancel();
+    old.block_on(first).unwrap();
+    new.block_on(second).unwrap();
+    let audit = judge(&cell, None);
+    assert_eq!(audit.creates.len(), 2, "{:?}", audit.creates);
+}
+
+/// Panics in its first term.
+struct Panics(AtomicUsize);
+
+#[tonic::async_trait]
+impl Reign for Panics {
+    async fn run(&self, tenure: Tenure) {
+        assert!(
+            self.0.fetch_add(1, Ordering::SeqCst) > 0,
+            "as a test told it to"
+        );
+        tokio::select! {
+            () = tenure.drain.cancelled() => {}
+            () = tenure.lost.cancelled() => {}
+        }
+    }
+}
+
+#[test]
+fn work_that_panics_ends_its_term_and_the_next_one_begins() {
+    let cell = Cell::without_replicas("panics", &[]);
+    let (reign, stop) = (
+        Arc::new(Panics(AtomicUsize::new(0))),
+        CancellationToken::new(),
+    );
+    let runtime = runtime();
+    let run = start(
+        &runtime,
+        &cell,
+        "panics",
+        &Metrics::default(),
+        reign.clone(),
+        &stop,
+    );
+    wait_for("a second term", SOON, || {
+        (reign.0.load(Ordering::SeqCst) == 2).then_some(())
+    });
+    assert_eq!(cell.lease().unwrap()["spec"]["leaseTransitions"], 1);
+    stop.cancel();
+    runtime.block_on(run).unwrap();
+}
+
+#[test]
+fn an_election_task_that_panics_begins_the_shutdown() {
+    let runtime = runtime();
+    let (shutdown, until) = (CancellationToken::new(), CancellationToken::new());
+    let failed = runtime.block_on(async {
+        let broken = Client::new(
+            tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+                assert!(
+                    !request.uri().path().contains("leases"),
+                    "as a test told it to"
+                );
+                Err::<http::Response<kube::client::Body>, tower::BoxError>("away".into())
+            }),
+            "n",
+        );
+        let one = contender("broken", "n", &broken, &Metrics::default());
+        let mut tasks = Supervisor::new(shutdown.clone());
+        let told = shutdown.clone();
+        tasks.essential("election", async move {
+            one.run(Arc::new(Panics(AtomicUsize::new(1))), told).await;
+            Ok(())
+        });
+        tasks.watch(&until).await
+    });
+    assert!(failed.is_err_and(|e| e.to_string().contains("panicked")));
+    assert!(shutdown.is_cancelled());
+}
+
+/// Of a replica's process.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    rss_kib: f64,
+    descriptors: f64,
+    sockets: f64,
+    threads: f64,
+    tasks: f64,
+}
+
+impl Size {
+    fn of(cell: &Cell, replica: usize) -> Self {
+        let pid = cell.replicas[replica].pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| -> f64 {
+            let line = status.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let links: Vec<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|f| std::fs::read_link(f.unwrap().path()).ok())
+            .collect();
+        let sockets = links
+            .iter()
+            .filter(|l| l.to_string_lossy().starts_with("socket:"));
+        Self {
+            rss_kib: field("VmRSS"),
+            descriptors: links.len() as f64,
+            sockets: sockets.count() as f64,
+            threads: field("Threads"),
+            tasks: cell.replicas[replica].metric("ottoscaler_tasks "),
+        }
+    }
+
+    fn values(self) -> [(&'static str, f64); 5] {
+        [
+            ("rss_kib", self.rss_kib),
+            ("descriptors", self.descriptors),
+            ("sockets", self.sockets),
+            ("threads", self.threads),
+            ("tasks", self.tasks),
+        ]
+    }
+}
+
+/// Least squares, per step.
+fn slope(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = |v: &mut dyn Iterator<Item = f64>| v.sum::<f64>() / n;
+    let (mx, my) = (
+        mean(&mut (0..values.len()).map(|i| i as f64)),
+        mean(&mut values.iter().copied()),
+    );
+    let points = || {
+        values
+            .iter()
+            .enumerate()
+            .map(|(i, y)| (i as f64 - mx, y - my))
+    };
+    points().map(|(x, y)| x * y).sum::<f64>() / points().map(|(x, _)| x * x).sum::<f64>()
+}
+
+/// 10,000 in the full run.
+#[test]
+fn leadership_changes_leave_nothing_behind() {
+    let cell = Cell::start("flap", &[("LOG_LEVEL", "warn")]);
+    let changes = count_of("OTTO_TEST_CHANGES", 200);
+    let (warm, steps) = (changes / 4, 40);
+    let runtime = runtime();
+    let leases: Api<Lease> = runtime.block_on(async {
+        Api::namespaced(
+            client(cell.cluster.var("KUBECONFIG")).await,
+            &cell.namespace,
+        )
+    });
+    let (mut samples, began) = (vec![], Instant::now());
+    let mut holder = cell.holder().unwrap();
+    for n in 1..=changes {
+        // As if the leader had stepped down: the others take over at once.
+        let released = json!({"metadata": {"annotations": {"ottoscaler.io/released-by": "test"}},
+            "spec": {"holderIdentity": ""}});
+        holder = runtime.block_on(async {
+            let patched = leases
+                .patch(LEASE, &Default::default(), &Patch::Merge(released))
+                .await
+                .unwrap();
+            let version = patched.metadata.resource_version.unwrap();
+            tokio::time::timeout(SOON, next_holder(&leases, &version, &holder))
+                .await
+                .expect("another holder")
+        });
+        if n > warm && n % ((changes - warm) / steps) == 0 {
+            samples.push((0..3).map(|r| Size::of(&cell, r)).collect::<Vec<_>>());
+        }
+    }
+    println!(
+        "{changes} changes of leader in {:.0} s, {} samples",
+        began.elapsed().as_secs_f64(),
+        samples.len()
+    );
+    let mut raw = String::from("sample,replica,rss_kib,descriptors,sockets,threads,tasks\n");
+    for (n, sample) in samples.iter().enumerate() {
+        for (r, size) in sample.iter().enumerate() {
+            let values: Vec<String> = size.values().iter().map(|(_, v)| v.to_string()).collect();
+            raw.push_str(&format!("{n},{r},{}\n", values.join(",")));
+        }
+    }
+    if let Ok(path) = std::env::var("OTTO_TEST_SAMPLES") {
+        std::fs::write(path, raw).unwrap();
+    }
+    assert!(samples.len() >= steps / 2);
+    for replica in 0..3 {
+        for (k, (what, last)) in samples.last().unwrap()[replica].values().iter().enumerate() {
+            let values: Vec<f64> = samples.iter().map(|s| s[replica].values()[k].1).collect();
+            let growth = slope(&values) * values.len() as f64;
+            println!("replica-{replica} {what}: {last}, fitted growth {growth:.1}");
+            // Of what leaks with each change there would be at least one per change.
+            let bound = match *what {
+                "rss_kib" => (changes as f64 / 2.0).max(1_024.0),
+                _ => 8.0,
+            };
+            assert!(growth < bound, "{what} grows: {values:?}");
+        }
+    }
+}
+
+async fn next_holder(leases: &Api<Lease>, version: &str, old: &str) -> String {
+    use futures::TryStreamExt as _;
+    use kube::api::{WatchEvent, WatchParams};
+    let params = WatchParams::default().fields(&format!("metadata.name={LEASE}"));
+    let mut events = Box::pin(leases.watch(&params, version).await.unwrap());
+    while let Some(event) = events.try_next().await.unwrap() {
+        if let WatchEvent::Added(lease) | WatchEvent::Modified(lease) = event {
+            let holder = lease
+                .spec
+                .and_then(|s| s.holder_identity)
+                .unwrap_or_default();
+            if !holder.is_empty() && holder != old {
+                return holder;
+            }
+        }
+    }
+    panic!("the watch ended");
+}
