@@ -2,7 +2,7 @@
 # Measures, one line per figure:
 #   <figure> <value> <unit> reference <value> ratio <r> target <t> met|short
 # Exits 0 unless a figure could not be measured. Raw samples: $XDG_CACHE_HOME/ottoscaler/bench.
-#   ONLY=<group>   start, memory (election, workers, status and logs come with their issues)
+#   ONLY=<group>   start, memory, election (workers, status and logs come with their issues)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
@@ -18,9 +18,10 @@ finish() {
 }
 trap finish EXIT
 
-figure() { # name value unit target: at most
-  awk -v n="$1" -v v="$2" -v u="$3" -v t="$4" 'BEGIN {
-    printf "%-28s %10.3f %-5s reference - ratio - target %s %s\n", n, v, u, t, (v <= t ? "met" : "short") }'
+figure() { # name value unit target (at most) [reference]
+  awk -v n="$1" -v v="$2" -v u="$3" -v t="$4" -v r="${5:--}" 'BEGIN {
+    ratio = r == "-" ? r : sprintf("%.3f", v / r)
+    printf "%-28s %10.3f %-5s reference %s ratio %s target %s %s\n", n, v, u, r, ratio, t, (v <= t ? "met" : "short") }'
 }
 
 k() { $cluster run $name kubectl "$@"; }
@@ -72,10 +73,13 @@ memory() {
   figure memory_leader_idle "$figure_idle" MiB 20
 }
 
+# shellcheck source=tests/bench/election.sh
+. tests/bench/election.sh
+
 make -s image > /dev/null
 case ${ONLY:-all} in
-  start | memory) "$ONLY" ;;
-  all) start; memory ;;
-  election | workers | status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
+  start | memory | election) "$ONLY" ;;
+  all) start; memory; $cluster down $name > /dev/null; election ;;
+  workers | status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
   *) echo "ONLY=$ONLY: takes start, memory, election, workers, status or logs" >&2; exit 64 ;;
 esac

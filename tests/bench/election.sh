@@ -1,0 +1,123 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154,SC2086 # sourced by bench.sh, which sets these
+# Leader changes on the real node, under a steady demand. "Acting" is the first pod
+# create of the new term in the audit log. Beside ours: client-go's leader election
+# with its defaults and with our timings, three processes each.
+#   RUNS=20   of each kind
+
+election() {
+  local runs=${RUNS:-20} kind n demand references
+  deploy/local/build.sh
+  (cd tests/bench/clientgo && CGO_ENABLED=0 go build -trimpath -o "$raw/clientgo" .)
+  $cluster up "$name" node 1>&2
+  make -s load NAME="$name" 1>&2
+  # Worker pods are created and never scheduled: the node's speed is not measured.
+  cat > "$raw/values.yaml" << VALUES
+tolerations: [{key: bench, operator: Exists}]
+VALUES
+  tests/e2e/install.sh "$name" --values "$raw/values.yaml" 1>&2
+  eval "$($cluster env "$name")"
+  k taint node --all bench=only:NoSchedule > /dev/null
+  service=$(k -n ottoscaler get service ottoscaler -o 'jsonpath={.spec.clusterIP}'):9090
+  demand & demand=$!
+  references "$runs" & references=$!
+  pids+=("$demand" "$references")
+  for kind in release killed frozen; do
+    for n in $(seq "$runs"); do change $kind "$n"; done
+  done
+  wait "$references"
+  kill "$demand"
+  election_figures
+}
+
+# Ten ScaleUps of one worker a second, each cancelled once answered.
+demand() {
+  trap 'kill $(jobs -p) 2> /dev/null; exit' TERM
+  local n=0
+  while :; do
+    n=$((n + 1))
+    { ask scale-up "bench-$n" -n 1 --repository r --commit c && ask cancel "bench-$n"; } > /dev/null 2>&1 &
+    sleep 0.1
+  done
+}
+ask() { $RUN "$bin/ottoctl" --server "$service" --timeout 40 "$@"; }
+
+three_ready() {
+  until [ "$(k -n ottoscaler get pods -l app.kubernetes.io/name=ottoscaler --field-selector=status.phase=Running \
+    -o 'jsonpath={range .items[*]}{.metadata.deletionTimestamp}{.status.containerStatuses[0].ready}{"\n"}{end}' | grep -cx true)" = 3 ]; do sleep 0.2; done
+}
+
+change() { # release|killed|frozen number
+  local holder pod id pid since from=fault
+  three_ready
+  # A leader that has shown itself: its container id is on the Lease.
+  until [ -n "$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.metadata.annotations.ottoscaler\.io/holder-container-id}')" ]; do sleep 0.2; done
+  sleep "$(awk -v s="$2$RANDOM" 'BEGIN { srand(s); print 1 + rand() }')" # any moment between two renewals
+  holder=$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.spec.holderIdentity}')
+  pod=${holder%%_*}
+  id=$(k -n ottoscaler get pod "$pod" -o 'jsonpath={.status.containerStatuses[0].containerID}')
+  id=${id#containerd://}
+  pid=$($NODE ctr -n k8s.io tasks ls | awk -v id="$id" '$1 == id {print $2}')
+  since=$(date +%s%N)
+  case $1 in
+    release) from=release; k -n ottoscaler delete pod "$pod" --wait=false > /dev/null ;;
+    killed) $NODE ctr -n k8s.io tasks kill -s KILL "$id" ;;
+    frozen) kill -STOP "$pid" ;;
+  esac
+  "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --since "$since" --from $from >> "$raw/ours-$1.txt" ||
+    echo failed >> "$raw/ours-$1.txt"
+  [ "$1" != frozen ] || kill -CONT "$pid"
+}
+
+references() { # runs: both settings side by side
+  reference default "$1" 15s 10s 2s &
+  reference same "$1" 6s 4s 1s &
+  wait
+}
+
+reference() { # name runs duration deadline retry
+  local ns=client-go-$1 n since holder from
+  trap 'kill $(jobs -p) 2> /dev/null; exit' TERM
+  k create namespace "$ns" > /dev/null
+  declare -A process
+  start_one() {
+    $RUN "$raw/clientgo" --kubeconfig "$KUBECONFIG" --namespace "$ns" --lease leader --id "$1-$(date +%s%N)" \
+      --lease-duration "$3" --renew-deadline "$4" --retry-period "$5" 2>> "$raw/clientgo-$2.log" &
+    process[$1]=$!
+  }
+  for n in a b c; do start_one $n "$1" "$3" "$4" "$5"; done
+  local kind
+  for kind in killed release; do
+    for n in $(seq "$2"); do
+      until holder=$(k -n "$ns" get lease leader -o 'jsonpath={.spec.holderIdentity}' 2> /dev/null) && [ -n "$holder" ]; do sleep 0.2; done
+      holder=${holder%%-*}
+      sleep "$(awk -v s="$n$RANDOM" 'BEGIN { srand(s); print 2 + rand() * 2 }')"
+      since=$(date +%s%N)
+      case $kind in
+        killed) from=fault; kill -KILL "${process[$holder]}" ;;
+        release) from=release; kill -TERM "${process[$holder]}" ;;
+      esac
+      "$bin/takeover" --log "$AUDIT_LOG" --namespace "$ns" --since "$since" --from $from >> "$raw/$1-$kind.txt" ||
+        echo failed >> "$raw/$1-$kind.txt"
+      start_one "$holder" "$1" "$3" "$4" "$5"
+    done
+  done
+  kill "${process[@]}"
+}
+
+worst() { sort -n "$1" | tail -1 | awk '{print $1 / 1000}'; }
+middle() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)] / 1000}'; }
+
+election_figures() {
+  local kind target reference
+  for kind in release killed frozen; do
+    case $kind in release) target=0.25 ;; killed) target=2 ;; frozen) target=6.5 ;; esac
+    case $kind in release) reference=release ;; *) reference=killed ;; esac
+    ! grep -q failed "$raw/ours-$kind.txt" || echo "some runs of $kind failed: $raw"
+    figure "${kind}_to_acting_max" "$(worst "$raw/ours-$kind.txt")" s $target "$(worst "$raw/default-$reference.txt")"
+    printf '  median %s s of %s runs; client-go defaults: median %s, max %s; with our timings: median %s, max %s\n' \
+      "$(middle "$raw/ours-$kind.txt")" "$(wc -l < "$raw/ours-$kind.txt")" \
+      "$(middle "$raw/default-$reference.txt")" "$(worst "$raw/default-$reference.txt")" \
+      "$(middle "$raw/same-$reference.txt")" "$(worst "$raw/same-$reference.txt")"
+  done
+}
