@@ -73,7 +73,7 @@ memory() {
   figure memory_leader_idle "$figure_idle" MiB 20
 }
 
-# shellcheck source=tests/bench/election.sh
+# shellcheck source=SCRIPTDIR/bench/election.sh
 . tests/bench/election.sh
 
 make -s image > /dev/null

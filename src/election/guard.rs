@@ -2,7 +2,7 @@
 //!
 //! What holds: a PATCH goes out only with uid and resourceVersion of the GET just
 //! before it, each used once, so of two racing contenders one gets a 409; what
-//! the crate takes for an expired Lease is one that [`Observer`] calls free, for
+//! the crate takes for an expired Lease is one that [`crate::domain::lease::Observer`] calls free, for
 //! the renewTime it is shown says how long *we* saw the record unchanged; one
 //! field manager writes. The crate runs one operation at a time: its lock is
 //! owned by the contender's loop.

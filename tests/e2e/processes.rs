@@ -3,6 +3,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -66,12 +67,15 @@ impl Process {
     }
 }
 
+/// One that no outgoing connection may take before its process does: below the
+/// range that the kernel picks from.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 50).unwrap() * 200;
+    (0..10_000)
+        .map(|_| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// Three replicas and a recording handler in a namespace of their own.
@@ -176,6 +180,19 @@ impl Cell {
             kubeconfig,
             settings: settings.iter().map(own).collect(),
             handler,
+        }
+    }
+
+    /// The ends of the replicas' logs, for who reads why a test failed.
+    fn show_logs(&self) {
+        for n in 0..3 {
+            let log = self.dir().join(format!("replica-{n}.log"));
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            eprintln!("replica-{n}, the end of {} lines:", lines.len());
+            for line in &lines[lines.len().saturating_sub(12)..] {
+                eprintln!("  {}", line.chars().take(300).collect::<String>());
+            }
         }
     }
 
@@ -350,7 +367,9 @@ impl Drop for Cell {
     fn drop(&mut self) {
         // Ends the replicas first, so that nothing writes while it goes.
         self.replicas.clear();
-        if !std::thread::panicking() {
+        if std::thread::panicking() {
+            self.show_logs();
+        } else {
             if let Some(dir) = self.record.parent() {
                 let _ = std::fs::remove_dir_all(dir);
             }
