@@ -1,12 +1,13 @@
 //! What the API server's audit log says of one ServiceAccount's writes.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Audit {
-    /// Accepted pod creates by pod name.
+    /// Pods made, by name: uids seen under it in anybody's events. A create whose
+    /// answer was a timeout may have taken effect; what it made is seen later.
     pub creates: BTreeMap<String, usize>,
     /// Accepted pod deletes by pod name.
     pub deletes: BTreeMap<String, usize>,
@@ -26,11 +27,19 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
     let mut audit = Audit::default();
     // (resourceVersion, term, what): the order in which writes took effect.
     let mut writes: Vec<(u64, String, String)> = Vec::new();
+    let mut uids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let namespace = user.split(':').nth(2);
     for line in log.lines() {
         let Ok(event) = serde_json::from_str::<Value>(line) else {
             continue;
         };
-        if event["user"]["username"] != user || event["stage"] != "ResponseComplete" {
+        if event["stage"] != "ResponseComplete" {
+            continue;
+        }
+        if let Some((name, uid)) = pod_seen(&event, namespace, task) {
+            uids.entry(name).or_default().insert(uid);
+        }
+        if event["user"]["username"] != user {
             continue;
         }
         let code = event["responseStatus"]["code"].as_u64().unwrap_or(0);
@@ -65,9 +74,6 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
                 || name.starts_with(&format!("otto-agent-{t}-"))
         });
         match (resource, sub, verb) {
-            ("pods", "", "create") if of_task => {
-                *audit.creates.entry(name.clone()).or_default() += 1
-            }
             ("pods", "", "delete") if of_task => {
                 *audit.deletes.entry(name.clone()).or_default() += 1
             }
@@ -94,6 +100,7 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
                 .push(format!("{verb} {resource}/{name} {sub} carries no term")),
         }
     }
+    audit.creates = uids.into_iter().map(|(name, u)| (name, u.len())).collect();
     // A write that changes nothing answers an old version: not an effect.
     writes.sort();
     writes.dedup();
@@ -116,22 +123,54 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
     audit
 }
 
+/// A pod of ours that exists, whoever's event shows it: its name and uid.
+fn pod_seen(
+    event: &Value,
+    namespace: Option<&str>,
+    task: Option<&str>,
+) -> Option<(String, String)> {
+    let object = &event["responseObject"];
+    let meta = &object["metadata"];
+    let ours = event["objectRef"]["resource"] == "pods"
+        && object["kind"] == "Pod"
+        && meta["annotations"]["ottoscaler.io/term"].is_string()
+        && namespace.is_none_or(|n| meta["namespace"] == n)
+        && task.is_none_or(|t| meta["labels"]["task-id"] == t);
+    let name = meta["name"].as_str()?.to_owned();
+    ours.then_some((name, meta["uid"].as_str()?.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
-    fn create(version: u64, name: &str, term: &str, code: u64) -> String {
-        json!({"stage": "ResponseComplete", "verb": "create", "user": {"username": "sa"},
+    const SA: &str = "system:serviceaccount:ns:sa";
+
+    fn pod(version: u64, name: &str, term: &str) -> Value {
+        json!({"kind": "Pod", "metadata": {"name": name, "namespace": "ns",
+            "uid": format!("{name}-{version}"), "resourceVersion": version.to_string(),
+            "labels": {"task-id": "t"}, "annotations": {"ottoscaler.io/term": term}}})
+    }
+
+    fn event(verb: &str, user: &str, name: &str, code: u64, object: &Value) -> String {
+        json!({"stage": "ResponseComplete", "verb": verb, "user": {"username": user},
             "objectRef": {"resource": "pods", "name": name}, "responseStatus": {"code": code,
                 "message": "ValidatingAdmissionPolicy refused"},
-            "responseObject": {"metadata": {"name": name, "resourceVersion": version.to_string(),
-                "labels": {"task-id": "t"}, "annotations": {"ottoscaler.io/term": term}}}})
+            "responseObject": object})
         .to_string()
     }
 
+    fn create(version: u64, name: &str, term: &str, code: u64) -> String {
+        let object = match code {
+            201 => pod(version, name, term),
+            _ => json!({"kind": "Status"}),
+        };
+        event("create", SA, name, code, &object)
+    }
+
     fn read(events: &[String]) -> Audit {
-        super::read(&events.join("\n"), "sa", Some("t"))
+        super::read(&events.join("\n"), SA, Some("t"))
     }
 
     #[test]
@@ -161,6 +200,16 @@ mod tests {
     }
 
     #[test]
+    fn a_create_that_was_answered_a_timeout_counts_when_its_pod_is_seen() {
+        let kubelet = event("patch", "system:node:n", "a", 200, &pod(7, "a", "x"));
+        let late = create(0, "a", "x", 504);
+        assert_eq!(read(&[late.clone()]).creates.len(), 0);
+        assert_eq!(read(&[late.clone(), kubelet.clone()]).creates["a"], 1);
+        let again = create(9, "a", "x", 201);
+        assert_eq!(read(&[late, kubelet, again]).faults.len(), 1);
+    }
+
+    #[test]
     fn a_refused_write_has_no_effect() {
         let a = read(&[create(1, "a", "x", 201), create(0, "b", "w", 403)]);
         assert_eq!((a.refusals, a.creates.len(), a.faults.len()), (1, 1, 0));
@@ -169,7 +218,7 @@ mod tests {
     #[test]
     fn somebody_elses_writes_are_left_alone() {
         assert_eq!(
-            super::read(&create(1, "a", "x", 201), "other", None),
+            super::read(&create(1, "a", "x", 201), "system:serviceaccount:n:o", None),
             Audit::default()
         );
     }
