@@ -65,8 +65,12 @@ lint: ## Check format, warnings, dependencies, file length, purity, scripts
 bench: ## Measure, one line per figure (ONLY=group)
 	@tests/bench.sh
 
-.PHONY: soak mutants fuzz model
-soak mutants fuzz model: ## Not there yet
+.PHONY: model soak mutants fuzz
+model: ## Check the protocol's model exhaustively: three replicas (at most 10 min)
+	@tests/long.sh model
+soak: ## Attacks on leadership and 10,000 changes of it, in full (about 30 min)
+	@tests/long.sh soak
+mutants fuzz: ## Not there yet
 	@echo "error: $@ is not there yet" >&2; exit 1
 
 ##@ Help

@@ -18,6 +18,7 @@ step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "without a cluster"
 cargo test --workspace --lib --bins -- ${only:+"$only"}
+cargo test --release --test model -- --nocapture ${only:+"$only"}
 
 why=$($cluster possible node)
 if [ -n "$why" ]; then
