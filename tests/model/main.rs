@@ -150,7 +150,7 @@ fn without_the_policy_an_old_term_writes() {
         ..Walls::default()
     };
     breaks(
-        model(walls, Lag::None),
+        model((2, 2, 2), walls, Lag::None),
         "no write of an older term takes effect",
     );
 }
