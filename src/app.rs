@@ -200,15 +200,7 @@ struct Leading {
 #[tonic::async_trait]
 impl Reign for Leading {
     async fn run(&self, tenure: Tenure) {
-        let caught_up = async {
-            self.index.wait_synced().await;
-            self.catch_up(&tenure).await;
-        };
-        tokio::select! {
-            () = caught_up => {}
-            () = tenure.drain.cancelled() => return,
-            () = tenure.lost.cancelled() => return,
-        }
+        let caught_up = CancellationToken::new();
         let drained = Drained::default();
         let manager = Manager::new(&Parts {
             client: tenure.client.clone(),
@@ -216,6 +208,7 @@ impl Reign for Leading {
             drained: drained.clone(),
             template: self.worker.clone(),
             limits: self.limits.clone(),
+            caught_up: caught_up.clone(),
             drain: tenure.drain.clone(),
             lost: tenure.lost.clone(),
         });
@@ -233,19 +226,25 @@ impl Reign for Leading {
             }
             self.router.follow();
         };
-        futures::future::join3(
-            ended,
-            manager.run(Arc::new(self.handler.clone())),
-            forwarder.run(&tenure),
-        )
-        .await;
+        // What is new can begin at once; what was there before, only once known.
+        let forward = async {
+            tokio::select! {
+                () = self.catch_up(&tenure) => {}
+                () = tenure.drain.cancelled() => return,
+                () = tenure.lost.cancelled() => return,
+            }
+            caught_up.cancel();
+            forwarder.run(&tenure).await;
+        };
+        futures::future::join3(ended, manager.run(Arc::new(self.handler.clone())), forward).await;
     }
 }
 
 impl Leading {
-    /// A new leader acts only on a consistent list: its watches may lag behind
-    /// what its predecessor wrote last.
+    /// A new leader judges what its predecessor left by a consistent list: its
+    /// watches may lag behind.
     async fn catch_up(&self, tenure: &Tenure) {
+        self.index.wait_synced().await;
         let tasks = tenure.client.api::<WorkerTask>();
         let pods = tenure.client.api::<PodView>();
         let tasks = list(&tasks, ListParams::default(), TaskFeed(self.index.clone()));

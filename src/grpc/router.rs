@@ -5,8 +5,10 @@
 //! (requests are idempotent) until shortly before its deadline.
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::ArcSwapOption;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
 use tonic::Status;
 
 use super::{
@@ -23,13 +25,11 @@ const MARGIN: Duration = Duration::from_millis(200);
 /// Between two looks for a leader when nothing tells of a change.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// A leader that runs in this process. Set and cleared by the app, read by calls.
-#[derive(Debug)]
-struct Local(Arc<dyn Scale>);
-
 #[derive(Debug)]
 pub struct Router {
-    local: ArcSwapOption<Local>,
+    /// A leader that runs in this process. Set and cleared by the app, read by
+    /// calls.
+    local: watch::Sender<Option<Arc<dyn Scale>>>,
     leadership: Leadership,
     forward: Forward,
     /// Our own address, which is never dialled.
@@ -47,7 +47,7 @@ enum Try {
 impl Router {
     pub fn new(leadership: Leadership, pod_name: &str, address: &str) -> Self {
         Self {
-            local: ArcSwapOption::empty(),
+            local: watch::channel(None).0,
             leadership,
             forward: Forward::new(pod_name),
             address: address.to_owned(),
@@ -56,12 +56,12 @@ impl Router {
 
     /// Calls are answered here from now on.
     pub fn lead(&self, scale: Arc<dyn Scale>) {
-        self.local.store(Some(Arc::new(Local(scale))));
+        self.local.send_replace(Some(scale));
     }
 
     /// Calls are answered elsewhere from now on.
     pub fn follow(&self) {
-        self.local.store(None);
+        self.local.send_replace(None);
     }
 
     pub(super) fn deadline(timeout: Option<Duration>) -> Instant {
@@ -71,8 +71,10 @@ impl Router {
 
     pub(super) async fn route(&self, call: Call) -> Result<Answer, Status> {
         let mut changes = self.leadership.watch();
+        let mut local = self.local.subscribe();
         loop {
             changes.borrow_and_update();
+            local.borrow_and_update();
             let attempt = timeout_at(call.deadline, self.attempt(&call, &mut changes)).await;
             let nobody = match attempt {
                 Ok(Try::Answered(answer)) => return Ok(*answer),
@@ -84,8 +86,13 @@ impl Router {
             if call.forwarded || call.deadline <= Instant::now() + LOOK_AGAIN {
                 return Err(nobody);
             }
-            let wait = tokio::time::timeout(LOOK_AGAIN, changes.changed());
-            if let Ok(Err(_)) = wait.await {
+            let changed = timeout(LOOK_AGAIN, async {
+                tokio::select! {
+                    changed = changes.changed() => changed,
+                    led = local.changed() => led,
+                }
+            });
+            if let Ok(Err(_)) = changed.await {
                 return Err(nobody);
             }
         }
@@ -96,8 +103,8 @@ impl Router {
         call: &Call,
         changes: &mut tokio::sync::watch::Receiver<Option<Arc<crate::election::Leader>>>,
     ) -> Try {
-        if let Some(local) = self.local.load_full() {
-            return self.here(&local, call).await;
+        if let Some(local) = self.local().await {
+            return self.here(&*local, call).await;
         }
         if call.forwarded {
             return Try::Nobody(errors::not_leader("this replica does not lead"));
@@ -132,7 +139,18 @@ impl Router {
         }
     }
 
-    async fn here(&self, local: &Local, call: &Call) -> Try {
+    /// The leader that runs here; waits a moment for one whose term has just begun.
+    async fn local(&self) -> Option<Arc<dyn Scale>> {
+        let mut local = self.local.subscribe();
+        let now = local.borrow_and_update().clone();
+        if now.is_some() || !self.leadership.current().is_some_and(|l| l.here) {
+            return now;
+        }
+        let begun = timeout(LOOK_AGAIN, local.wait_for(Option::is_some));
+        begun.await.ok()?.ok()?.clone()
+    }
+
+    async fn here(&self, local: &dyn Scale, call: &Call) -> Try {
         let started_at = jiff::Timestamp::now();
         let request = super::convert::request(
             call.request.clone(),
@@ -140,8 +158,8 @@ impl Router {
             call.traceparent.clone(),
         );
         let result = match call.verb {
-            Verb::Up => local.0.scale_up(request).await,
-            Verb::Down => local.0.scale_down(request).await,
+            Verb::Up => local.scale_up(request).await,
+            Verb::Down => local.scale_down(request).await,
         };
         match result {
             Ok(outcome) => Try::Answered(Box::new(Answer {

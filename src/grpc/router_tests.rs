@@ -162,6 +162,28 @@ async fn a_call_is_held_until_there_is_a_leader() {
 }
 
 #[tokio::test]
+async fn a_forwarded_call_waits_for_the_work_of_a_term_that_has_just_begun() {
+    let asked = Arc::new(Asked::default());
+    let (views, router) = router("127.0.0.1:1");
+    let here = leader("127.0.0.1:1", 1).map(|l| {
+        Arc::new(Leader {
+            here: true,
+            ..Leader::clone(&l)
+        })
+    });
+    views.send_replace(here);
+    let marked = Call {
+        forwarded: true,
+        ..call(LONG)
+    };
+    let (answered, ()) = tokio::join!(router.route(marked), async {
+        tokio::task::yield_now().await;
+        router.lead(asked.clone());
+    });
+    assert!(answered.is_ok());
+}
+
+#[tokio::test]
 async fn a_leader_that_leaves_in_the_middle_gives_the_call_back_and_it_is_replayed() {
     let asked = Arc::new(Asked::default());
     *asked.refuse_first.lock().unwrap() = Some(Refusal::NotLeader);

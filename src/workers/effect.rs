@@ -9,6 +9,7 @@ pub(super) enum Key {
         index: u32,
         attempt: u32,
     },
+    Seal(Arc<str>),
     /// By pod uid.
     Delete(String),
     Status(Arc<str>),

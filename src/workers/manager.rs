@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt as _;
 use tokio::{
     sync::{Semaphore, broadcast::error::RecvError, mpsc},
     task::JoinSet,
@@ -41,8 +40,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
 /// After something passing was in the way.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// Seals under way when a leader starts.
-const SEALS: usize = 32;
+/// Seals under way when a leader starts; new work has the rest of the API server.
+const SEALS: usize = 16;
+/// When a new leader, or one that missed changes, looks at finished tasks again.
+const FINISHED_LATER: Duration = Duration::from_secs(1);
 
 /// What the manager works with.
 #[derive(Clone)]
@@ -52,6 +53,8 @@ pub struct Parts {
     pub drained: Drained,
     pub template: config::Worker,
     pub limits: config::Limits,
+    /// Until then only tasks of our own making are worked on.
+    pub caught_up: CancellationToken,
     /// Calls that wait are given back then.
     pub drain: CancellationToken,
     pub lost: CancellationToken,
@@ -76,29 +79,31 @@ impl Manager {
         Self {
             shared: Arc::new(Shared {
                 client: parts.client.clone(),
+                term: parts.client.term().to_string(),
                 index: parts.index.clone(),
                 template: parts.template.clone(),
                 creates: Semaphore::new(CREATES),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
+                seals: Semaphore::new(SEALS),
+                caught_up: parts.caught_up.clone(),
                 drain: parts.drain.clone(),
                 lost: parts.lost.clone(),
+                made_by: Mutex::default(),
                 notified_by: Mutex::default(),
                 refused_by: Mutex::default(),
             }),
         }
     }
 
-    /// Seals what the predecessor left, then manages until `drain` (finishes
-    /// what is under way and stores what is known) or `lost` (stops at once).
+    /// Manages until `drain` (finishes what is under way and stores what is known)
+    /// or `lost` (stops at once). What the predecessor left is sealed first.
     pub async fn run(&self, tell: Arc<dyn Tell>) {
         let (drain, lost) = (self.shared.drain.clone(), self.shared.lost.clone());
         let (offers, inbox) = mpsc::channel(notify::INBOX);
         let courier = Courier::new(self.shared.clone(), tell, inbox);
         let work = async {
-            // Subscribed before sealing, so that no change is missed.
             let changes = self.shared.index.subscribe();
-            self.seal_all().await;
             let mut engine = Engine::new(self.shared.clone(), offers);
             engine.run(changes, &drain).await;
         };
@@ -106,24 +111,6 @@ impl Manager {
             () = lost.cancelled() => {}
             ((), ()) = futures::future::join(work, courier.run(drain.clone())) => {}
         }
-    }
-
-    async fn seal_all(&self) {
-        let shared = &self.shared;
-        let term = shared.client.term().to_string();
-        let open = shared.index.tasks().into_iter();
-        let open = open.filter(|t| !t.status.phase.is_finished() && t.term != term);
-        futures::stream::iter(open)
-            .for_each_concurrent(SEALS, |task| async move {
-                let mut delay = Duration::from_millis(50);
-                // Unsealed tasks must not be worked on; ends with the term.
-                while let Err(error) = status::seal(shared, &task).await {
-                    tracing::warn!(task = task.name, %error, "task not sealed yet; trying again");
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(Duration::from_secs(1));
-                }
-            })
-            .await;
     }
 }
 
@@ -167,6 +154,10 @@ impl Engine {
     ) {
         self.everything_is_due();
         let mut drained = self.shared.drained.changed();
+        let caught_up = self.shared.caught_up.clone();
+        let caught_up = caught_up.cancelled();
+        tokio::pin!(caught_up);
+        let mut knows = false;
         while !drain.is_cancelled() {
             let next = self.due.values().min().copied();
             let idle = Instant::now() + Duration::from_secs(3_600);
@@ -179,6 +170,10 @@ impl Engine {
                     Err(RecvError::Lagged(_)) => self.everything_is_due(),
                     Err(RecvError::Closed) => break,
                 },
+                () = &mut caught_up, if !knows => {
+                    knows = true;
+                    self.everything_is_due();
+                }
                 () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
             }
             while let Ok(change) = changes.try_recv() {
@@ -229,7 +224,9 @@ impl Engine {
     fn everything_is_due(&mut self) {
         let now = Instant::now();
         for task in self.shared.index.tasks() {
-            self.due_at(Arc::from(task.name.as_str()), now);
+            let later = task.status.phase.is_finished();
+            let at = now + FINISHED_LATER * u32::from(later);
+            self.due_at(Arc::from(task.name.as_str()), at);
         }
     }
 
@@ -251,10 +248,32 @@ impl Engine {
         for name in ready {
             self.due.remove(&name);
             match self.shared.index.task(&name) {
+                Some(task) if !task.deleting && !self.shared.may_judge(&task) => {
+                    if act {
+                        self.adopt(name, task);
+                    }
+                }
                 Some(task) if !task.deleting => self.plan(name, task, act).await,
                 _ => self.dropped(&name),
             }
         }
+    }
+
+    /// Once known, a task that the predecessor left is sealed; that is a change of
+    /// it, which leads back here.
+    fn adopt(&mut self, name: Arc<str>, task: Arc<Task>) {
+        if !self.shared.caught_up.is_cancelled() {
+            return;
+        }
+        let shared = self.shared.clone();
+        self.start(&name, Key::Seal(name.clone()), || {
+            Box::pin(async move {
+                let Ok(_permit) = shared.seals.acquire().await else {
+                    return End::Later("shutting down".to_owned());
+                };
+                status::seal(&shared, &task).await
+            })
+        });
     }
 
     /// Nothing of a task that went is remembered.

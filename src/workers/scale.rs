@@ -60,11 +60,24 @@ impl Manager {
         request.check_scale_up()?;
         let deadline = Instant::now() + ANSWER_WITHIN;
         let change = self.want(&request).await?;
+        let made = matches!(change, Change::Made(_));
         let (task, changed) = match change {
             Change::Made(task) | Change::Grown(task) | Change::Repeated(task) => (task, true),
             Change::Nothing(task) => (task, false),
         };
+        if made {
+            self.shared.made(&task);
+        }
         self.shared.index.wrote_task(task.clone());
+        if !made
+            && timeout_at(deadline, self.shared.caught_up.cancelled())
+                .await
+                .is_err()
+        {
+            return Err(Refusal::Unavailable(
+                "this leader does not know its predecessor's workers yet; try again".to_owned(),
+            ));
+        }
         let workers = self.wait_created(&task, deadline).await;
         Ok(self.outcome(&task, &workers, changed))
     }
@@ -73,6 +86,8 @@ impl Manager {
         request.check_scale_down()?;
         let wanted = request.worker_count.unsigned_abs();
         let name = names::task_name(&request.task_id);
+        // Which workers end is told by what runs.
+        self.shared.caught_up.cancelled().await;
         for _ in 0..CONFLICTS {
             let object = self.tasks().get_opt(&name).await.map_err(|e| refusal(&e))?;
             let Some(task) = object

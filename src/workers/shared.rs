@@ -1,6 +1,6 @@
 //! What the manager, its effects and its courier have in common.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -24,13 +24,20 @@ pub(super) type Refused = HashMap<(Arc<str>, u32, u32), String>;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) client: LeaderClient,
+    pub(super) term: String,
     pub(super) index: Index,
     pub(super) template: config::Worker,
     pub(super) creates: Semaphore,
+    pub(super) seals: Semaphore,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
+    /// The index knows all that the predecessor wrote.
+    pub(super) caught_up: CancellationToken,
     pub(super) drain: CancellationToken,
     pub(super) lost: CancellationToken,
+    /// Tasks that this leader made before it had caught up, by uid: of these there
+    /// is nothing older to know. Written by ScaleUp, read by the loop.
+    pub(super) made_by: Mutex<HashSet<String>>,
     /// What otto-handler took, until it is stored. Written by the courier; read
     /// by the loop.
     pub(super) notified_by: Mutex<Told>,
@@ -44,6 +51,29 @@ impl Shared {
         self.notified_by
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A task of our own making, which may be worked on at once.
+    pub(super) fn made(&self, task: &Task) {
+        if !self.caught_up.is_cancelled() {
+            let mut made = self.made_by.lock().unwrap_or_else(PoisonError::into_inner);
+            made.insert(task.uid.clone());
+        }
+    }
+
+    /// Whether a task may be judged: its past is known, and no write of a former
+    /// leader can change it any more.
+    pub(super) fn may_judge(&self, task: &Task) -> bool {
+        if self.caught_up.is_cancelled() {
+            return task.status.phase.is_finished() || self.is_sealed(task);
+        }
+        let made = self.made_by.lock().unwrap_or_else(PoisonError::into_inner);
+        made.contains(&task.uid)
+    }
+
+    /// Its last write was of this term.
+    pub(super) fn is_sealed(&self, task: &Task) -> bool {
+        task.term == self.term
     }
 
     pub(super) fn refused(&self) -> MutexGuard<'_, Refused> {

@@ -25,17 +25,24 @@ pub(super) async fn write(shared: &Shared, task: &Task, status: TaskStatus) -> E
 /// Marks a task as this leader's: a predecessor's write that is still on its way
 /// was decided on an older resourceVersion, and fails from now on.
 ///
-/// # Errors
-/// The API server's, after a conflict was tried again with the newer object.
-pub(super) async fn seal(shared: &Shared, task: &Task) -> kube::Result<()> {
+/// A conflict is tried again with the newer object.
+pub(super) async fn seal(shared: &Shared, task: &Task) -> End {
+    match try_seal(shared, task).await {
+        Ok(true) => End::Done,
+        Ok(false) => End::Later("gone, or another task of this name".to_owned()),
+        Err(error) => End::Later(error.to_string()),
+    }
+}
+
+/// False: there is nothing to seal.
+async fn try_seal(shared: &Shared, task: &Task) -> kube::Result<bool> {
     let tasks = shared.client.api::<WorkerTask>();
-    let term = shared.client.term().to_string();
     let mut version = task.resource_version.to_string();
     for _ in 0..5 {
         let patch = json!({ "metadata": {
             "uid": task.uid,
             "resourceVersion": version,
-            "annotations": { TERM: term },
+            "annotations": { TERM: shared.term },
         }});
         match tasks
             .patch(&task.name, &PatchParams::default(), &Patch::Merge(&patch))
@@ -45,16 +52,16 @@ pub(super) async fn seal(shared: &Shared, task: &Task) -> kube::Result<()> {
                 if let Some(task) = convert::task(sealed) {
                     shared.index.wrote_task(task);
                 }
-                return Ok(());
+                return Ok(true);
             }
             // Went meanwhile, or another task of this name: nothing to seal.
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 match tasks.get_opt(&task.name).await? {
                     Some(newer) if newer.metadata.uid.as_ref() == Some(&task.uid) => {
                         version = newer.metadata.resource_version.unwrap_or_default();
                     }
-                    _ => return Ok(()),
+                    _ => return Ok(false),
                 }
             }
             Err(error) => return Err(error),
@@ -64,7 +71,7 @@ pub(super) async fn seal(shared: &Shared, task: &Task) -> kube::Result<()> {
         task = task.name,
         "not sealed: it changes faster than it can be sealed"
     );
-    Ok(())
+    Ok(true)
 }
 
 /// Deletes a finished task whose time is over.

@@ -48,7 +48,7 @@ three_ready() {
 }
 
 change() { # release|killed|frozen number
-  local holder pod id pid since from=fault
+  local holder pod id since from=fault
   three_ready
   # A leader that has shown itself: its container id is on the Lease.
   until [ -n "$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.metadata.annotations.ottoscaler\.io/holder-container-id}')" ]; do sleep 0.2; done
@@ -57,16 +57,19 @@ change() { # release|killed|frozen number
   pod=${holder%%_*}
   id=$(k -n ottoscaler get pod "$pod" -o 'jsonpath={.status.containerStatuses[0].containerID}')
   id=${id#containerd://}
-  pid=$($NODE ctr -n k8s.io tasks ls | awk -v id="$id" '$1 == id {print $2}')
   since=$(date +%s%N)
   case $1 in
     release) from=release; k -n ottoscaler delete pod "$pod" --wait=false > /dev/null ;;
     killed) $NODE ctr -n k8s.io tasks kill -s KILL "$id" ;;
-    frozen) kill -STOP "$pid" ;;
+    frozen) $NODE ctr -n k8s.io tasks kill -s STOP "$id" ;;
   esac
   "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --since "$since" --from $from >> "$raw/ours-$1.txt" ||
     echo failed >> "$raw/ours-$1.txt"
-  [ "$1" != frozen ] || kill -CONT "$pid"
+  case $1 in
+    # Its restarts would be put off for longer and longer.
+    killed) k -n ottoscaler delete pod "$pod" --wait=false > /dev/null ;;
+    frozen) $NODE ctr -n k8s.io tasks kill -s CONT "$id" ;;
+  esac
 }
 
 references() { # runs: both settings side by side
