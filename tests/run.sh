@@ -27,6 +27,7 @@ if [ -n "$why" ]; then
 fi
 
 step "programs and images"
+deploy/local/build.sh
 if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
 step "fake cluster"
