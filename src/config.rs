@@ -3,7 +3,7 @@
 //!
 //! Every setting is one row of [`SETTINGS`]; `--grpc-port 1` is the flag of
 //! `GRPC_PORT`. A flag wins over the environment; an empty value is no value.
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 /// A setting: its variable, its default, what it takes and what it is for.
 #[derive(Debug)]
@@ -44,6 +44,7 @@ settings! {
     "LEASE_RETRY_PERIOD" "1s" "a duration" "between renewals and between attempts";
     "HANDOVER_TIMEOUT" "20s" "a duration" "for draining before the Lease is released";
     "MAX_WORKERS" "500" "a count" "pods at a time";
+    "REPOSITORY_WEIGHTS" "" "repository=weight, …" "shares of MAX_WORKERS; 1 where not named";
     "MAX_FINISHED_TASKS" "10000" "a count" "finished tasks kept as history";
     "TASK_TTL" "24h" "a duration" "how long a finished task is kept";
     "PENDING_TIMEOUT" "15m" "a duration" "for a pod to start";
@@ -114,6 +115,8 @@ pub struct Worker {
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub max_workers: usize,
+    /// Shares of the workers; 1 where a repository is not named.
+    pub repository_weights: HashMap<String, u32>,
     pub max_finished_tasks: usize,
     pub task_ttl: Duration,
     pub pending_timeout: Duration,
@@ -209,6 +212,7 @@ impl Config {
             },
             limits: Limits {
                 max_workers: get.count("MAX_WORKERS")?,
+                repository_weights: get.weights("REPOSITORY_WEIGHTS")?,
                 max_finished_tasks: get.count("MAX_FINISHED_TASKS")?,
                 task_ttl: get.duration("TASK_TTL")?,
                 pending_timeout: get.duration("PENDING_TIMEOUT")?,
@@ -392,6 +396,20 @@ impl Reader<'_> {
         })
     }
 
+    /// `a=1, b=2`: whole numbers from 1.
+    fn weights(&self, name: &str) -> Result<HashMap<String, u32>, Invalid> {
+        let text = self.text(name);
+        let pairs = text.split(',').map(str::trim).filter(|p| !p.is_empty());
+        pairs
+            .map(|pair| {
+                let (key, weight) = pair.split_once('=')?;
+                let weight = weight.trim().parse().ok().filter(|w| *w > 0)?;
+                Some((key.trim().to_owned(), weight))
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(|| self.invalid(name))
+    }
+
     fn one_of(&self, name: &str, choices: &[&str]) -> Result<String, Invalid> {
         let value = self.text(name);
         if choices.contains(&value.as_str()) {
@@ -464,6 +482,7 @@ mod tests {
             ("WORKER_CPU_LIMIT", "lots"),
             ("TASK_TTL", "soon"),
             ("MAX_WORKERS", "0"),
+            ("REPOSITORY_WEIGHTS", "org/app=0"),
             ("OTTO_HANDLER_HOST", "handler"),
             ("OTTO_HANDLER_ACK", "maybe"),
         ] {

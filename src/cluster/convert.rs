@@ -11,7 +11,9 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::{Deserialize, Serialize};
 
-use super::{ATTEMPT, LOG_CHECKPOINT, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX, crd::WorkerTask};
+use super::{
+    ATTEMPT, LOG_CHECKPOINT, REPOSITORY, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX, crd::WorkerTask,
+};
 use crate::domain::{
     pod::{Pod, PodPhase},
     task::Task,
@@ -130,6 +132,7 @@ pub fn pod(view: PodView) -> Option<Pod> {
         task: Arc::from(owner.name.as_str()),
         task_uid: Arc::from(owner.uid.as_str()),
         task_id: Arc::from(annotation(TASK_ID)?),
+        repository: Arc::from(annotation(REPOSITORY).unwrap_or_default()),
         index: number(WORKER_INDEX)?,
         attempt: number(ATTEMPT).unwrap_or(1),
         resource_version,

@@ -1,13 +1,16 @@
 //! What Ottoscaler decides, as pure functions and plain data: no client, no
 //! runtime, no clock. Time comes in as an argument.
 pub mod candidate;
+pub mod concurrency;
 pub mod lease;
 pub mod names;
 pub mod plan;
 pub mod pod;
+pub mod queue;
 pub mod request;
 pub mod retry;
 pub mod task;
 pub mod term;
 pub mod transition;
+pub mod victims;
 pub mod view;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::{
     names,
     pod::{Pod, PodPhase},
+    queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{
         Counts, FormerAttempt, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
@@ -44,8 +45,6 @@ impl std::fmt::Debug for Observed<'_> {
 /// Durations in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Pods that may be created now.
-    pub slots: usize,
     pub pending_timeout: i64,
     pub log_drain_timeout: i64,
     pub task_ttl: i64,
@@ -53,15 +52,8 @@ pub struct Limits {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Create {
-        index: u32,
-        attempt: u32,
-    },
     /// With the uid as precondition.
-    Delete {
-        name: String,
-        uid: String,
-    },
+    Delete { name: String, uid: String },
     /// The finished task itself, after TASK_TTL.
     Forget,
 }
@@ -71,8 +63,8 @@ pub struct Plan {
     /// To be stored if it differs from the task's.
     pub status: TaskStatus,
     pub actions: Vec<Action>,
-    /// Workers that wait for a slot.
-    pub waiting: usize,
+    /// Pods to be created, as places become free ([`super::queue`]).
+    pub creates: Vec<Attempt>,
     /// When to plan again though nothing changed (Unix seconds).
     pub wake_at: Option<i64>,
 }
@@ -85,8 +77,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         limits,
         now,
         actions: Vec::new(),
-        waiting: 0,
-        slots: limits.slots,
+        creates: Vec::new(),
         wake_at: None,
     };
     let finished = task.status.phase.is_finished();
@@ -99,9 +90,9 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         .max()
         .unwrap_or(0);
     let mut workers = Vec::new();
-    for index in 1..=task.spec.workers.max(known).max(newest) {
+    for index in 1..=task.spec.top().max(known).max(newest) {
         let stored = view::record(task, index);
-        let mut record = p.worker(stored.clone(), index <= task.spec.workers && !finished);
+        let mut record = p.worker(stored.clone(), task.spec.wants(index) && !finished);
         if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
             && record
                 .notified
@@ -127,7 +118,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     Plan {
         status,
         actions: p.actions,
-        waiting: p.waiting,
+        creates: p.creates,
         wake_at: p.wake_at,
     }
 }
@@ -138,8 +129,7 @@ struct Planner<'a> {
     limits: Limits,
     now: i64,
     actions: Vec<Action>,
-    waiting: usize,
-    slots: usize,
+    creates: Vec<Attempt>,
     wake_at: Option<i64>,
 }
 
@@ -180,6 +170,7 @@ impl Planner<'_> {
         if !record.phase.is_final() {
             match live {
                 Some(pod) => self.stuck(&mut record, &pod),
+                None if record.stopping => self.next_attempt(&mut record, 0, false),
                 None if record.uid.is_some() => self.lost(&mut record),
                 None => {}
             }
@@ -210,12 +201,7 @@ impl Planner<'_> {
         if blocked {
             return;
         }
-        if self.slots == 0 {
-            self.waiting += 1;
-            return;
-        }
-        self.slots -= 1;
-        self.actions.push(Action::Create {
+        self.creates.push(Attempt {
             index: record.index,
             attempt: record.attempt,
         });

@@ -3,10 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::task::TaskSpec;
+use crate::domain::{task::TaskSpec, victims};
 
 const LIMITS: Limits = Limits {
-    slots: 1_000,
     pending_timeout: 900,
     log_drain_timeout: 900,
     task_ttl: 3_600,
@@ -52,23 +51,9 @@ fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, n
 #[test]
 fn a_new_task_gets_all_its_pods_at_once() {
     let p = plan_with(&task(3), &[], &[], false, 10);
-    let wanted: Vec<_> = (1..=3)
-        .map(|index| Action::Create { index, attempt: 1 })
-        .collect();
-    assert_eq!(p.actions, wanted);
-}
-
-#[test]
-fn workers_beyond_the_slots_wait() {
-    let seen = Observed {
-        pods: &[],
-        gone: &[],
-        drained: &|_| false,
-        notified: &|_| None,
-        refused: &|_| None,
-    };
-    let p = plan(&task(3), seen, Limits { slots: 1, ..LIMITS }, 10);
-    assert_eq!((p.actions.len(), p.waiting), (1, 2));
+    let wanted: Vec<_> = (1..=3).map(|index| Attempt { index, attempt: 1 }).collect();
+    assert_eq!(p.creates, wanted);
+    assert_eq!(p.actions, []);
 }
 
 #[test]
@@ -110,11 +95,11 @@ fn a_vanished_pod_is_tried_again_and_never_a_success() {
         (p.status.workers[0].attempt, p.status.workers[0].phase),
         (2, WorkerPhase::Queued)
     );
-    assert_eq!(p.actions, []);
+    assert_eq!(p.creates, []);
     t.status = p.status;
     assert_eq!(
-        plan_with(&t, &[], &[], false, 11).actions,
-        [Action::Create {
+        plan_with(&t, &[], &[], false, 11).creates,
+        [Attempt {
             index: 1,
             attempt: 2
         }]
@@ -150,7 +135,7 @@ fn scale_down_ends_the_last_workers_and_zero_is_final() {
     assert_eq!(p.status.phase, TaskPhase::Cancelled);
     t.status = p.status;
     t.spec.workers = 2;
-    assert_eq!(plan_with(&t, &[], &[], false, 9).actions, []);
+    assert_eq!(plan_with(&t, &[], &[], false, 9).creates, []);
 }
 
 #[test]
@@ -159,14 +144,16 @@ fn growth_after_scale_down_uses_the_next_attempt() {
     let both = [1, 2].map(|i| Arc::new(pod(i, 1, PodPhase::Running)));
     t.status = plan_with(&t, &both, &[], false, 5).status;
     t.spec.workers = 1;
+    t.spec.ended = [1].into();
     t.status = plan_with(&t, &both, &[], false, 6).status;
-    t.status = plan_with(&t, &both[..1], &[], false, 7).status;
-    assert_eq!(t.status.workers[1].phase, WorkerPhase::Terminated);
+    t.status = plan_with(&t, &both[1..], &[], false, 7).status;
+    assert_eq!(t.status.workers[0].phase, WorkerPhase::Terminated);
+    t.spec.ended = t.spec.ended_after_growth(2);
     t.spec.workers = 2;
     assert_eq!(
-        plan_with(&t, &both[..1], &[], false, 8).actions,
-        [Action::Create {
-            index: 2,
+        plan_with(&t, &both[1..], &[], false, 8).creates,
+        [Attempt {
+            index: 1,
             attempt: 2
         }]
     );
@@ -219,21 +206,21 @@ struct World {
 }
 
 impl World {
-    fn act(&mut self, actions: &[Action]) {
+    fn act(&mut self, actions: &[Action], creates: &[Attempt]) {
+        for Attempt { index, attempt } in creates {
+            let p = pod(*index, *attempt, PodPhase::Pending);
+            assert!(
+                !self
+                    .pods
+                    .values()
+                    .any(|o| o.index == *index && !o.phase.is_terminal()),
+                "a second live pod for worker {index}"
+            );
+            assert!(self.created.insert(p.name.clone()), "{} made twice", p.name);
+            self.pods.insert(p.name.clone(), p);
+        }
         for action in actions {
             match action {
-                Action::Create { index, attempt } => {
-                    let p = pod(*index, *attempt, PodPhase::Pending);
-                    assert!(
-                        !self
-                            .pods
-                            .values()
-                            .any(|o| o.index == *index && !o.phase.is_terminal()),
-                        "a second live pod for worker {index}"
-                    );
-                    assert!(self.created.insert(p.name.clone()), "{} made twice", p.name);
-                    self.pods.insert(p.name.clone(), p);
-                }
                 Action::Delete { name, .. } => drop(self.pods.remove(name)),
                 Action::Forget => {}
             }
@@ -258,6 +245,21 @@ enum Step {
     Scale {
         workers: u32,
     },
+}
+
+/// As ScaleUp and ScaleDown change a task.
+fn scale(task: &mut Task, workers: u32) {
+    if task.status.phase.is_finished() {
+        return;
+    }
+    if workers >= task.spec.workers {
+        task.spec.ended = task.spec.ended_after_growth(workers);
+        task.spec.workers = workers;
+    } else {
+        let ended = victims::victims(task, &view::workers(task, &[]), workers);
+        task.spec.workers -= u32::try_from(ended.len()).unwrap_or(0);
+        task.spec.ended.extend(ended);
+    }
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -285,7 +287,7 @@ proptest! {
             if store {
                 t.status = p.status;
             }
-            world.act(&p.actions);
+            world.act(&p.actions, &p.creates);
         };
         for step in steps {
             now += 1;
@@ -304,11 +306,7 @@ proptest! {
                     let seen: BTreeSet<_> = t.status.workers.iter().filter_map(|w| w.uid.clone()).collect();
                     world.pods.retain(|_, p| p.index != index || !seen.contains(&p.uid));
                 }
-                Step::Scale { workers } => {
-                    if !t.status.phase.is_finished() {
-                        t.spec.workers = workers;
-                    }
-                }
+                Step::Scale { workers } => scale(&mut t, workers),
             }
         }
         for _ in 0..40 {

@@ -28,6 +28,7 @@ pub struct Pod {
     pub task: Arc<str>,
     pub task_uid: Arc<str>,
     pub task_id: Arc<str>,
+    pub repository: Arc<str>,
     pub index: u32,
     pub attempt: u32,
     /// Kubernetes lets resourceVersions of one resource be compared since 1.35

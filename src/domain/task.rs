@@ -1,5 +1,5 @@
 //! A task and its workers, as the WorkerTask stores them.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub const MAX_TASK_WORKERS: u32 = 1_000;
 pub const REMEMBERED_REQUESTS: usize = 16;
 
 /// What was asked for. Written by the leader on behalf of a request; all but
-/// `workers` and `request_ids` stay as first written.
+/// `workers`, `ended` and `request_ids` stay as first written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSpec {
@@ -22,6 +22,9 @@ pub struct TaskSpec {
     pub commit_sha: String,
     /// Workers wanted; 0 ends the task for good.
     pub workers: u32,
+    /// Indices that ScaleDown took; the wanted ones are the `workers` lowest others.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ended: BTreeSet<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub build_config: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -43,6 +46,27 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The highest index that is or was wanted.
+    pub fn top(&self) -> u32 {
+        self.workers + u32::try_from(self.ended.len()).unwrap_or(u32::MAX)
+    }
+
+    pub fn wants(&self, index: u32) -> bool {
+        self.workers > 0 && (1..=self.top()).contains(&index) && !self.ended.contains(&index)
+    }
+
+    /// Higher ones get free places first.
+    pub fn priority(&self) -> i32 {
+        0
+    }
+
+    /// What stays ended when `workers` are wanted: growth takes back the lowest
+    /// first, as new attempts, then goes on with new indices.
+    pub fn ended_after_growth(&self, workers: u32) -> BTreeSet<u32> {
+        let more = workers.saturating_sub(self.workers);
+        self.ended.iter().copied().skip(more as usize).collect()
+    }
+
     /// The identity of a request under its task id.
     pub fn digest_of(
         repository: &str,
@@ -252,6 +276,25 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn growth_takes_back_what_scale_down_took_before_it_goes_on() {
+        let mut spec = TaskSpec {
+            workers: 3,
+            ended: [2, 4].into(),
+            ..TaskSpec::default()
+        };
+        let wanted = |s: &TaskSpec| (0..9).filter(|i| s.wants(*i)).collect::<Vec<_>>();
+        assert_eq!(wanted(&spec), [1, 3, 5]);
+        spec.ended = spec.ended_after_growth(4);
+        spec.workers = 4;
+        assert_eq!(wanted(&spec), [1, 2, 3, 5]);
+        spec.ended = spec.ended_after_growth(7);
+        spec.workers = 7;
+        assert_eq!(wanted(&spec), [1, 2, 3, 4, 5, 6, 7]);
+        spec.workers = 0;
+        assert!(wanted(&spec).is_empty());
+    }
 
     #[test]
     fn fields_cannot_trade_text_in_a_digest() {

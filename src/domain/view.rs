@@ -62,7 +62,7 @@ impl WorkerView {
 pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
     let known = task.status.workers.last().map_or(0, |w| w.index);
     let newest = pods.iter().map(|p| p.index).max().unwrap_or(0);
-    (1..=task.spec.workers.max(known).max(newest))
+    (1..=task.spec.top().max(known).max(newest))
         .map(|index| {
             let mut record = record(task, index);
             // The newest attempt that anyone knows of is the worker.

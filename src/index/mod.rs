@@ -115,6 +115,11 @@ impl Index {
         self.read().pods.len()
     }
 
+    /// Live pods of a repository's workers.
+    pub fn pods_of_repository(&self, repository: &str) -> usize {
+        self.read().pods_of_repository(repository)
+    }
+
     /// The workers of a task by index.
     pub fn workers_of(&self, task: &Task) -> Vec<WorkerView> {
         let (mut pods, gone) = self.pods_of(&task.name);

@@ -16,6 +16,8 @@ pub(super) struct State {
     /// Live pods by name.
     pub(super) pods: HashMap<String, Arc<Pod>>,
     by_task: HashMap<Arc<str>, BTreeSet<String>>,
+    /// Live pods of each repository.
+    by_repository: HashMap<Arc<str>, usize>,
     /// Pods that went before their task's record was final, by uid.
     gone: HashMap<String, Arc<Pod>>,
     gone_by_task: HashMap<Arc<str>, Vec<String>>,
@@ -67,7 +69,13 @@ impl State {
             .entry(task.clone())
             .or_default()
             .insert(pod.name.clone());
-        self.pods.insert(pod.name.clone(), Arc::new(pod));
+        *self
+            .by_repository
+            .entry(pod.repository.clone())
+            .or_default() += 1;
+        if let Some(old) = self.pods.insert(pod.name.clone(), Arc::new(pod)) {
+            self.uncount(&old);
+        }
         Some(task)
     }
 
@@ -133,8 +141,23 @@ impl State {
         uids.filter_map(|uid| self.gone.get(uid).cloned()).collect()
     }
 
+    pub(super) fn pods_of_repository(&self, repository: &str) -> usize {
+        self.by_repository.get(repository).copied().unwrap_or(0)
+    }
+
+    fn uncount(&mut self, pod: &Pod) {
+        if let Some(count) = self.by_repository.get_mut(&pod.repository) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_repository.remove(&pod.repository);
+            }
+        }
+    }
+
     fn remove(&mut self, name: &str, task: &Arc<str>) {
-        self.pods.remove(name);
+        if let Some(old) = self.pods.remove(name) {
+            self.uncount(&old);
+        }
         if let Some(names) = self.by_task.get_mut(task) {
             names.remove(name);
             if names.is_empty() {
@@ -247,5 +270,31 @@ mod tests {
         s.apply_pod(pod(9, PodPhase::Pending));
         assert!(s.retain_pods(&BTreeSet::new(), 8).is_empty());
         assert_eq!(s.retain_pods(&BTreeSet::new(), 9).len(), 1);
+    }
+
+    /// Counts follow the pods: a name used again, a relist, a deletion.
+    #[test]
+    fn a_repositorys_pods_are_counted_as_they_are() {
+        let of = |name: &str, uid: &str, version, repository: &str| Pod {
+            name: name.into(),
+            uid: uid.into(),
+            repository: repository.into(),
+            ..pod(version, PodPhase::Running)
+        };
+        let mut s = State::default();
+        s.apply_pod(of("p", "1", 1, "a"));
+        s.apply_pod(of("p", "1", 2, "a"));
+        s.apply_pod(of("q", "2", 3, "a"));
+        s.apply_pod(of("p", "3", 4, "b"));
+        assert_eq!(
+            (s.pods_of_repository("a"), s.pods_of_repository("b")),
+            (1, 1)
+        );
+        s.delete_pod(of("q", "2", 5, "a"));
+        s.retain_pods(&BTreeSet::new(), 9);
+        assert_eq!(
+            (s.pods_of_repository("a"), s.pods_of_repository("b")),
+            (0, 0)
+        );
     }
 }

@@ -4,16 +4,14 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use super::{effect::End, pod, shared::Shared};
 use crate::{
     cluster::convert,
-    domain::{names, task::Task},
+    domain::{names, queue::Attempt, task::Task},
 };
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
 /// answer, finds the pod there: its name follows from task, index and attempt.
-#[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, index, attempt)))]
-pub(super) async fn create(shared: &Shared, task: &Task, index: u32, attempt: u32) -> End {
-    let Ok(_permit) = shared.creates.acquire().await else {
-        return End::Later("shutting down".to_owned());
-    };
+#[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, which.index, which.attempt)))]
+pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End {
+    let Attempt { index, attempt } = which;
     let pods = shared.client.pods();
     let wanted = pod::build(task, index, attempt, &shared.template);
     let answer = match pods.create(&PostParams::default(), &wanted).await {

@@ -1,14 +1,15 @@
 //! What the manager has under way, and how it ends.
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use crate::domain::queue::Attempt;
+
+/// However long the API server asks for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// At most one of each is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
-    Create {
-        task: Arc<str>,
-        index: u32,
-        attempt: u32,
-    },
+    Create(Arc<str>, Attempt),
     Seal(Arc<str>),
     /// By pod uid.
     Delete(String),
@@ -23,6 +24,10 @@ pub(super) enum End {
     Done,
     /// Something passing is in the way; plan again after a while.
     Later(String),
+    /// The API server has too much to do, or did not answer in time.
+    Busy { why: String, retry_after: Duration },
+    /// A ResourceQuota is used up: there is room again when other pods end.
+    NoRoom(String),
     /// The API server will never take it.
     Refused(String),
 }
@@ -33,19 +38,31 @@ impl End {
     /// An exhaustive reading of what the API server can answer to a write.
     pub(super) fn of_error(error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
-            return Self::Later(error.to_string());
+            return Self::Busy {
+                why: error.to_string(),
+                retry_after: Duration::ZERO,
+            };
         };
         let message = status.message.clone();
         match status.code {
-            // A ResourceQuota: there is room again when other pods end.
-            403 if message.contains("exceeded quota") => Self::Later(message),
+            403 if message.contains("exceeded quota") => Self::NoRoom(message),
             // The fence: this leader's days are over, or the Lease was not seen
             // yet; either way nobody's fault.
             403 if message.contains("ottoscaler.io/term") || message.contains("fence") => {
                 Self::Later(message)
             }
             400 | 403 | 422 => Self::Refused(message),
+            429 | 500..=599 => Self::Busy {
+                why: message,
+                retry_after: retry_after(status),
+            },
             _ => Self::Later(message),
         }
     }
+}
+
+/// What the API server asks for, within reason.
+fn retry_after(status: &kube::core::Status) -> Duration {
+    let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER)
 }

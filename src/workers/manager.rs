@@ -1,6 +1,6 @@
 //! The loop: what changed → plan → effects, until drained or lost.
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
+    admission::Admission,
     create,
     drained::Drained,
     effect::{End, Key, Running},
@@ -25,6 +26,7 @@ use crate::{
     config,
     domain::{
         plan::{self, Action, Limits, Observed, Plan},
+        queue::Attempt,
         task::Task,
         transition,
     },
@@ -32,8 +34,6 @@ use crate::{
     index::Index,
 };
 
-/// Creates under way; about where the API server's rate stops growing.
-const CREATES: usize = 100;
 /// Between two status writes of a task.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two plans of a task: a burst of events is one plan.
@@ -82,7 +82,6 @@ impl Manager {
                 term: parts.client.term().to_string(),
                 index: parts.index.clone(),
                 template: parts.template.clone(),
-                creates: Semaphore::new(CREATES),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
                 seals: Semaphore::new(SEALS),
@@ -92,6 +91,7 @@ impl Manager {
                 made_by: Mutex::default(),
                 notified_by: Mutex::default(),
                 refused_by: Mutex::default(),
+                lacking: Mutex::default(),
             }),
         }
     }
@@ -120,13 +120,11 @@ struct Engine {
     offers: mpsc::Sender<notify::Offer>,
     effects: JoinSet<(Key, Arc<str>, End)>,
     busy: HashSet<Key>,
-    creating: usize,
+    admission: Admission,
     /// Tasks to plan, by when.
     due: BTreeMap<Arc<str>, Instant>,
     planned: HashMap<Arc<str>, Instant>,
     stored: HashMap<Arc<str>, Instant>,
-    /// Tasks with workers that wait for a slot.
-    starved: BTreeSet<Arc<str>>,
     /// A task whose status write failed waits.
     held: HashMap<Arc<str>, Instant>,
 }
@@ -134,15 +132,14 @@ struct Engine {
 impl Engine {
     fn new(shared: Arc<Shared>, offers: mpsc::Sender<notify::Offer>) -> Self {
         Self {
+            admission: Admission::new(shared.clone()),
             shared,
             offers,
             effects: JoinSet::new(),
             busy: HashSet::new(),
-            creating: 0,
             due: BTreeMap::new(),
             planned: HashMap::new(),
             stored: HashMap::new(),
-            starved: BTreeSet::new(),
             held: HashMap::new(),
         }
     }
@@ -159,7 +156,9 @@ impl Engine {
         tokio::pin!(caught_up);
         let mut knows = false;
         while !drain.is_cancelled() {
+            self.admit();
             let next = self.due.values().min().copied();
+            let next = next.into_iter().chain(self.admission.wake_at()).min();
             let idle = Instant::now() + Duration::from_secs(3_600);
             tokio::select! {
                 () = drain.cancelled() => break,
@@ -209,11 +208,6 @@ impl Engine {
             }
             Err(_) => self.everything_is_due(),
         }
-        if !self.starved.is_empty() && self.slots() > 0 {
-            for task in std::mem::take(&mut self.starved) {
-                self.due_at(task, Instant::now());
-            }
-        }
     }
 
     fn due_at(&mut self, task: Arc<str>, at: Instant) {
@@ -230,11 +224,20 @@ impl Engine {
         }
     }
 
-    fn slots(&self) -> usize {
-        self.shared
-            .limits
-            .max_workers
-            .saturating_sub(self.shared.index.pod_count() + self.creating)
+    /// Starts the creates that there is room for.
+    fn admit(&mut self) {
+        for (name, which) in self.admission.admit() {
+            let Some(task) = self.shared.index.task(&name) else {
+                self.admission.ended(&name, which, &End::Done);
+                continue;
+            };
+            let shared = self.shared.clone();
+            self.start(&name, Key::Create(name.clone(), which), || {
+                let span = span_of(&task, "start worker");
+                let effect = async move { create::create(&shared, &task, which).await };
+                Box::pin(effect.instrument(span))
+            });
+        }
     }
 
     async fn plan_due(&mut self, act: bool) {
@@ -281,7 +284,7 @@ impl Engine {
         self.planned.remove(name);
         self.stored.remove(name);
         self.held.remove(name);
-        self.starved.remove(name);
+        self.admission.forget(name);
         self.shared.notified().retain(|(task, _), _| task != name);
         self.shared.refused().retain(|(task, _, _), _| task != name);
     }
@@ -294,9 +297,6 @@ impl Engine {
         if let Some(at) = plan.wake_at {
             let seconds = u64::try_from(at - unix).unwrap_or(0);
             self.due_at(name.clone(), planned + Duration::from_secs(seconds));
-        }
-        if plan.waiting > 0 {
-            self.starved.insert(name.clone());
         }
         for worker in plan
             .status
@@ -313,9 +313,13 @@ impl Engine {
             let _ = self.offers.send(offer).await;
         }
         let Plan {
-            status, actions, ..
+            status,
+            actions,
+            creates,
+            ..
         } = plan;
         if act {
+            self.admission.ask(&name, &task, creates);
             self.act(&name, &task, actions);
         }
         let unchanged = task.status.phase == status.phase
@@ -350,7 +354,6 @@ impl Engine {
             },
         };
         let limits = Limits {
-            slots: self.slots(),
             pending_timeout: seconds(limits.pending_timeout),
             log_drain_timeout: seconds(limits.log_drain_timeout),
             task_ttl: seconds(limits.task_ttl),
@@ -362,19 +365,6 @@ impl Engine {
         for action in actions {
             let (shared, task) = (self.shared.clone(), task.clone());
             match action {
-                Action::Create { index, attempt } => {
-                    let key = Key::Create {
-                        task: name.clone(),
-                        index,
-                        attempt,
-                    };
-                    self.start(name, key, || {
-                        let span = span_of(&task, "start worker");
-                        let effect =
-                            async move { create::create(&shared, &task, index, attempt).await };
-                        Box::pin(effect.instrument(span))
-                    });
-                }
                 Action::Delete { name: pod, uid } => {
                     self.start(name, Key::Delete(uid.clone()), || {
                         let span = span_of(&task, "remove worker");
@@ -418,7 +408,6 @@ impl Engine {
         if !self.busy.insert(key.clone()) {
             return;
         }
-        self.creating += usize::from(matches!(key, Key::Create { .. }));
         let (name, effect) = (name.clone(), effect());
         self.effects.spawn(async move { (key, name, effect.await) });
     }
@@ -433,11 +422,13 @@ impl Engine {
             }
         };
         self.busy.remove(&key);
-        self.creating -= usize::from(matches!(key, Key::Create { .. }));
+        if let Key::Create(task, which) = &key {
+            self.admission.ended(task, *which, &end);
+        }
         let mut again = Instant::now();
         match end {
             End::Done => {}
-            End::Later(why) => {
+            End::Later(why) | End::Busy { why, .. } | End::NoRoom(why) => {
                 tracing::info!(task = %name, ?key, why, "waiting");
                 again += RETRY_DELAY;
                 if matches!(key, Key::Status(_)) {
@@ -447,12 +438,7 @@ impl Engine {
             End::Refused(why) => {
                 tracing::warn!(task = %name, ?key, why, "the API server refused");
                 again += RETRY_DELAY;
-                if let Key::Create {
-                    task,
-                    index,
-                    attempt,
-                } = key
-                {
+                if let Key::Create(task, Attempt { index, attempt }) = key {
                     self.shared.refused().insert((task, index, attempt), why);
                     again = Instant::now();
                 }

@@ -5,6 +5,7 @@
 //! effects under way; of each effect (a create, a delete, a status write of a
 //! task) at most one is under way; all writes go through the fenced client, so
 //! they end with the term.
+mod admission;
 mod create;
 mod drained;
 mod effect;

@@ -1,5 +1,5 @@
 //! ScaleUp and ScaleDown on the leader: write what is wanted, wait until it is.
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kube::{
     Api,
@@ -18,6 +18,7 @@ use crate::{
         names,
         request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
         task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
+        victims,
         view::WorkerView,
     },
 };
@@ -96,9 +97,16 @@ impl Manager {
             else {
                 return Err(Refusal::NoSuchTask(request.task_id));
             };
+            self.shared.index.wrote_task(task.clone());
             let applied = task.spec.request_ids.contains(&request.request_id);
-            if task.spec.workers <= wanted || applied || task.status.phase.is_finished() {
-                self.shared.index.wrote_task(task.clone());
+            let workers = self.shared.index.workers_of(&task);
+            let victims = if applied || task.status.phase.is_finished() {
+                Vec::new()
+            } else {
+                victims::victims(&task, &workers, wanted)
+            };
+            let ends = wanted == 0 && task.spec.workers > 0 && !task.status.phase.is_finished();
+            if victims.is_empty() && !ends {
                 return Ok(outcome_of(
                     &task,
                     OutcomeKind::AlreadyProcessed,
@@ -107,21 +115,30 @@ impl Manager {
                     0,
                 ));
             }
-            let ended: Vec<String> = self
-                .shared
-                .index
-                .workers_of(&task)
-                .into_iter()
-                .filter(|w| w.record.index > wanted && !w.record.phase.is_final())
-                .map(|w| w.pod_name)
-                .collect();
+            let mut ended = task.spec.ended.clone();
+            ended.extend(&victims);
+            let stay = match wanted {
+                // For good.
+                0 => 0,
+                _ => task.spec.workers - u32::try_from(victims.len()).unwrap_or(0),
+            };
             if let Some(task) = self
-                .change_wanted(&task, wanted, &request.request_id)
+                .change_wanted(&task, stay, ended, &request.request_id)
                 .await?
             {
                 self.shared.index.wrote_task(task.clone());
-                let message = format!("ending {} worker(s), {wanted} stay", ended.len());
-                return Ok(outcome_of(&task, OutcomeKind::Success, message, ended, 0));
+                let message = format!("ending {} worker(s), {wanted} go on", victims.len());
+                let names = workers
+                    .into_iter()
+                    .filter(|w| victims.contains(&w.record.index))
+                    .map(|w| w.pod_name);
+                return Ok(outcome_of(
+                    &task,
+                    OutcomeKind::Success,
+                    message,
+                    names.collect(),
+                    0,
+                ));
             }
         }
         Err(Refusal::Unavailable(
@@ -160,8 +177,9 @@ impl Manager {
             {
                 return Ok(Change::Nothing(task));
             }
+            let ended = task.spec.ended_after_growth(wanted);
             if let Some(task) = self
-                .change_wanted(&task, wanted, &request.request_id)
+                .change_wanted(&task, wanted, ended, &request.request_id)
                 .await?
             {
                 return Ok(Change::Grown(task));
@@ -179,6 +197,7 @@ impl Manager {
             repository: request.repository.clone(),
             commit_sha: request.commit_sha.clone(),
             workers: request.worker_count.unsigned_abs(),
+            ended: BTreeSet::new(),
             digest: TaskSpec::digest_of(
                 &request.repository,
                 &request.commit_sha,
@@ -203,13 +222,14 @@ impl Manager {
         convert::task(answer).ok_or_else(|| kube::Error::Service("a task without a name".into()))
     }
 
-    /// Changes the wanted count and remembers the request in one write; None
+    /// Changes which workers are wanted and remembers the request in one write; None
     /// when somebody else's write came first.
     #[tracing::instrument(level = "info", name = "change task", skip_all, fields(task = task.name, workers))]
     async fn change_wanted(
         &self,
         task: &Task,
         workers: u32,
+        ended: BTreeSet<u32>,
         request_id: &str,
     ) -> Result<Option<Task>, Refusal> {
         let mut request_ids = task.spec.request_ids.clone();
@@ -218,7 +238,7 @@ impl Manager {
         request_ids.drain(..surplus);
         let patch = json!({
             "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
-            "spec": { "workers": workers, "requestIds": request_ids },
+            "spec": { "workers": workers, "ended": ended, "requestIds": request_ids },
         });
         match self
             .tasks()
@@ -242,7 +262,7 @@ impl Manager {
                 .filter(|t| t.uid == task.uid);
             let current = current.unwrap_or_else(|| Arc::new(task.clone()));
             let mut workers = self.shared.index.workers_of(&current);
-            workers.truncate(task.spec.workers as usize);
+            workers.retain(|w| task.spec.wants(w.record.index));
             let waiting = workers
                 .iter()
                 .any(|w| w.record.uid.is_none() && !w.record.phase.is_final());
@@ -264,6 +284,16 @@ impl Manager {
         }
     }
 
+    fn why_missing(&self, workers: &[WorkerView]) -> String {
+        let refused = workers
+            .iter()
+            .find(|w| w.record.uid.is_none() && w.record.phase == WorkerPhase::Failed);
+        match refused {
+            Some(w) => format!("were refused: {}", w.record.message),
+            None => self.shared.lacks(),
+        }
+    }
+
     fn outcome(&self, task: &Task, workers: &[WorkerView], changed: bool) -> Outcome {
         let made = workers.iter().filter(|w| w.record.uid.is_some());
         let names: Vec<String> = made.map(|w| w.pod_name.clone()).collect();
@@ -279,7 +309,7 @@ impl Manager {
                 format!(
                     "{missing} of {} workers {}",
                     workers.len(),
-                    why_missing(workers)
+                    self.why_missing(workers)
                 ),
             )
         } else if changed {
@@ -305,16 +335,6 @@ impl Scale for Manager {
 
     async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         self.while_leading(self.down(request)).await
-    }
-}
-
-fn why_missing(workers: &[WorkerView]) -> String {
-    let refused = workers
-        .iter()
-        .find(|w| w.record.uid.is_none() && w.record.phase == WorkerPhase::Failed);
-    match refused {
-        Some(w) => format!("were refused: {}", w.record.message),
-        None => "wait for room (MAX_WORKERS, a quota or a busy API server)".to_owned(),
     }
 }
 

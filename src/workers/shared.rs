@@ -27,7 +27,6 @@ pub(super) struct Shared {
     pub(super) term: String,
     pub(super) index: Index,
     pub(super) template: config::Worker,
-    pub(super) creates: Semaphore,
     pub(super) seals: Semaphore,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
@@ -44,6 +43,20 @@ pub(super) struct Shared {
     /// Workers that the API server refused, by attempt. Written and read by the
     /// loop; read by ScaleUp.
     pub(super) refused_by: Mutex<Refused>,
+    /// What those wait for that wait. Written by the admission; read by ScaleUp.
+    pub(super) lacking: Mutex<Room>,
+}
+
+/// What workers without a pod wait for.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Room {
+    /// For the API server's answers.
+    #[default]
+    Busy,
+    /// MAX_WORKERS.
+    Full,
+    /// In the API server's words.
+    Quota(String),
 }
 
 impl Shared {
@@ -74,6 +87,20 @@ impl Shared {
     /// Its last write was of this term.
     pub(super) fn is_sealed(&self, task: &Task) -> bool {
         task.term == self.term
+    }
+
+    pub(super) fn room(&self, room: Room) {
+        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    }
+
+    /// What waits, for people.
+    pub(super) fn lacks(&self) -> String {
+        let room = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*room {
+            Room::Busy => "wait for the API server".to_owned(),
+            Room::Full => format!("wait for room (MAX_WORKERS is {})", self.limits.max_workers),
+            Room::Quota(why) => format!("wait for room in the quota ({why})"),
+        }
     }
 
     pub(super) fn refused(&self) -> MutexGuard<'_, Refused> {

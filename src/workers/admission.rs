@@ -1,0 +1,166 @@
+//! Lets waiting workers in: as many pods as MAX_WORKERS, the namespace's quota and
+//! the API server allow, in the order of [`crate::domain::queue`].
+//!
+//! What holds: what is in use is counted from the index and from the creates
+//! under way, never remembered; after a refusal for quota one create at a time
+//! asks whether there is room again.
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    effect::End,
+    shared::{Room, Shared},
+};
+use crate::domain::{
+    concurrency::Concurrency,
+    queue::{Attempt, Queue, Share, Waiting},
+    task::Task,
+};
+
+/// Between two questions whether the quota has room; doubled up to the second.
+const ASK_QUOTA: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+type Create = (Arc<str>, Attempt);
+
+pub(super) struct Admission {
+    shared: Arc<Shared>,
+    queue: Queue,
+    rate: Concurrency,
+    /// Where the rate's clock begins.
+    start: Instant,
+    under_way: HashMap<Create, UnderWay>,
+    /// Refusals for quota in a row, and until when to wait.
+    quota: (u32, Option<Instant>),
+}
+
+struct UnderWay {
+    repository: Arc<str>,
+    sent: Instant,
+}
+
+impl Admission {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            queue: Queue::default(),
+            rate: Concurrency::default(),
+            start: Instant::now(),
+            under_way: HashMap::new(),
+            quota: (0, None),
+        }
+    }
+
+    /// What a task's plan asks for now.
+    pub(super) fn ask(&mut self, name: &Arc<str>, task: &Task, creates: Vec<Attempt>) {
+        let under_way = |a: &Attempt| self.under_way.contains_key(&(name.clone(), *a));
+        let attempts = creates.into_iter().filter(|a| !under_way(a)).collect();
+        let waiting = Waiting {
+            repository: Arc::from(task.spec.repository.as_str()),
+            priority: task.spec.priority(),
+            since: task.created,
+            attempts,
+        };
+        self.queue.set(name, waiting);
+    }
+
+    pub(super) fn forget(&mut self, name: &Arc<str>) {
+        self.queue.remove(name);
+    }
+
+    /// Those that may be created now; they count as under way.
+    pub(super) fn admit(&mut self) -> Vec<Create> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let places = self
+            .shared
+            .limits
+            .max_workers
+            .saturating_sub(self.shared.index.pod_count() + self.under_way.len());
+        let mut most = self
+            .rate
+            .room(self.under_way.len(), now - self.start)
+            .min(places);
+        let quota = match self.quota {
+            (0, _) => None,
+            (_, Some(until)) if until > now => Some(0),
+            _ => Some(usize::from(self.under_way.is_empty())),
+        };
+        most = most.min(quota.unwrap_or(most));
+        let picked = self.pick(most);
+        for (name, attempt) in &picked {
+            let task = self.shared.index.task(name);
+            let repository =
+                task.map_or_else(|| Arc::from(""), |t| Arc::from(t.spec.repository.as_str()));
+            let under_way = UnderWay {
+                repository,
+                sent: now,
+            };
+            self.under_way.insert((name.clone(), *attempt), under_way);
+        }
+        if !self.queue.is_empty() && quota.is_none() {
+            self.shared.room(if places <= picked.len() {
+                Room::Full
+            } else {
+                Room::Busy
+            });
+        }
+        picked
+    }
+
+    fn pick(&mut self, most: usize) -> Vec<Create> {
+        let mut creating: HashMap<&str, usize> = HashMap::new();
+        for one in self.under_way.values() {
+            *creating.entry(&one.repository).or_default() += 1;
+        }
+        let (index, limits) = (&self.shared.index, &self.shared.limits);
+        self.queue.pick(most, |repository| Share {
+            taken: index.pods_of_repository(repository)
+                + creating.get(repository).copied().unwrap_or(0),
+            weight: limits
+                .repository_weights
+                .get(repository)
+                .copied()
+                .unwrap_or(1),
+        })
+    }
+
+    /// A create has ended.
+    pub(super) fn ended(&mut self, name: &Arc<str>, attempt: Attempt, end: &End) {
+        let count = self.under_way.len();
+        let Some(one) = self.under_way.remove(&(name.clone(), attempt)) else {
+            return;
+        };
+        let now = Instant::now();
+        let (sent, at) = (one.sent - self.start, now - self.start);
+        match end {
+            End::Busy { retry_after, .. } => self.rate.refused(sent, at, *retry_after),
+            End::NoRoom(why) => {
+                let (refusals, _) = self.quota;
+                let wait = ASK_QUOTA.0 * 2_u32.pow(refusals.min(6));
+                self.quota = (refusals + 1, Some(now + wait.min(ASK_QUOTA.1)));
+                self.shared.room(Room::Quota(why.clone()));
+            }
+            End::Done => {
+                self.quota = (0, None);
+                self.rate.answered(sent, at, count);
+            }
+            End::Later(_) | End::Refused(_) => self.rate.answered(sent, at, count),
+        }
+    }
+
+    /// When there may be room though nothing happens until then.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let held = self.rate.held_until(now - self.start);
+        held.map(|at| self.start + at)
+            .into_iter()
+            .chain(self.quota.1.filter(|at| *at > now))
+            .max()
+    }
+}
