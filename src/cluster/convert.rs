@@ -44,6 +44,7 @@ pub struct PodStatusView {
     pub phase: String,
     pub reason: String,
     pub message: String,
+    pub start_time: Option<Time>,
     #[serde(rename = "podIP")]
     pub pod_ip: String,
     pub container_statuses: Vec<ContainerStatusView>,
@@ -93,13 +94,14 @@ pub struct TerminatedView {
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct ConditionView {
     #[serde(rename = "type")]
     pub kind: String,
     pub status: String,
     pub reason: String,
     pub message: String,
+    pub last_transition_time: Option<Time>,
 }
 
 fn version(meta: &ObjectMeta) -> u64 {
@@ -149,6 +151,10 @@ pub fn pod(view: PodView) -> Option<Pod> {
         node: spec.node_name,
         ip: status.pod_ip,
         deleting: meta.deletion_timestamp.is_some(),
+        // The timestamp is when the grace period ends.
+        deleted: second(meta.deletion_timestamp)
+            .map(|at| at - meta.deletion_grace_period_seconds.unwrap_or(0)),
+        accepted: second(status.start_time),
         checkpoint: annotation(LOG_CHECKPOINT),
         traceparent: annotation(TRACEPARENT),
         labels,
@@ -161,22 +167,67 @@ pub fn pod(view: PodView) -> Option<Pod> {
     {
         container(&mut pod, worker);
     }
-    if pod.phase == PodPhase::Pending && pod.reason.is_empty() {
-        let stuck = status
-            .conditions
-            .into_iter()
-            .find(|c| c.kind == "PodScheduled" && c.status == "False");
-        if let Some(condition) = stuck {
-            pod.reason = condition.reason;
-            pod.message = condition.message;
-        }
+    if pod.exit_code.is_none() {
+        init_container(&mut pod, status.init_container_statuses);
+    }
+    for condition in status.conditions {
+        self::condition(&mut pod, condition);
     }
     Some(pod)
 }
 
+fn second(time: Option<Time>) -> Option<i64> {
+    time.map(|t| t.0.as_second())
+}
+
+/// An init container that failed is why the worker never ran.
+fn init_container(pod: &mut Pod, statuses: Vec<ContainerStatusView>) {
+    for status in statuses {
+        let name = status.name;
+        match (status.state.terminated, status.state.waiting) {
+            (Some(end), _) if end.exit_code != 0 => {
+                pod.exit_code = Some(end.exit_code);
+                pod.reason = format!("Init:{}", end.reason);
+                pod.message = format!("init container {name}: {}", end.message);
+                pod.finished = second(end.finished_at).filter(|s| *s > 0);
+                return;
+            }
+            (None, Some(waiting)) if waiting.reason != "PodInitializing" => {
+                pod.reason = waiting.reason;
+                pod.message = format!("init container {name}: {}", waiting.message);
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+fn condition(pod: &mut Pod, condition: ConditionView) {
+    match (condition.kind.as_str(), condition.status.as_str()) {
+        ("PodScheduled", "False") if pod.phase == PodPhase::Pending && pod.reason.is_empty() => {
+            pod.reason = condition.reason;
+            pod.message = condition.message;
+        }
+        ("DisruptionTarget", "True") => pod.disruption = Some(condition.reason),
+        // The kubelet gives a reason where a container is not ready; the node
+        // controller gives none.
+        ("Ready", "False" | "Unknown")
+            if pod.phase == PodPhase::Running
+                && pod.started.is_some()
+                && pod.finished.is_none()
+                && condition.reason.is_empty()
+                && !pod.deleting =>
+        {
+            pod.node_lost = second(condition.last_transition_time);
+            pod.reason = "NodeLost".to_owned();
+            pod.message = "its node has not been heard of".to_owned();
+        }
+        _ => {}
+    }
+}
+
 /// The pod's own reason (Evicted …) wins over its container's.
 fn container(pod: &mut Pod, status: ContainerStatusView) {
-    let second = |t: Option<Time>| t.map(|t| t.0.as_second());
     pod.container_id = status.container_id;
     pod.restart_count = status.restart_count;
     let (reason, message) = match (status.state.terminated, status.state.waiting) {
@@ -280,6 +331,39 @@ mod tests {
             "waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}]}),
         );
         assert_eq!((p.reason.as_str(), p.started), ("ImagePullBackOff", None));
+    }
+
+    #[test]
+    fn an_init_container_that_failed_tells_why() {
+        let p = decode(json!({"phase": "Failed",
+            "initContainerStatuses": [{"name": "mesh", "state": {"terminated": {"exitCode": 3, "reason": "Error"}}}],
+            "containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "PodInitializing"}}}]}));
+        assert_eq!((p.exit_code, p.reason.as_str()), (Some(3), "Init:Error"));
+        assert!(p.message.contains("mesh") && p.started.is_none());
+    }
+
+    #[test]
+    fn a_running_container_that_is_not_ready_is_on_a_lost_node() {
+        let status = |ready: &str, reason: &str| {
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "reason": reason, "lastTransitionTime": "2026-01-01T00:00:07Z"}],
+                "containerStatuses": [{"name": "worker", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]})
+        };
+        let lost = decode(status("False", ""));
+        assert_eq!(lost.node_lost.unwrap() - lost.started.unwrap(), 7);
+        assert_eq!(decode(status("True", "")).node_lost, None);
+        assert_eq!(
+            decode(status("False", "ContainersNotReady")).node_lost,
+            None
+        );
+    }
+
+    #[test]
+    fn a_disruption_is_told_by_its_condition() {
+        let p = decode(
+            json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}],
+            "containerStatuses": [{"name": "worker", "state": {"terminated": {"exitCode": 143, "reason": "Error"}}}]}),
+        );
+        assert_eq!(p.disruption.as_deref(), Some("PreemptionByScheduler"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! runtime, no clock. Time comes in as an argument.
 pub mod candidate;
 pub mod concurrency;
+pub mod failure;
 pub mod lease;
 pub mod names;
 pub mod plan;

@@ -9,8 +9,9 @@
 use std::sync::Arc;
 
 use super::{
+    failure::{self, Outlook},
     names,
-    pod::{Pod, PodPhase},
+    pod::Pod,
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{
@@ -46,6 +47,7 @@ impl std::fmt::Debug for Observed<'_> {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub pending_timeout: i64,
+    pub node_lost_timeout: i64,
     pub log_drain_timeout: i64,
     pub task_ttl: i64,
 }
@@ -221,6 +223,7 @@ impl Planner<'_> {
             reason: &record.reason,
             started: record.started.is_some(),
             failures: record.failures,
+            budget: self.task.spec.retry_limit(),
         };
         if let Verdict::Retry { delay, counts } = retry::judge(ending) {
             self.next_attempt(record, delay, counts);
@@ -253,27 +256,27 @@ impl Planner<'_> {
         };
     }
 
-    /// A pod that cannot start is failed in the end, or at once where waiting
-    /// cannot help.
+    /// A pod that cannot start or cannot be heard of is failed in the end, or at
+    /// once where waiting cannot help. It may still run: no attempt follows.
     fn stuck(&mut self, record: &mut WorkerRecord, pod: &Pod) {
-        if pod.phase != PodPhase::Pending || pod.started.is_some() {
-            return;
-        }
-        let deadline = pod.created.unwrap_or(self.now) + self.limits.pending_timeout;
-        let reason = match pod.reason.as_str() {
-            "InvalidImageName" => "InvalidImageName",
-            _ if deadline <= self.now => "PendingTimeout",
-            _ => {
-                self.wake(deadline);
-                return;
+        let limits = &self.limits;
+        match failure::outlook(
+            pod,
+            self.now,
+            limits.pending_timeout,
+            limits.node_lost_timeout,
+        ) {
+            Outlook::Fine => {}
+            Outlook::FailsAt(at) => self.wake(at),
+            Outlook::Failed(reason) => {
+                record.phase = WorkerPhase::Failed;
+                if record.message.is_empty() {
+                    record.message.clone_from(&pod.reason);
+                }
+                record.reason = reason;
+                record.finished = Some(self.now);
             }
-        };
-        record.phase = WorkerPhase::Failed;
-        if record.message.is_empty() {
-            record.message.clone_from(&pod.reason);
         }
-        reason.clone_into(&mut record.reason);
-        record.finished = Some(self.now);
     }
 
     /// Pods whose uid the stored record is done with go, once drained.

@@ -3,10 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{task::TaskSpec, victims};
+use crate::domain::{pod::PodPhase, task::TaskSpec, victims};
 
 const LIMITS: Limits = Limits {
     pending_timeout: 900,
+    node_lost_timeout: 300,
     log_drain_timeout: 900,
     task_ttl: 3_600,
 };
@@ -178,6 +179,48 @@ fn a_finished_task_is_forgotten_after_its_ttl() {
         plan_with(&t, &[], &[], true, 10 + 3_600).actions,
         [Action::Forget]
     );
+}
+
+#[test]
+fn a_worker_of_a_lost_node_fails_in_the_end_and_is_not_tried_again() {
+    let mut t = task(1);
+    let silent = [Arc::new(Pod {
+        node_lost: Some(50),
+        ..pod(1, 1, PodPhase::Running)
+    })];
+    t.status = plan_with(&t, &silent, &[], false, 60).status;
+    assert_eq!(t.status.workers[0].phase, WorkerPhase::Running);
+    let p = plan_with(&t, &silent, &[], false, 350);
+    assert_eq!(p.creates, []);
+    let failed = &p.status.workers[0];
+    assert_eq!(
+        (failed.phase, failed.reason.as_str(), failed.attempt),
+        (WorkerPhase::Failed, "NodeLost", 1)
+    );
+}
+
+#[test]
+fn a_worker_that_somebody_else_ended_is_tried_again() {
+    let mut t = task(1);
+    t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 1).status;
+    for (reason, phase) in [
+        ("Deleted", PodPhase::Succeeded),
+        ("Preempted", PodPhase::Failed),
+    ] {
+        let ended = Pod {
+            deleted: (reason == "Deleted").then_some(2),
+            disruption: (reason == "Preempted").then(|| "PreemptionByScheduler".to_owned()),
+            exit_code: Some(143),
+            ..pod(1, 1, phase)
+        };
+        let p = plan_with(&t, &[Arc::new(ended)], &[], false, 3);
+        let worker = &p.status.workers[0];
+        assert_eq!(
+            (worker.phase, worker.attempt, worker.failures),
+            (WorkerPhase::Queued, 2, 1),
+            "{reason}"
+        );
+    }
 }
 
 #[test]

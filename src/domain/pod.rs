@@ -44,6 +44,16 @@ pub struct Pod {
     pub started: Option<i64>,
     pub finished: Option<i64>,
     pub created: Option<i64>,
+    /// The kubelet has taken the pod.
+    pub accepted: Option<i64>,
+    /// Its deletion was asked for.
+    pub deleted: Option<i64>,
+    /// Why somebody else ends it: the reason of its DisruptionTarget condition
+    /// (PreemptionByScheduler, EvictionByEvictionAPI …).
+    pub disruption: Option<String>,
+    /// Its node has not been heard of since then: the node controller says that a
+    /// running container is not ready.
+    pub node_lost: Option<i64>,
     pub container_id: String,
     pub restart_count: i32,
     pub node: String,

@@ -1,6 +1,7 @@
 //! Which failures are the worker's own, and which are tried again.
 
-/// Failures of a worker that are tried again at its own cost.
+/// Failures of a worker that are tried again at its own cost, unless its task says
+/// otherwise.
 pub const BUDGET: u32 = 3;
 
 /// What a failed attempt means for its worker.
@@ -21,13 +22,15 @@ pub struct Ending<'a> {
     pub started: bool,
     /// Failures counted before this one.
     pub failures: u32,
+    /// Failures that are tried again.
+    pub budget: u32,
 }
 
 /// An interruption from outside is tried again: free before the container
 /// started, at the cost of the budget after. An exit code, OOM kill or deadline
 /// is the worker's own.
 pub fn judge(ending: Ending<'_>) -> Verdict {
-    if !is_interruption(ending.reason) || ending.failures >= BUDGET {
+    if !is_interruption(ending.reason) || ending.failures >= ending.budget {
         return Verdict::Fail;
     }
     let counts = ending.started;
@@ -37,8 +40,9 @@ pub fn judge(ending: Ending<'_>) -> Verdict {
     }
 }
 
-/// Reasons set by the kubelet, the scheduler or the node's shutdown, and our own
-/// `Lost` for a pod that went without a terminal status.
+/// Reasons set by the kubelet, the scheduler, the taint manager or the node's
+/// shutdown, and our own: `Lost` for a pod that went without a terminal status,
+/// `Deleted` for one that somebody else deleted.
 fn is_interruption(reason: &str) -> bool {
     matches!(
         reason,
@@ -56,6 +60,12 @@ fn is_interruption(reason: &str) -> bool {
             | "OutOfpods"
             | "ContainerStatusUnknown"
             | "Lost"
+            | "Deleted"
+            | "PreemptionByScheduler"
+            | "EvictionByEvictionAPI"
+            | "DeletionByTaintManager"
+            | "DeletionByPodGC"
+            | "TerminationByKubelet"
     )
 }
 
@@ -68,6 +78,7 @@ mod tests {
             reason,
             started,
             failures,
+            budget: BUDGET,
         })
     }
 

@@ -60,6 +60,11 @@ impl TaskSpec {
         0
     }
 
+    /// Failures that are tried again.
+    pub fn retry_limit(&self) -> u32 {
+        super::retry::BUDGET
+    }
+
     /// What stays ended when `workers` are wanted: growth takes back the lowest
     /// first, as new attempts, then goes on with new indices.
     pub fn ended_after_growth(&self, workers: u32) -> BTreeSet<u32> {

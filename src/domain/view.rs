@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use super::{
-    names,
+    failure, names,
     pod::{Pod, PodPhase},
     task::{Task, WorkerPhase, WorkerRecord},
 };
@@ -113,15 +113,22 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
         };
     }
     record.uid = Some(pod.uid.clone());
+    let reason = if pod.phase.is_terminal() {
+        failure::ending(pod)
+    } else {
+        pod.reason.clone()
+    };
     let phase = match pod.phase {
         PodPhase::Pending | PodPhase::Unknown => WorkerPhase::Pending,
         PodPhase::Running => WorkerPhase::Running,
-        PodPhase::Succeeded if !record.stopping => WorkerPhase::Succeeded,
-        PodPhase::Failed if !record.stopping => WorkerPhase::Failed,
-        PodPhase::Succeeded | PodPhase::Failed => WorkerPhase::Terminated,
+        PodPhase::Succeeded | PodPhase::Failed if record.stopping => WorkerPhase::Terminated,
+        // Ended by somebody else, whatever it made of the signal.
+        PodPhase::Succeeded if reason == "Deleted" => WorkerPhase::Failed,
+        PodPhase::Succeeded => WorkerPhase::Succeeded,
+        PodPhase::Failed => WorkerPhase::Failed,
     };
     record.phase = record.phase.max(phase);
-    record.reason.clone_from(&pod.reason);
+    record.reason = reason;
     record.message = clip(&pod.message);
     record.exit_code = pod.exit_code;
     let keep = |old: &mut String, new: &String| {

@@ -355,6 +355,7 @@ impl Engine {
         };
         let limits = Limits {
             pending_timeout: seconds(limits.pending_timeout),
+            node_lost_timeout: seconds(limits.node_lost_timeout),
             log_drain_timeout: seconds(limits.log_drain_timeout),
             task_ttl: seconds(limits.task_ttl),
         };
