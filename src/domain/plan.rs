@@ -10,14 +10,13 @@ use std::sync::Arc;
 
 use super::{
     failure::{self, Outlook},
-    names,
     pod::Pod,
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{
         Counts, FormerAttempt, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
     },
-    transition, view,
+    view,
 };
 
 /// What is known beside the task itself.
@@ -351,18 +350,6 @@ impl Planner<'_> {
             finished_at,
         }
     }
-}
-
-/// Whether everything about a task is stored, told and cleaned up.
-pub fn is_settled(task: &Task, pods: &[Arc<Pod>]) -> bool {
-    task.status.phase.is_finished()
-        && pods.is_empty()
-        && task.status.workers.iter().all(transition::is_done)
-}
-
-/// The pod's name of a planned create.
-pub fn pod_name(task: &Task, index: u32, attempt: u32) -> String {
-    names::pod_name(&task.spec.task_id, index, attempt)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{pod::PodPhase, task::TaskSpec, victims};
+use crate::domain::{names, pod::PodPhase, task::TaskSpec, victims};
 
 const LIMITS: Limits = Limits {
     pending_timeout: 900,

@@ -3,8 +3,8 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 
 use super::{effect::End, pod, shared::Shared};
 use crate::{
-    cluster::convert,
-    domain::{names, queue::Attempt, task::Task},
+    cluster::{convert, crd::WorkerTask},
+    domain::{names, pod::Pod, queue::Attempt, task::Task},
 };
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
@@ -50,6 +50,19 @@ pub(super) async fn delete(shared: &Shared, name: &str, uid: &str) -> End {
         Ok(_) => End::Done,
         // Gone, or another pod of this name.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
+        Err(error) => End::Later(error.to_string()),
+    }
+}
+
+/// Deletes a pod whose task is not known here, if the API server does not know it
+/// either.
+pub(super) async fn delete_orphan(shared: &Shared, pod: &Pod) -> End {
+    match shared.client.api::<WorkerTask>().get_opt(&pod.task).await {
+        Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
+        Ok(_) => {
+            tracing::warn!(pod = pod.name, task = %pod.task, "a pod without its task is deleted");
+            delete(shared, &pod.name, &pod.uid).await
+        }
         Err(error) => End::Later(error.to_string()),
     }
 }

@@ -9,6 +9,7 @@ mod admission;
 mod create;
 mod drained;
 mod effect;
+mod engine;
 mod manager;
 mod notify;
 mod pod;

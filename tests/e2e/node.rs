@@ -1,6 +1,8 @@
 //! On the real node: three replica pods behind a Service, real containers, real
 //! logs, Jaeger. The oracles are the printers' truth, the handler's record and the
 //! API server's audit log.
+mod failures;
+
 use std::{
     collections::BTreeSet,
     path::PathBuf,

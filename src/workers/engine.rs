@@ -1,0 +1,407 @@
+//! The loop: what changed → plan → effects, until drained.
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{broadcast::error::RecvError, mpsc},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    admission::Admission,
+    create,
+    effect::{End, Key, Running},
+    notify,
+    shared::{Shared, span_of},
+    status,
+};
+use crate::domain::{
+    janitor,
+    plan::{self, Action, Limits, Observed, Plan},
+    queue::Attempt,
+    task::Task,
+    transition,
+};
+
+/// Between two status writes of a task.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two plans of a task: a burst of events is one plan.
+const PLAN_INTERVAL: Duration = Duration::from_millis(10);
+/// After something passing was in the way.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Between two looks for what is left over.
+const SWEEP_EVERY: Duration = Duration::from_secs(20);
+/// When a new leader, or one that missed changes, looks at finished tasks again.
+const FINISHED_LATER: Duration = Duration::from_secs(1);
+
+/// The loop's own state; nothing here outlives the term.
+pub(super) struct Engine {
+    shared: Arc<Shared>,
+    offers: mpsc::Sender<notify::Offer>,
+    effects: JoinSet<(Key, Arc<str>, End)>,
+    busy: HashSet<Key>,
+    admission: Admission,
+    /// Tasks to plan, by when.
+    due: BTreeMap<Arc<str>, Instant>,
+    planned: HashMap<Arc<str>, Instant>,
+    stored: HashMap<Arc<str>, Instant>,
+    /// A task whose status write failed waits.
+    held: HashMap<Arc<str>, Instant>,
+}
+
+impl Engine {
+    pub(super) fn new(shared: Arc<Shared>, offers: mpsc::Sender<notify::Offer>) -> Self {
+        Self {
+            admission: Admission::new(shared.clone()),
+            shared,
+            offers,
+            effects: JoinSet::new(),
+            busy: HashSet::new(),
+            due: BTreeMap::new(),
+            planned: HashMap::new(),
+            stored: HashMap::new(),
+            held: HashMap::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        &mut self,
+        mut changes: tokio::sync::broadcast::Receiver<Arc<str>>,
+        drain: &CancellationToken,
+    ) {
+        self.everything_is_due();
+        let mut drained = self.shared.drained.changed();
+        let caught_up = self.shared.caught_up.clone();
+        let caught_up = caught_up.cancelled();
+        tokio::pin!(caught_up);
+        let mut knows = false;
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !drain.is_cancelled() {
+            self.admit();
+            let next = self.due.values().min().copied();
+            let next = next.into_iter().chain(self.admission.wake_at()).min();
+            let idle = Instant::now() + Duration::from_secs(3_600);
+            tokio::select! {
+                () = drain.cancelled() => break,
+                change = changes.recv() => self.changed(change),
+                Some(ended) = self.effects.join_next() => self.ended(ended),
+                task = drained.recv() => match task {
+                    Ok(task) => self.changed(Ok(task)),
+                    Err(RecvError::Lagged(_)) => self.everything_is_due(),
+                    Err(RecvError::Closed) => break,
+                },
+                () = &mut caught_up, if !knows => {
+                    knows = true;
+                    self.everything_is_due();
+                }
+                _ = sweep.tick(), if knows => self.sweep(),
+                () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
+            }
+            while let Ok(change) = changes.try_recv() {
+                self.changed(Ok(change));
+            }
+        }
+        self.finish().await;
+    }
+
+    /// Ends what is under way and stores what is known; starts nothing new.
+    async fn finish(&mut self) {
+        while let Some(ended) = self.effects.join_next().await {
+            self.ended(ended);
+        }
+        self.stored.clear();
+        self.held.clear();
+        self.everything_is_due();
+        let now = Instant::now();
+        self.due.values_mut().for_each(|at| *at = now);
+        self.planned.clear();
+        self.plan_due(false).await;
+        while self.effects.join_next().await.is_some() {}
+    }
+
+    fn changed(&mut self, change: Result<Arc<str>, RecvError>) {
+        match change {
+            Ok(task) => {
+                let soonest = self
+                    .planned
+                    .get(&task)
+                    .map_or_else(Instant::now, |at| *at + PLAN_INTERVAL);
+                self.due_at(task, soonest);
+            }
+            Err(_) => self.everything_is_due(),
+        }
+    }
+
+    fn due_at(&mut self, task: Arc<str>, at: Instant) {
+        let due = self.due.entry(task).or_insert(at);
+        *due = at.min(*due);
+    }
+
+    fn everything_is_due(&mut self) {
+        let now = Instant::now();
+        for task in self.shared.index.tasks() {
+            let later = task.status.phase.is_finished();
+            let at = now + FINISHED_LATER * u32::from(later);
+            self.due_at(Arc::from(task.name.as_str()), at);
+        }
+    }
+
+    /// Looks again at what is under way, whatever the watches told, and removes
+    /// what is left over.
+    fn sweep(&mut self) {
+        let (tasks, pods) = (self.shared.index.tasks(), self.shared.index.pods());
+        let now = Instant::now();
+        for task in tasks.iter().filter(|t| !t.status.phase.is_finished()) {
+            self.due_at(Arc::from(task.name.as_str()), now);
+        }
+        let left_over = janitor::left_over(&tasks, &pods, self.shared.limits.max_finished_tasks);
+        for name in left_over.pods {
+            let Some(pod) = self.shared.index.pod(&name) else {
+                continue;
+            };
+            let shared = self.shared.clone();
+            self.start(&pod.task.clone(), Key::Delete(pod.uid.clone()), || {
+                Box::pin(async move { create::delete_orphan(&shared, &pod).await })
+            });
+        }
+        for name in left_over.tasks {
+            if let Some(task) = self.shared.index.task(&name) {
+                self.forget(&Arc::from(name), task);
+            }
+        }
+    }
+
+    fn forget(&mut self, name: &Arc<str>, task: Arc<Task>) {
+        let shared = self.shared.clone();
+        self.start(name, Key::Forget(name.clone()), || {
+            Box::pin(async move { status::forget(&shared, &task).await })
+        });
+    }
+
+    /// Starts the creates that there is room for.
+    fn admit(&mut self) {
+        for (name, which) in self.admission.admit() {
+            let Some(task) = self.shared.index.task(&name) else {
+                self.admission.ended(&name, which, &End::Done);
+                continue;
+            };
+            let shared = self.shared.clone();
+            self.start(&name, Key::Create(name.clone(), which), || {
+                let span = span_of(&task, "start worker");
+                let effect = async move { create::create(&shared, &task, which).await };
+                Box::pin(effect.instrument(span))
+            });
+        }
+    }
+
+    async fn plan_due(&mut self, act: bool) {
+        let now = Instant::now();
+        let ready: Vec<Arc<str>> = self
+            .due
+            .iter()
+            .filter(|(_, at)| **at <= now)
+            .map(|(task, _)| task.clone())
+            .collect();
+        for name in ready {
+            self.due.remove(&name);
+            match self.shared.index.task(&name) {
+                Some(task) if !task.deleting && !self.shared.may_judge(&task) => {
+                    if act {
+                        self.adopt(name, task);
+                    }
+                }
+                Some(task) if !task.deleting => self.plan(name, task, act).await,
+                _ => self.dropped(&name),
+            }
+        }
+    }
+
+    /// Once known, a task that the predecessor left is sealed; that is a change of
+    /// it, which leads back here.
+    fn adopt(&mut self, name: Arc<str>, task: Arc<Task>) {
+        if !self.shared.caught_up.is_cancelled() {
+            return;
+        }
+        let shared = self.shared.clone();
+        self.start(&name, Key::Seal(name.clone()), || {
+            Box::pin(async move {
+                let Ok(_permit) = shared.seals.acquire().await else {
+                    return End::Later("shutting down".to_owned());
+                };
+                status::seal(&shared, &task).await
+            })
+        });
+    }
+
+    /// Nothing of a task that went is remembered.
+    fn dropped(&mut self, name: &Arc<str>) {
+        self.planned.remove(name);
+        self.stored.remove(name);
+        self.held.remove(name);
+        self.admission.forget(name);
+        self.shared.notified().retain(|(task, _), _| task != name);
+        self.shared.refused().retain(|(task, _, _), _| task != name);
+    }
+
+    async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
+        let planned = Instant::now();
+        let unix = jiff::Timestamp::now().as_second();
+        let plan = self.compute(&name, &task, unix);
+        self.planned.insert(name.clone(), planned);
+        if let Some(at) = plan.wake_at {
+            let seconds = u64::try_from(at - unix).unwrap_or(0);
+            self.due_at(name.clone(), planned + Duration::from_secs(seconds));
+        }
+        for worker in plan
+            .status
+            .workers
+            .iter()
+            .filter(|w| transition::next(w).is_some())
+        {
+            let offer = notify::Offer {
+                name: name.clone(),
+                task: task.clone(),
+                record: worker.clone(),
+            };
+            // The courier ends only with the loop.
+            let _ = self.offers.send(offer).await;
+        }
+        let Plan {
+            status,
+            actions,
+            creates,
+            ..
+        } = plan;
+        if act {
+            self.admission.ask(&name, &task, creates);
+            self.act(&name, &task, actions);
+        }
+        let unchanged = task.status.phase == status.phase
+            && task.status.workers == status.workers
+            && task.status.finished_at == status.finished_at;
+        if !unchanged {
+            self.store(name, task, status);
+        }
+    }
+
+    fn compute(&self, name: &Arc<str>, task: &Task, unix: i64) -> Plan {
+        let (pods, gone) = self.shared.index.pods_of(name);
+        // An older WorkerTask of this name may still have pods around.
+        let ours = |pods: Vec<Arc<crate::domain::pod::Pod>>| -> Vec<_> {
+            pods.into_iter()
+                .filter(|p| *p.task_uid == *task.uid)
+                .collect()
+        };
+        let (pods, gone) = (ours(pods), ours(gone));
+        let notified = self.shared.notified();
+        let refused = self.shared.refused();
+        let limits = &self.shared.limits;
+        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+        let seen = Observed {
+            pods: &pods,
+            gone: &gone,
+            drained: &|uid| self.shared.drained.is_drained(uid),
+            notified: &|index| notified.get(&(name.clone(), index)).copied(),
+            refused: &|index| {
+                let attempt = crate::domain::view::record(task, index).attempt;
+                refused.get(&(name.clone(), index, attempt)).cloned()
+            },
+        };
+        let limits = Limits {
+            pending_timeout: seconds(limits.pending_timeout),
+            node_lost_timeout: seconds(limits.node_lost_timeout),
+            log_drain_timeout: seconds(limits.log_drain_timeout),
+            task_ttl: seconds(limits.task_ttl),
+        };
+        plan::plan(task, seen, limits, unix)
+    }
+
+    fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
+        for action in actions {
+            let (shared, task) = (self.shared.clone(), task.clone());
+            match action {
+                Action::Delete { name: pod, uid } => {
+                    self.start(name, Key::Delete(uid.clone()), || {
+                        let span = span_of(&task, "remove worker");
+                        Box::pin(
+                            async move { create::delete(&shared, &pod, &uid).await }
+                                .instrument(span),
+                        )
+                    });
+                }
+                Action::Forget => self.forget(name, task),
+            }
+        }
+    }
+
+    /// Stores a status now, or when the task's next write is due.
+    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: crate::domain::task::TaskStatus) {
+        let now = Instant::now();
+        let next = self
+            .stored
+            .get(&name)
+            .map_or(now, |at| *at + STATUS_INTERVAL);
+        let next = next.max(self.held.get(&name).copied().unwrap_or(now));
+        let key = Key::Status(name.clone());
+        if next > now {
+            self.due_at(name, next);
+        } else if !self.busy.contains(&key) {
+            self.stored.insert(name.clone(), now);
+            let shared = self.shared.clone();
+            self.start(&name, key, || {
+                Box::pin(async move { status::write(&shared, &task, status).await })
+            });
+        }
+    }
+
+    /// Starts an effect unless it is under way.
+    fn start(&mut self, name: &Arc<str>, key: Key, effect: impl FnOnce() -> Running) {
+        if !self.busy.insert(key.clone()) {
+            return;
+        }
+        let (name, effect) = (name.clone(), effect());
+        self.effects.spawn(async move { (key, name, effect.await) });
+    }
+
+    fn ended(&mut self, ended: Result<(Key, Arc<str>, End), tokio::task::JoinError>) {
+        let (key, name, end) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                // Its key stays busy until the term ends; say so loudly.
+                tracing::error!(%error, "an effect panicked");
+                return;
+            }
+        };
+        self.busy.remove(&key);
+        if let Key::Create(task, which) = &key {
+            self.admission.ended(task, *which, &end);
+        }
+        let mut again = Instant::now();
+        match end {
+            End::Done => {}
+            End::Later(why) | End::Busy { why, .. } | End::NoRoom(why) => {
+                tracing::info!(task = %name, ?key, why, "waiting");
+                again += RETRY_DELAY;
+                if matches!(key, Key::Status(_)) {
+                    self.held.insert(name.clone(), again);
+                }
+            }
+            End::Refused(why) => {
+                tracing::warn!(task = %name, ?key, why, "the API server refused");
+                again += RETRY_DELAY;
+                if let Key::Create(task, Attempt { index, attempt }) = key {
+                    self.shared.refused().insert((task, index, attempt), why);
+                    again = Instant::now();
+                }
+            }
+        }
+        self.due_at(name, again);
+    }
+}

@@ -1,0 +1,317 @@
+//! The failure matrix, where the kubelet makes the status: all tasks start at once,
+//! each test waits for its own. That it was the kubelet's word is told by the audit
+//! log: `system:node:…` wrote the status.
+use std::{collections::BTreeMap, io::Write as _, process::Stdio, sync::OnceLock, time::Duration};
+
+use serde_json::{Value, json};
+
+use super::{Installed, NAMESPACE, SOON, installed, wait_for};
+
+/// The kubelet measures volumes once a minute; a pull is given up after 45 s.
+const IN_THE_END: Duration = Duration::from_secs(150);
+
+/// A worker whose command is a line for the shell.
+fn shell(line: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("OTTO_IMAGE", "busybox".to_owned()),
+        ("OTTO_COMMAND", line.to_owned()),
+    ]
+}
+
+fn started() -> &'static Installed {
+    static STARTED: OnceLock<&'static Installed> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let i = installed();
+        fail_init_containers(i);
+        let with = |mut env: Vec<(&'static str, String)>, key, value: &str| {
+            env.push((key, value.to_owned()));
+            env
+        };
+        let image = |name: &str| vec![("OTTO_IMAGE", name.to_owned())];
+        let tasks: BTreeMap<&str, Vec<(&'static str, String)>> = BTreeMap::from([
+            ("exit", shell("exit 7")),
+            (
+                "oom",
+                with(shell("tail /dev/zero"), "OTTO_MEMORY_LIMIT", "16Mi"),
+            ),
+            (
+                "evict",
+                with(
+                    shell("dd if=/dev/zero of=/workspace/f bs=1M count=8; sleep 600"),
+                    "OTTO_WORKSPACE_SIZE",
+                    "1Mi",
+                ),
+            ),
+            ("pull", image("localhost:1/none:1")),
+            ("deadline", with(shell("sleep 600"), "OTTO_TIMEOUT", "3s")),
+            ("deleted", shell("sleep 600")),
+            ("vanished", shell("sleep 600")),
+            ("init", shell("exit 0")),
+            (
+                "start",
+                vec![("OTTO_COMMAND", r#"["/no/such/program"]"#.to_owned())],
+            ),
+            (
+                "stuck",
+                with(
+                    shell("exit 0"),
+                    "OTTO_NODE_SELECTOR",
+                    "kubernetes.io/arch=none",
+                ),
+            ),
+        ]);
+        for (task, env) in &tasks {
+            let answer = i.scale_up(&format!("fail-{task}"), 1, env);
+            assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
+        }
+        i
+    })
+}
+
+/// Puts an init container that fails before one task's worker.
+fn fail_init_containers(i: &Installed) {
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": "init.test.ottoscaler.io"},
+        "spec": {"failurePolicy": "Fail", "reinvocationPolicy": "Never",
+            "matchConstraints": {
+                "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+                "objectSelector": {"matchLabels": {"task-id": "fail-init"}}},
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression":
+                "[JSONPatch{op: 'add', path: '/spec/initContainers', value: [Object.spec.initContainers{name: 'mesh', \
+                 image: 'busybox', imagePullPolicy: 'IfNotPresent', command: ['sh', '-c', 'exit 3']}]}]"}}]}});
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": "init.test.ottoscaler.io"}, "spec": {"policyName": "init.test.ottoscaler.io"}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [policy, binding]});
+    let mut apply = i
+        .cluster
+        .command(&["kubectl", "apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    apply
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(list.to_string().as_bytes())
+        .unwrap();
+    assert!(apply.wait().unwrap().success());
+    // In force once the API server says so of a dry run.
+    wait_for("the API server knows the policy", SOON, || {
+        let pod = i.cluster.try_run(&[
+            "kubectl",
+            "-n",
+            NAMESPACE,
+            "run",
+            "probe",
+            "--image=busybox",
+            "--dry-run=server",
+            "--labels=task-id=fail-init",
+            "-o",
+            "jsonpath={.spec.initContainers[0].name}",
+        ]);
+        (pod.stdout == b"mesh").then_some(())
+    });
+}
+
+fn worker(i: &Installed, task: &str) -> Value {
+    let status = i.ottoctl(&i.service, &["status", &format!("fail-{task}")]);
+    status["workers"][0].clone()
+}
+
+/// Waits for the worker to fail for good.
+fn failed(task: &str) -> Value {
+    let i = started();
+    let end = wait_for(&format!("{task} fails"), IN_THE_END, || {
+        Some(worker(i, task)).filter(|w| w["status"] == "Failed")
+    });
+    println!("{task}: {}, exit {}", end["error"], end["exitCode"]);
+    let told = notified(i, task, "FAILED");
+    assert_eq!(
+        told["attempt"].as_str().unwrap(),
+        end["attempt"].to_string()
+    );
+    end
+}
+
+fn attempt(task: &str, attempt: u64) -> Value {
+    let i = started();
+    wait_for(&format!("{task}: attempt {attempt}"), IN_THE_END, || {
+        Some(worker(i, task)).filter(|w| w["attempt"] == attempt)
+    })
+}
+
+fn cancel(task: &str) {
+    let i = started();
+    i.ottoctl(&i.service, &["cancel", &format!("fail-{task}")]);
+    wait_for("its pods are gone", IN_THE_END, || {
+        (i.worker_pods(&format!("fail-{task}")) == 0).then_some(())
+    });
+}
+
+/// The metadata of a notification of a task's worker.
+fn notified(i: &Installed, task: &str, status: &str) -> Value {
+    wait_for(&format!("{task}: {status} told"), SOON, || {
+        let text = std::fs::read_to_string(i.truth().join("handler.jsonl")).unwrap();
+        let records = text
+            .lines()
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        records
+            .filter(|r| r["kind"] == "notify" && r["task"] == format!("fail-{task}"))
+            .find(|r| r["status"] == status)
+            .map(|r| r["metadata"].clone())
+    })
+}
+
+/// Whether the kubelet itself wrote this into the status of the task's pod.
+fn kubelet_said(task: &str, what: &str) {
+    let i = started();
+    wait_for(&format!("the kubelet's {what} of {task}"), SOON, || {
+        let log = std::fs::read_to_string(i.cluster.audit_log()).unwrap();
+        log.lines()
+            .filter(|l| l.contains("\"system:node:") && l.contains(what))
+            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
+            .any(|e| {
+                let of = &e["objectRef"];
+                of["resource"] == "pods"
+                    && of["subresource"] == "status"
+                    && of["name"]
+                        .as_str()
+                        .is_some_and(|n| n.starts_with(&format!("otto-agent-fail-{task}-")))
+            })
+            .then_some(())
+    });
+}
+
+#[test]
+fn an_exit_code_is_kept_and_not_tried_again() {
+    let end = failed("exit");
+    assert_eq!(
+        (end["exitCode"].as_i64(), end["attempt"].as_i64()),
+        (Some(7), Some(1))
+    );
+    assert_eq!(notified(started(), "exit", "FAILED")["exit-code"], "7");
+    kubelet_said("exit", "\"exitCode\":7");
+    started().check_audit("fail-exit", 1, 1);
+}
+
+#[test]
+fn a_worker_out_of_memory_is_oom_killed_and_not_tried_again() {
+    let end = failed("oom");
+    assert!(
+        end["error"].as_str().unwrap().contains("OOMKilled"),
+        "{end}"
+    );
+    assert_eq!(
+        (end["exitCode"].as_i64(), end["attempt"].as_i64()),
+        (Some(137), Some(1))
+    );
+    kubelet_said("oom", "OOMKilled");
+}
+
+#[test]
+fn an_evicted_worker_is_tried_again() {
+    attempt("evict", 2);
+    kubelet_said("evict", "Evicted");
+    cancel("evict");
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled_fails_within_a_minute_with_the_kubelets_reason() {
+    let end = failed("pull");
+    let error = end["error"].as_str().unwrap();
+    assert!(error.contains("ImagePull"), "{end}");
+    assert!(error.contains("localhost:1/none:1"), "{end}");
+    kubelet_said("pull", "ImagePull");
+}
+
+#[test]
+fn a_passed_deadline_ends_a_worker_for_good() {
+    let end = failed("deadline");
+    assert!(
+        end["error"].as_str().unwrap().contains("DeadlineExceeded"),
+        "{end}"
+    );
+    assert_eq!(end["attempt"], 1);
+    kubelet_said("deadline", "DeadlineExceeded");
+}
+
+#[test]
+fn a_program_that_cannot_start_fails_with_the_reason() {
+    let end = failed("start");
+    assert!(
+        end["error"].as_str().unwrap().contains("StartError"),
+        "{end}"
+    );
+    assert_eq!(end["attempt"], 1);
+    kubelet_said("start", "StartError");
+}
+
+#[test]
+fn an_init_container_that_fails_is_named_with_its_exit_code() {
+    let end = failed("init");
+    let error = end["error"].as_str().unwrap();
+    assert!(
+        error.contains("Init:Error") && error.contains("mesh"),
+        "{end}"
+    );
+    assert_eq!(end["exitCode"], 3);
+    kubelet_said("init", "\"exitCode\":3");
+}
+
+#[test]
+fn a_worker_that_nobody_schedules_says_so_at_once() {
+    let i = started();
+    let waits = wait_for("the reason", SOON, || {
+        Some(worker(i, "stuck")).filter(|w| w["error"] != "")
+    });
+    assert_eq!(waits["status"], "Pending");
+    assert!(
+        waits["error"].as_str().unwrap().contains("Unschedulable"),
+        "{waits}"
+    );
+    cancel("stuck");
+    assert_eq!(notified(i, "stuck", "TERMINATED")["attempt"], "1");
+}
+
+#[test]
+fn a_worker_deleted_by_hand_is_tried_again_once_it_is_gone() {
+    let i = started();
+    wait_for("it runs", IN_THE_END, || {
+        (worker(i, "deleted")["status"] == "Running").then_some(())
+    });
+    let pod = "otto-agent-fail-deleted-1";
+    i.cluster.kubectl(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        pod,
+        "--wait=false",
+        "--grace-period=1",
+    ]);
+    attempt("deleted", 2);
+    i.check_audit("fail-deleted", 2, 1);
+    cancel("deleted");
+}
+
+#[test]
+fn a_worker_that_vanished_is_tried_again_and_is_no_success() {
+    let i = started();
+    wait_for("it runs", IN_THE_END, || {
+        (worker(i, "vanished")["status"] == "Running").then_some(())
+    });
+    let pod = "otto-agent-fail-vanished-1";
+    i.cluster.kubectl(&[
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        pod,
+        "--force",
+        "--grace-period=0",
+    ]);
+    attempt("vanished", 2);
+    cancel("vanished");
+    assert_eq!(worker(i, "vanished")["status"], "Failed");
+}
