@@ -4,7 +4,7 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use super::{effect::End, pod, shared::Shared};
 use crate::{
     cluster::convert,
-    domain::{names, task::Task},
+    domain::{names, request, task::Task, template::Template},
 };
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
@@ -14,8 +14,13 @@ pub(super) async fn create(shared: &Shared, task: &Task, index: u32, attempt: u3
     let Ok(_permit) = shared.creates.acquire().await else {
         return End::Later("shutting down".to_owned());
     };
+    let template = match Template::parse(&task.spec.build_config, &shared.policy) {
+        Ok(template) => template,
+        // The policy became stricter since the task was taken.
+        Err(found) => return End::Refused(request::in_words(&found)),
+    };
     let pods = shared.client.pods();
-    let wanted = pod::build(task, index, attempt, &shared.template);
+    let wanted = pod::build(task, index, attempt, &template);
     let answer = match pods.create(&PostParams::default(), &wanted).await {
         Ok(pod) => pod,
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {

@@ -26,6 +26,7 @@ use crate::{
     domain::{
         plan::{self, Action, Limits, Observed, Plan},
         task::Task,
+        template::Policy,
         transition,
     },
     election::LeaderClient,
@@ -51,7 +52,7 @@ pub struct Parts {
     pub client: LeaderClient,
     pub index: Index,
     pub drained: Drained,
-    pub template: config::Worker,
+    pub policy: Arc<Policy>,
     pub limits: config::Limits,
     /// Until then only tasks of our own making are worked on.
     pub caught_up: CancellationToken,
@@ -81,7 +82,7 @@ impl Manager {
                 client: parts.client.clone(),
                 term: parts.client.term().to_string(),
                 index: parts.index.clone(),
-                template: parts.template.clone(),
+                policy: parts.policy.clone(),
                 creates: Semaphore::new(CREATES),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
