@@ -20,8 +20,8 @@ pub(super) fn policy(get: &Reader<'_>) -> Result<Policy, Invalid> {
         user_id: user_id(get, allow_root)?,
         cpu: bounds(
             "10m",
-            get.quantity("WORKER_CPU_LIMIT")?,
-            get.quantity("MAX_WORKER_CPU")?,
+            cpu(get, "WORKER_CPU_LIMIT")?,
+            cpu(get, "MAX_WORKER_CPU")?,
             "MAX_WORKER_CPU",
         ),
         memory: bounds(
@@ -62,8 +62,12 @@ fn user_id(get: &Reader<'_>, allow_root: bool) -> Result<u32, Invalid> {
     get.held("WORKER_USER_ID", id, |id| *id <= MAX_I32)
 }
 
+fn cpu(get: &Reader<'_>, name: &str) -> Result<Quantity, Invalid> {
+    get.held(name, get.quantity(name)?, Quantity::is_exact)
+}
+
 fn bytes(get: &Reader<'_>, name: &str) -> Result<Quantity, Invalid> {
-    get.held(name, get.quantity(name)?, Quantity::is_whole)
+    get.held(name, get.quantity(name)?, Quantity::is_a_byte)
 }
 
 fn is_deadline(seconds: u64) -> bool {
@@ -118,6 +122,8 @@ mod tests {
         for (name, value) in [
             ("MAX_WORKER_CPU", "many"),
             ("MAX_WORKER_MEMORY", "0.5"),
+            ("WORKER_MEMORY_LIMIT", "128m"),
+            ("WORKER_CPU_LIMIT", "0.1m"),
             ("MAX_WORKSPACE", "0"),
             ("MAX_WORKER_TIMEOUT", "0s"),
             ("MAX_WORKER_TIMEOUT", "600000h"),

@@ -6,16 +6,17 @@ const LARGEST: u128 = i64::MAX as u128;
 /// No sane quantity is longer; bounds the arithmetic too.
 const MAX_TEXT: usize = 32;
 
-/// A Kubernetes quantity, kept as written, compared exactly.
+/// A Kubernetes quantity, kept as written, compared in thousandths rounded up:
+/// what is more than a bound in thousandths stays more.
 #[derive(Debug, Clone)]
 pub struct Quantity {
     text: String,
     milli: u128,
+    exact: bool,
 }
 
 impl Quantity {
-    /// `500m`, `1.5`, `128Mi`, `1e3`: more than nothing, and no finer than a
-    /// thousandth.
+    /// `500m`, `1.5`, `128Mi`, `1e3`: more than nothing.
     pub fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -31,11 +32,11 @@ impl Quantity {
             .checked_pow(u32::try_from(fraction.len()).ok()?)?
             .checked_mul(per)?;
         let product = digits.checked_mul(times)?;
-        let milli = product / divisor;
-        let exact = product % divisor == 0;
-        (exact && milli > 0 && milli <= LARGEST * 1_000).then(|| Self {
+        let milli = product.div_ceil(divisor);
+        (milli > 0 && milli <= LARGEST * 1_000).then(|| Self {
             text: text.to_owned(),
             milli,
+            exact: product.is_multiple_of(divisor),
         })
     }
 
@@ -48,9 +49,14 @@ impl Quantity {
         self.milli
     }
 
-    /// Bytes come whole.
-    pub fn is_whole(&self) -> bool {
-        self.milli.is_multiple_of(1_000)
+    /// No finer than a thousandth, as CPU must be.
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+
+    /// Not less than one: `100m` of memory is a slip for `100M`.
+    pub fn is_a_byte(&self) -> bool {
+        self.milli >= 1_000
     }
 }
 
@@ -153,8 +159,8 @@ mod tests {
     #[test]
     fn what_is_no_quantity_is_refused() {
         for text in [
-            "", ".", "m", "0", "0Mi", "-1", "+1", "1.2.3", "1 Gi", "1gi", "1K", "0.1m", "1n",
-            "8Ei", "1e19", "1e", "e3", "٣",
+            "", ".", "m", "0", "0Mi", "-1", "+1", "1.2.3", "1 Gi", "1gi", "1K", "8Ei", "1e19",
+            "1e", "e3", "٣",
         ] {
             assert_eq!(milli(text), None, "{text:?}");
         }
@@ -166,7 +172,10 @@ mod tests {
         let parse = |t| Quantity::parse(t).unwrap();
         assert_eq!(parse("1024Mi"), parse("1Gi"));
         assert!(parse("1G") < parse("1Gi"));
-        assert!(parse("1.5").milli() == 1_500 && !parse("1.5").is_whole());
+        assert!(parse("0.1m").milli() == 1 && !parse("0.1m").is_exact());
+        // A little more than a bound is more.
+        assert!(parse("1000.0000001m") > parse("1") && parse("1") == parse("1000m"));
+        assert!(parse("1k").is_a_byte() && !parse("999m").is_a_byte());
     }
 
     #[test]

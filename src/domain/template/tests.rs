@@ -253,7 +253,7 @@ fn cpu_and_memory_stay_within_their_maxima() {
         "at most 128Mi (OTTO_MEMORY_LIMIT)",
         &["129Mi"],
     );
-    refused("OTTO_MEMORY_LIMIT", "whole bytes", &["128mib", "100m", "0"]);
+    refused("OTTO_MEMORY_LIMIT", "of bytes", &["128mib", "100m", "0"]);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_workspace_and_a_cache_are_bounded() {
         "at most 10Gi (MAX_WORKSPACE)",
         &["11Gi"],
     );
-    refused("OTTO_WORKSPACE_SIZE", "whole bytes", &["big", "1m"]);
+    refused("OTTO_WORKSPACE_SIZE", "of bytes", &["big", "1m"]);
     assert_eq!(
         accepted("OTTO_CACHE_CLAIM", "cache-cargo")
             .cache_claim
@@ -291,11 +291,7 @@ fn certificates_come_from_an_allowed_config_map() {
         (with_key.config_map.as_str(), with_key.key.as_str()),
         ("ca-corp", "bundle.pem")
     );
-    refused(
-        "OTTO_CA_BUNDLE",
-        "ALLOWED_CA_BUNDLES",
-        &["root-ca.crt"],
-    );
+    refused("OTTO_CA_BUNDLE", "ALLOWED_CA_BUNDLES", &["root-ca.crt"]);
     refused(
         "OTTO_CA_BUNDLE",
         "ConfigMap/key",

@@ -56,13 +56,15 @@ pub(super) fn user_id(text: &str, allow_root: bool) -> Read<u32> {
 }
 
 pub(super) fn cpu(text: &str) -> Read<Quantity> {
-    Quantity::parse(text).map_or_else(|| not("a quantity (500m, 2)", text), Ok)
+    Quantity::parse(text)
+        .filter(Quantity::is_exact)
+        .map_or_else(|| not("a quantity (500m, 2)", text), Ok)
 }
 
 pub(super) fn bytes(text: &str) -> Read<Quantity> {
     Quantity::parse(text)
-        .filter(Quantity::is_whole)
-        .map_or_else(|| not("a quantity of whole bytes (512Mi, 2Gi)", text), Ok)
+        .filter(Quantity::is_a_byte)
+        .map_or_else(|| not("a quantity of bytes (512Mi, 2Gi)", text), Ok)
 }
 
 pub(super) fn at_most(amount: Quantity, max: &Quantity, setting: &str) -> Read<Quantity> {
