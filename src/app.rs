@@ -18,6 +18,7 @@ use crate::{
         watch::{self, Select, Sink},
     },
     config::Config,
+    domain::template::Policy,
     election::{self, Clients, Contender, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
@@ -95,9 +96,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         beat: contender.beat(),
         drain: shutdown.clone(),
     };
+    let policy = Arc::new(worker);
     let server = Server {
         router: router.clone(),
         index: index.clone(),
+        policy: policy.clone(),
         health: health.clone(),
         drain: shutdown.clone(),
     };
@@ -116,7 +119,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         router,
         handler: HandlerClient::new(&handler).context("OTTO_HANDLER_HOST")?,
         logs: logs::Settings::new(&handler, &namespace),
-        worker,
+        policy,
         limits,
     };
 
@@ -193,7 +196,7 @@ struct Leading {
     router: Arc<Router>,
     handler: HandlerClient,
     logs: logs::Settings,
-    worker: crate::config::Worker,
+    policy: Arc<Policy>,
     limits: crate::config::Limits,
 }
 
@@ -206,7 +209,7 @@ impl Reign for Leading {
             client: tenure.client.clone(),
             index: self.index.clone(),
             drained: drained.clone(),
-            template: self.worker.clone(),
+            policy: self.policy.clone(),
             limits: self.limits.clone(),
             caught_up: caught_up.clone(),
             drain: tenure.drain.clone(),

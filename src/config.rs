@@ -3,7 +3,14 @@
 //!
 //! Every setting is one row of [`SETTINGS`]; `--grpc-port 1` is the flag of
 //! `GRPC_PORT`. A flag wins over the environment; an empty value is no value.
+mod worker;
+
 use std::{collections::HashMap, fmt, time::Duration};
+
+use crate::domain::{
+    quantity::{self, Quantity},
+    template::Policy,
+};
 
 /// A setting: its variable, its default, what it takes and what it is for.
 #[derive(Debug)]
@@ -32,12 +39,30 @@ settings! {
     "WORKER_IMAGE_PULL_POLICY" "IfNotPresent" "Always, IfNotPresent or Never" "when the node pulls the image";
     "WORKER_CPU_LIMIT" "500m" "a quantity" "CPU of a worker";
     "WORKER_MEMORY_LIMIT" "128Mi" "a quantity" "memory of a worker";
-    "WORKER_USER_ID" "65532" "a user id" "user of the worker's container; 0 allows images that need root";
+    "WORKER_USER_ID" "65532" "a user id" "user of the worker's container";
+    "ALLOW_ROOT_WORKERS" "false" "true or false" "lets workers be user 0, for images that need root";
+    "ALLOWED_IMAGES" "*" "patterns" "images that requests may name";
+    "ALLOWED_PULL_SECRETS" "none" "patterns" "Secrets to pull images with";
+    "ALLOWED_COMMANDS" "*" "patterns" "commands instead of the image's";
+    "ALLOWED_SECRETS" "none" "patterns" "Secrets that workers may take as environment";
+    "ALLOWED_CA_BUNDLES" "none" "patterns" "ConfigMaps with certificates";
+    "ALLOWED_CACHE_CLAIMS" "none" "patterns" "PersistentVolumeClaims for caches";
+    "ALLOWED_SERVICE_ACCOUNTS" "none" "patterns" "ServiceAccounts that workers may act as";
+    "ALLOWED_PRIORITY_CLASSES" "none" "patterns" "PriorityClasses of pods";
+    "ALLOWED_NODE_LABELS" "kubernetes.io/arch=*,kubernetes.io/os=*" "patterns" "label=value of nodes to ask for";
+    "ALLOWED_TOLERATIONS" "none" "patterns" "key=value:Effect or key:Effect of taints";
+    "MAX_WORKER_CPU" "4" "a quantity" "CPU that a request may ask for";
+    "MAX_WORKER_MEMORY" "8Gi" "a quantity" "memory that a request may ask for";
+    "MAX_WORKSPACE" "20Gi" "a quantity" "size of a worker's /workspace";
+    "MAX_WORKER_TIMEOUT" "24h" "a duration" "how long a worker may run";
+    "MAX_WORKER_RETRIES" "10" "a number" "tries after the first that a request may ask for";
+    "MAX_PRIORITY" "100" "a number" "priority that a request may ask for, either way from 0";
     "LOG_LEVEL" "info" "error, warn, info, debug, trace or a tracing filter" "what is logged";
     "LOG_FORMAT" "json" "json or text" "how it is logged";
     "POD_NAME" "" "a name" "this replica; default: the host name";
     "POD_UID" "" "a uid" "this replica's pod, for its proof of death";
     "POD_IP" "127.0.0.1" "an address" "where other replicas reach this one";
+    "SERVICE_ACCOUNT" "" "a name" "this replica's own, which no worker gets";
     "LEASE_NAME" "ottoscaler-leader" "a name" "the Lease the replicas compete for";
     "LEASE_DURATION" "6s" "whole seconds" "how long a silent leader keeps the Lease";
     "LEASE_RENEW_DEADLINE" "4s" "a duration" "how long a leader acts after its last renewal";
@@ -70,7 +95,8 @@ pub struct Config {
     pub serve: Serve,
     pub replica: Replica,
     pub lease: Lease,
-    pub worker: Worker,
+    /// Of workers' pods.
+    pub worker: Policy,
     pub limits: Limits,
     pub handler: Handler,
     pub telemetry: Telemetry,
@@ -101,15 +127,6 @@ pub struct Lease {
     pub renew_deadline: Duration,
     pub retry_period: Duration,
     pub handover_timeout: Duration,
-}
-
-#[derive(Debug, Clone)]
-pub struct Worker {
-    pub image: String,
-    pub pull_policy: String,
-    pub cpu_limit: String,
-    pub memory_limit: String,
-    pub user_id: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -200,16 +217,7 @@ impl Config {
                 address: format!("{host_part}:{grpc_port}"),
             },
             lease,
-            worker: Worker {
-                image: get.text("OTTO_AGENT_IMAGE"),
-                pull_policy: get.one_of(
-                    "WORKER_IMAGE_PULL_POLICY",
-                    &["Always", "IfNotPresent", "Never"],
-                )?,
-                cpu_limit: get.quantity("WORKER_CPU_LIMIT")?,
-                memory_limit: get.quantity("WORKER_MEMORY_LIMIT")?,
-                user_id: get.parse::<u32>("WORKER_USER_ID")?.into(),
-            },
+            worker: worker::policy(&get)?,
             limits: Limits {
                 max_workers: get.count("MAX_WORKERS")?,
                 repository_weights: get.weights("REPOSITORY_WEIGHTS")?,
@@ -387,13 +395,15 @@ impl Reader<'_> {
     }
 
     fn count(&self, name: &str) -> Result<usize, Invalid> {
-        self.parse(name).and_then(|n: usize| {
-            if n > 0 {
-                Ok(n)
-            } else {
-                Err(self.invalid(name))
-            }
-        })
+        self.held(name, self.parse(name)?, |n| *n > 0)
+    }
+
+    fn held<T>(&self, name: &str, value: T, holds: impl FnOnce(&T) -> bool) -> Result<T, Invalid> {
+        if holds(&value) {
+            Ok(value)
+        } else {
+            Err(self.invalid(name))
+        }
     }
 
     /// `a=1, b=2`: whole numbers from 1.
@@ -419,29 +429,12 @@ impl Reader<'_> {
         }
     }
 
-    /// `1h30m`, `250ms`, or a bare number of seconds.
     fn duration(&self, name: &str) -> Result<Duration, Invalid> {
-        let text = self.text(name);
-        if let Ok(seconds) = text.parse::<u32>() {
-            return Ok(Duration::from_secs(seconds.into()));
-        }
-        text.parse::<jiff::SignedDuration>()
-            .ok()
-            .and_then(|d| Duration::try_from(d).ok())
-            .ok_or_else(|| self.invalid(name))
+        quantity::duration(&self.text(name)).ok_or_else(|| self.invalid(name))
     }
 
-    /// A Kubernetes quantity: a number and a known suffix.
-    fn quantity(&self, name: &str) -> Result<String, Invalid> {
-        let text = self.text(name);
-        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let suffix = &text[digits.len()..];
-        let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"].contains(&suffix);
-        if known && digits.parse::<f64>().is_ok_and(|n| n > 0.0) {
-            Ok(text)
-        } else {
-            Err(self.invalid(name))
-        }
+    fn quantity(&self, name: &str) -> Result<Quantity, Invalid> {
+        Quantity::parse(&self.text(name)).ok_or_else(|| self.invalid(name))
     }
 }
 
@@ -467,7 +460,7 @@ mod tests {
         assert_eq!(c.namespace, "default");
         assert_eq!(c.worker.image, "busybox:latest");
         assert_eq!(
-            (c.worker.cpu_limit.as_str(), c.worker.memory_limit.as_str()),
+            (c.worker.cpu.limit.as_str(), c.worker.memory.limit.as_str()),
             ("500m", "128Mi")
         );
         assert_eq!(c.telemetry.log_level, "info");

@@ -222,7 +222,7 @@ impl Planner<'_> {
             reason: &record.reason,
             started: record.started.is_some(),
             failures: record.failures,
-            budget: self.task.spec.retry_limit(),
+            budget: self.task.spec.retry_limit().unwrap_or(retry::BUDGET),
         };
         if let Verdict::Retry { delay, counts } = retry::judge(ending) {
             self.next_attempt(record, delay, counts);

@@ -1,7 +1,11 @@
 //! Requests of otto-handler: what is legal, and what can come of them.
 use std::collections::BTreeMap;
 
-use super::{names, task::MAX_TASK_WORKERS};
+use super::{
+    names,
+    task::MAX_TASK_WORKERS,
+    template::{Policy, Template},
+};
 
 /// Characters of a task id, repository, commit and the like.
 const MAX_TEXT: usize = 256;
@@ -78,7 +82,7 @@ pub enum Refusal {
 impl ScaleRequest {
     /// # Errors
     /// [`Refusal::Invalid`] with every wrong field.
-    pub fn check_scale_up(&self) -> Result<(), Refusal> {
+    pub fn check_scale_up(&self, policy: &Policy) -> Result<(), Refusal> {
         let mut found = Violations::default();
         found.task_id(&self.task_id);
         found.text("repository", &self.repository);
@@ -105,6 +109,9 @@ impl ScaleRequest {
                 &format!("build_config[{}]", clip(key)),
                 "must be an environment variable name (letters, digits, underscore, no digit first)".to_owned(),
             );
+        }
+        if let Err(keys) = Template::parse(&self.build_config, policy) {
+            found.0.extend(keys);
         }
         found.map("metadata", &self.metadata);
         found.done()
@@ -241,13 +248,27 @@ impl Violations {
     }
 }
 
+/// What is wrong, in one line.
+pub fn in_words(violations: &[Violation]) -> String {
+    let each = violations
+        .iter()
+        .map(|v| format!("{} {}", v.field, v.description));
+    each.collect::<Vec<_>>().join("; ")
+}
+
 fn clip(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used)]
     use super::*;
+    use crate::config::Config;
+
+    fn policy() -> Policy {
+        Config::from_lookup(&|_| None).unwrap().worker
+    }
 
     fn legal() -> ScaleRequest {
         ScaleRequest {
@@ -260,7 +281,7 @@ mod tests {
     }
 
     fn fields(request: &ScaleRequest) -> Vec<String> {
-        match request.check_scale_up() {
+        match request.check_scale_up(&policy()) {
             Err(Refusal::Invalid(v)) => v.into_iter().map(|v| v.field).collect(),
             _ => vec![],
         }
@@ -268,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_legal_request_passes() {
-        assert_eq!(legal().check_scale_up(), Ok(()));
+        assert_eq!(legal().check_scale_up(&policy()), Ok(()));
     }
 
     #[test]
@@ -278,13 +299,15 @@ mod tests {
         r.worker_count = 0;
         r.build_config.insert("1X".into(), String::new());
         r.build_config.insert("A=B".into(), String::new());
+        r.build_config.insert("OTTO_CPU_LIMIT".into(), "64".into());
         assert_eq!(
             fields(&r),
             [
                 "task_id",
                 "worker_count",
                 "build_config[1X]",
-                "build_config[A=B]"
+                "build_config[A=B]",
+                "build_config[OTTO_CPU_LIMIT]"
             ]
         );
     }
@@ -311,7 +334,7 @@ mod tests {
             ..legal()
         };
         assert!(r.check_scale_down().is_ok());
-        assert!(r.check_scale_up().is_err());
+        assert!(r.check_scale_up(&policy()).is_err());
     }
 
     #[test]

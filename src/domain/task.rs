@@ -55,16 +55,6 @@ impl TaskSpec {
         self.workers > 0 && (1..=self.top()).contains(&index) && !self.ended.contains(&index)
     }
 
-    /// Higher ones get free places first.
-    pub fn priority(&self) -> i32 {
-        0
-    }
-
-    /// Failures that are tried again.
-    pub fn retry_limit(&self) -> u32 {
-        super::retry::BUDGET
-    }
-
     /// What stays ended when `workers` are wanted: growth takes back the lowest
     /// first, as new attempts, then goes on with new indices.
     pub fn ended_after_growth(&self, workers: u32) -> BTreeSet<u32> {

@@ -17,12 +17,14 @@ pub use health::{Health, Probe};
 pub use router::Router;
 pub use server::{Server, Stopped};
 
-use crate::index::Index;
+use crate::{domain::template::Policy, index::Index};
 
 /// The OttoscalerService of this replica.
 #[derive(Debug, Clone)]
 pub struct Service {
     router: std::sync::Arc<Router>,
     index: Index,
+    /// The leader's too: a bad request ends where it came in.
+    policy: std::sync::Arc<Policy>,
     drain: tokio_util::sync::CancellationToken,
 }

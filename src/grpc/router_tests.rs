@@ -85,9 +85,11 @@ async fn replica(
     if let Some(asked) = asked {
         router.lead(asked);
     }
+    let config = crate::config::Config::from_lookup(&|_| None).unwrap();
     let server = Server {
         router,
         index: Index::default(),
+        policy: Arc::new(config.worker),
         health: Health::default(),
         drain: CancellationToken::new(),
     };

@@ -25,7 +25,7 @@ impl Service {
         let (metadata, _, wire) = request.into_parts();
         let checked = convert::request(wire.clone(), String::new(), None);
         match verb {
-            Verb::Up => checked.check_scale_up(),
+            Verb::Up => checked.check_scale_up(&self.policy),
             Verb::Down => checked.check_scale_down(),
         }
         .map_err(errors::status)?;

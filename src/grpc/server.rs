@@ -9,6 +9,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 use super::{Health, Router, Service, call::Verb, status, watch};
 use crate::{
+    domain::template::Policy,
     index::Index,
     proto::{
         self, ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -41,6 +42,7 @@ pub enum Stopped {
 pub struct Server {
     pub router: Arc<Router>,
     pub index: Index,
+    pub policy: Arc<Policy>,
     pub health: Health,
     /// Long streams end, so that clients go elsewhere.
     pub drain: CancellationToken,
@@ -68,6 +70,7 @@ impl Server {
         let service = Service {
             router: self.router,
             index: self.index,
+            policy: self.policy,
             drain: self.drain,
         };
         let reflection = || {

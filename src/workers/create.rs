@@ -4,7 +4,7 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use super::{effect::End, pod, shared::Shared};
 use crate::{
     cluster::{convert, crd::WorkerTask},
-    domain::{names, pod::Pod, queue::Attempt, task::Task},
+    domain::{names, pod::Pod, queue::Attempt, request, task::Task, template::Template},
 };
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
@@ -12,8 +12,13 @@ use crate::{
 #[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, which.index, which.attempt)))]
 pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End {
     let Attempt { index, attempt } = which;
+    let template = match Template::parse(&task.spec.build_config, &shared.policy) {
+        Ok(template) => template,
+        // The policy became stricter since the task was taken.
+        Err(found) => return End::Refused(request::in_words(&found)),
+    };
     let pods = shared.client.pods();
-    let wanted = pod::build(task, index, attempt, &shared.template);
+    let wanted = pod::build(task, index, attempt, &template);
     let answer = match pods.create(&PostParams::default(), &wanted).await {
         Ok(pod) => pod,
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {

@@ -10,7 +10,7 @@ use super::{
     notify::{self, Courier, Tell},
     shared::Shared,
 };
-use crate::{config, election::LeaderClient, index::Index};
+use crate::{config, domain::template::Policy, election::LeaderClient, index::Index};
 
 /// Seals under way when a leader starts; new work has the rest of the API server.
 const SEALS: usize = 16;
@@ -20,7 +20,7 @@ pub struct Parts {
     pub client: LeaderClient,
     pub index: Index,
     pub drained: Drained,
-    pub template: config::Worker,
+    pub policy: Arc<Policy>,
     pub limits: config::Limits,
     /// Until then only tasks of our own making are worked on.
     pub caught_up: CancellationToken,
@@ -50,7 +50,7 @@ impl Manager {
                 client: parts.client.clone(),
                 term: parts.client.term().to_string(),
                 index: parts.index.clone(),
-                template: parts.template.clone(),
+                policy: parts.policy.clone(),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
                 seals: Semaphore::new(SEALS),

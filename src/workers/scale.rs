@@ -58,7 +58,7 @@ impl Manager {
     }
 
     async fn up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
-        request.check_scale_up()?;
+        request.check_scale_up(&self.shared.policy)?;
         let deadline = Instant::now() + ANSWER_WITHIN;
         let change = self.want(&request).await?;
         let made = matches!(change, Change::Made(_));

@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::drained::Drained;
 use crate::{
     config,
-    domain::task::{Notified, Task},
+    domain::{
+        task::{Notified, Task},
+        template::Policy,
+    },
     election::LeaderClient,
     index::Index,
     telemetry,
@@ -26,7 +29,7 @@ pub(super) struct Shared {
     pub(super) client: LeaderClient,
     pub(super) term: String,
     pub(super) index: Index,
-    pub(super) template: config::Worker,
+    pub(super) policy: Arc<Policy>,
     pub(super) seals: Semaphore,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
