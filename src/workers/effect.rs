@@ -1,6 +1,8 @@
 //! What the manager has under way, and how it ends.
 use std::{future::Future, pin::Pin, sync::Arc};
 
+use crate::election::is_fenced;
+
 /// At most one of each is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
@@ -39,11 +41,7 @@ impl End {
         match status.code {
             // A ResourceQuota: there is room again when other pods end.
             403 if message.contains("exceeded quota") => Self::Later(message),
-            // The fence: this leader's days are over, or the Lease was not seen
-            // yet; either way nobody's fault.
-            403 if message.contains("ottoscaler.io/term") || message.contains("fence") => {
-                Self::Later(message)
-            }
+            403 | 422 if is_fenced(&message) => Self::Later(message),
             400 | 403 | 422 => Self::Refused(message),
             _ => Self::Later(message),
         }

@@ -20,6 +20,7 @@ use crate::{
         task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
         view::WorkerView,
     },
+    election::is_fenced,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
@@ -364,10 +365,9 @@ fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> 
 /// What a failed write of a task means for the client.
 fn refusal(error: &kube::Error) -> Refusal {
     match error {
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
-            Refusal::Failed(status.message.clone())
-        }
-        kube::Error::Api(status) if status.code == 403 && !status.message.contains("fence") => {
+        kube::Error::Api(status)
+            if matches!(status.code, 400 | 403 | 422) && !is_fenced(&status.message) =>
+        {
             Refusal::Failed(status.message.clone())
         }
         error => Refusal::Unavailable(format!(
