@@ -56,6 +56,12 @@ impl Validity {
     }
 }
 
+/// Whether the API server refused a write for the fence: its term is over, or the
+/// policy could not be judged just then. Nobody's fault, and never for good.
+pub fn is_fenced(message: &str) -> bool {
+    message.contains(POLICY) || message.contains("-fence' with binding '")
+}
+
 /// A write that was not sent.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("this replica no longer leads; nothing was sent")]
@@ -230,6 +236,21 @@ mod tests {
             "t",
         );
         assert_eq!(status["status"]["term"], "t");
+    }
+
+    /// As the API server 1.37 words them, the second under load (code 422).
+    #[test]
+    fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
+        let denied = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n-ottoscaler-fence' with binding 'n-ottoscaler-fence-pods' denied request: ";
+        assert!(is_fenced(&format!(
+            "{denied}ottoscaler fence: the term a is over, the Lease says b"
+        )));
+        assert!(is_fenced(&format!(
+            "{denied}failed to configure binding: context deadline exceeded"
+        )));
+        assert!(!is_fenced(
+            "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity"
+        ));
     }
 
     #[test]

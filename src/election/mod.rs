@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use contender::{Beat, Clients, Contender};
-pub use fence::{LeaderClient, NotLeading};
+pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;
 
 use crate::domain::term::Term;

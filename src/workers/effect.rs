@@ -6,6 +6,8 @@ use crate::domain::queue::Attempt;
 /// However long the API server asks for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
+use crate::election::is_fenced;
+
 /// At most one of each is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
@@ -46,11 +48,7 @@ impl End {
         let message = status.message.clone();
         match status.code {
             403 if message.contains("exceeded quota") => Self::NoRoom(message),
-            // The fence: this leader's days are over, or the Lease was not seen
-            // yet; either way nobody's fault.
-            403 if message.contains("ottoscaler.io/term") || message.contains("fence") => {
-                Self::Later(message)
-            }
+            403 | 422 if is_fenced(&message) => Self::Later(message),
             400 | 403 | 422 => Self::Refused(message),
             429 | 500..=599 => Self::Busy {
                 why: message,

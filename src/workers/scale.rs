@@ -21,6 +21,7 @@ use crate::{
         victims,
         view::WorkerView,
     },
+    election::is_fenced,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
@@ -384,10 +385,9 @@ fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> 
 /// What a failed write of a task means for the client.
 fn refusal(error: &kube::Error) -> Refusal {
     match error {
-        kube::Error::Api(status) if matches!(status.code, 400 | 422) => {
-            Refusal::Failed(status.message.clone())
-        }
-        kube::Error::Api(status) if status.code == 403 && !status.message.contains("fence") => {
+        kube::Error::Api(status)
+            if matches!(status.code, 400 | 403 | 422) && !is_fenced(&status.message) =>
+        {
             Refusal::Failed(status.message.clone())
         }
         error => Refusal::Unavailable(format!(
