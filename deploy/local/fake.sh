@@ -51,6 +51,8 @@ options:
   kubectlBinary: $(command -v kubectl)
 componentsPatches:
   - {name: etcd, extraArgs: [{key: unsafe-no-fsync, value: "true"}]}
+  # A silent node is lost after 40 s, as on the real node.
+  - {name: kube-controller-manager, extraArgs: [{key: node-monitor-period, value: 2s}, {key: node-monitor-grace-period, value: 40s}]}
   - {name: kube-apiserver, extraArgs: [{key: audit-log-maxsize, value: "4096"}]}
 EOF
   # pods' logs from files and other behaviours: more documents for kwok, e.g. ClusterLogs

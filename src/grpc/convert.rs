@@ -88,7 +88,7 @@ fn time(seconds: Option<i64>) -> String {
 
 fn error_message(view: &WorkerView) -> String {
     let r = &view.record;
-    if r.phase == WorkerPhase::Succeeded || r.phase == WorkerPhase::Running {
+    if r.phase == WorkerPhase::Succeeded {
         return String::new();
     }
     let mut parts: Vec<String> = Vec::new();

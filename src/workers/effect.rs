@@ -1,12 +1,10 @@
 //! What the manager has under way, and how it ends.
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use crate::domain::queue::Attempt;
+use crate::{domain::queue::Attempt, election::is_fenced};
 
 /// However long the API server asks for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
-
-use crate::election::is_fenced;
 
 /// At most one of each is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
