@@ -206,10 +206,9 @@ impl Contest {
     }
 
     /// One led at a time, and the API server agrees.
-    fn judge(mut self, rounds: usize) {
+    fn judge(self, rounds: usize) {
         self.stops.iter().for_each(CancellationToken::cancel);
-        self.runtime
-            .block_on(async { while self.all.join_next().await.is_some() {} });
+        self.runtime.block_on(self.all.join_all());
         let terms = self.court.terms.lock().unwrap().clone();
         let most = self.court.most.load(Ordering::SeqCst);
         assert_eq!(most, 1, "two led at once: {terms:?}");

@@ -16,14 +16,12 @@ use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    super::{
-        faults::judge,
-        processes::{Cell, SOON},
-        proxy::{Fault, Proxy, Rule},
-        support::wait_for,
-    },
-    Court, Seat, chain, client, contender, create_pod, runtime,
+use super::{Court, Seat, chain, client, contender, create_pod, runtime};
+use crate::{
+    faults::judge,
+    processes::{Cell, SOON},
+    proxy::{Fault, Proxy, Rule},
+    support::wait_for,
 };
 
 const JUMP: Duration = Duration::from_secs(10);
@@ -128,8 +126,8 @@ impl Side {
         let clock = Clock::new(warp.clone());
         let metrics = Metrics::new(clock.clone());
         let (runtime, stop) = (runtime(), CancellationToken::new());
-        let client = runtime.block_on(client(&proxy.kubeconfig.to_string_lossy()));
-        let client = by_the_wall_of(&warp, client);
+        let kubeconfig = proxy.kubeconfig.to_string_lossy();
+        let client = runtime.block_on(async { by_the_wall_of(&warp, client(&kubeconfig).await) });
         let one = contender(name, &cell.namespace, &client, &metrics, clock);
         let run = runtime.spawn(one.run(reign, stop.clone()));
         Self {

@@ -3,13 +3,11 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use serde_json::Value;
 
-use super::{
-    super::{
-        processes::{Cell, SOON},
-        proxy::{Fault, Rule},
-        support::{count_of, wait_for},
-    },
-    QUICK, judge, judge_created, new_holder, scale_up,
+use super::{QUICK, judge, judge_created, new_holder, scale_up};
+use crate::{
+    processes::{Cell, SOON},
+    proxy::{Fault, Rule},
+    support::{count_of, wait_for},
 };
 
 const WORKERS: usize = 3;

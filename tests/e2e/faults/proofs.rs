@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{
-    super::{
-        processes::{Cell, SOON},
-        support::wait_for,
-    },
-    QUICK, judge, new_holder, no_longer_leads, scale_up,
+use super::{QUICK, judge, new_holder, no_longer_leads, scale_up};
+use crate::{
+    processes::{Cell, SOON},
+    support::wait_for,
 };
 
 /// A whole lease, less what passed between the last renewal and the stop.
