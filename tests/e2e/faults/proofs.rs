@@ -129,8 +129,10 @@ impl Ward {
     /// Replica `n` anew, in a new pod that runs.
     fn replace(&mut self, n: usize) {
         let cell = &mut self.cell;
-        cell.replicas[n].signal("KILL");
-        cell.replicas[n].wait_exit();
+        if cell.replicas[n].is_running() {
+            cell.replicas[n].signal("KILL");
+            cell.replicas[n].wait_exit();
+        }
         self.bodies[n].delete_by_force(cell);
         self.bodies[n] = Body::make(cell, n);
         cell.pod_uids[n] = self.bodies[n].uid.clone();
