@@ -19,7 +19,7 @@ use crate::{
     },
     config::Config,
     domain::template::Policy,
-    election::{self, Clients, Contender, Reign, Tenure},
+    election::{self, Clients, Clock, Contender, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder, HandlerClient},
@@ -88,6 +88,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             work: work_client,
         },
         metrics.clone(),
+        Clock::default(),
     );
     let router = Arc::new(Router::new(leadership, &replica.pod_name, &replica.address));
     let health = Health::default();

@@ -3,13 +3,7 @@
 //! What holds: losing the Lease never ends the process; every demotion is
 //! demote → drain or abort → fresh identity → contend; the Lease is released only
 //! after the reign has returned, and never while its work lives.
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Pod},
@@ -25,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Leader, LeaderClient, Leadership, Metrics, Reign, Tenure, clock,
+    Beat, Clock, Leader, LeaderClient, Leadership, Metrics, Reign, Tenure,
     events::{self, Events},
     fence::Validity,
     guard::Guard,
@@ -49,30 +43,13 @@ const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
 const RELEASE_TRIES: u32 = 3;
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
-/// Milliseconds since boot at which the loop last went round.
-#[derive(Debug, Clone, Default)]
-pub struct Beat(Arc<AtomicU64>);
-
-impl Beat {
-    fn strike(&self) {
-        self.0.store(
-            u64::try_from(clock::now().as_millis()).unwrap_or(0),
-            Ordering::Relaxed,
-        );
-    }
-
-    /// How long the election has shown no life.
-    pub fn silence(&self) -> Duration {
-        clock::now().saturating_sub(Duration::from_millis(self.0.load(Ordering::Relaxed)))
-    }
-}
-
 /// Contends for the Lease on behalf of this replica.
 pub struct Contender {
     settings: config::Lease,
     replica: config::Replica,
     namespace: String,
     clients: Clients,
+    clock: Clock,
     guard: Arc<Guard>,
     started: Timestamp,
     leader: watch::Sender<Option<Arc<Leader>>>,
@@ -117,6 +94,7 @@ impl Contender {
         namespace: &str,
         clients: Clients,
         metrics: Metrics,
+        clock: Clock,
     ) -> (Self, Leadership) {
         let (leader, leadership) = Leadership::channel();
         let request = MAX_REQUEST.min(settings.renew_deadline / 2);
@@ -125,6 +103,7 @@ impl Contender {
             settings.duration,
             settings.renew_deadline,
             request,
+            clock.clone(),
         ));
         let contender = Self {
             settings,
@@ -132,12 +111,12 @@ impl Contender {
             namespace: namespace.to_owned(),
             clients,
             guard,
-            started: Timestamp::now(),
+            started: clock.wall(),
             leader,
-            beat: Beat::default(),
+            beat: Beat::new(clock.clone()),
+            clock,
             metrics,
         };
-        contender.beat.strike();
         (contender, leadership)
     }
 
@@ -272,7 +251,7 @@ impl Contender {
             self.beat.strike();
             self.show(lease, None);
             wake.borrow_and_update();
-            let now = clock::now();
+            let now = self.clock.boot();
             // Rounds are at most a retry period apart, whatever the watch says.
             let standing = self.guard.standing();
             let why = match standing {
@@ -317,7 +296,7 @@ impl Contender {
         lease: &mut watch::Receiver<Option<Arc<Lease>>>,
         shutdown: &CancellationToken,
     ) -> Ended {
-        let validity = Arc::new(Validity::default());
+        let validity = Arc::new(Validity::new(self.clock.clone()));
         self.extend(&validity);
         let tenure = Tenure {
             term: term.clone(),
@@ -373,7 +352,7 @@ impl Contender {
     /// After an acknowledged write of the Lease.
     fn extend(&self, validity: &Validity) {
         let until = self.guard.valid_until();
-        let took = clock::now().saturating_sub(self.guard.sent());
+        let took = self.clock.boot().saturating_sub(self.guard.sent());
         self.metrics.renewed(took, until);
         validity.set(until);
     }
@@ -542,3 +521,7 @@ impl Sink<Lease> for Seen {
     }
     fn heard(&self, _: u64) {}
 }
+
+#[cfg(test)]
+#[path = "contender_tests.rs"]
+mod tests;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{
-    clock,
+    Clock,
     metrics::{Metrics, Wall},
 };
 use crate::{cluster::TERM, domain::term::Term};
@@ -35,24 +35,39 @@ const LEASE_UNSEEN: Duration = Duration::from_secs(2);
 const TRY_AGAIN: Duration = Duration::from_millis(15);
 
 /// Until when a leader may act: written by the contender after each acknowledged
-/// renewal, read before each write. Milliseconds since boot.
+/// renewal, read before each write.
 #[derive(Debug, Default)]
-pub(super) struct Validity(AtomicU64);
+pub(super) struct Validity {
+    /// Milliseconds since boot.
+    until: AtomicU64,
+    clock: Clock,
+}
 
 impl Validity {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            until: AtomicU64::new(0),
+            clock,
+        }
+    }
+
     pub(super) fn set(&self, until: Duration) {
-        self.0.store(
+        self.until.store(
             u64::try_from(until.as_millis()).unwrap_or(0),
             Ordering::Release,
         );
     }
 
     pub(super) fn end(&self) {
-        self.0.store(0, Ordering::Release);
+        self.until.store(0, Ordering::Release);
     }
 
     pub(super) fn left(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::Acquire)).saturating_sub(clock::now())
+        Duration::from_millis(self.until.load(Ordering::Acquire)).saturating_sub(self.now())
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.boot()
     }
 }
 
@@ -97,7 +112,7 @@ impl LeaderClient {
             metrics,
             term: term.to_string(),
             validity: validity.clone(),
-            since: clock::now(),
+            since: validity.now(),
         });
         let service = tower::service_fn(move |request: Request<Body>| {
             let fence = fence.clone();
@@ -171,7 +186,7 @@ impl Fence {
             let (head, body) = response.into_parts();
             let text = timeout(REQUEST_TIMEOUT, body.collect()).await??.to_bytes();
             let fenced = String::from_utf8_lossy(&text).contains(POLICY);
-            if !fenced || clock::now().saturating_sub(self.since) >= LEASE_UNSEEN {
+            if !fenced || self.validity.now().saturating_sub(self.since) >= LEASE_UNSEEN {
                 if fenced {
                     self.metrics.refused(Wall::Policy);
                 }
@@ -284,7 +299,7 @@ mod tests {
         let delete = || async { client.pods().delete("p", &Default::default()).await };
         assert!(delete().await.is_err());
         assert_eq!(sent.load(Ordering::Relaxed), 0);
-        validity.set(clock::now() + Duration::from_secs(5));
+        validity.set(validity.now() + Duration::from_secs(5));
         let _ = delete().await;
         assert_eq!(sent.load(Ordering::Relaxed), 1);
         validity.end();

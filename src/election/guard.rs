@@ -18,7 +18,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::clock;
+use super::Clock;
 use crate::domain::{
     candidate::Candidate,
     lease::{Record, Standing},
@@ -29,6 +29,9 @@ pub(super) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";
 pub(super) const HOLDER_CONTAINER_ID: &str = "ottoscaler.io/holder-container-id";
 
 const FIELD_MANAGER: &str = "ottoscaler";
+/// The crate compares these with its wall clock, which may say anything.
+const LONG_AGO: &str = "1970-01-01T00:00:00.000000Z";
+const FAR_AHEAD: &str = "9000-01-01T00:00:00.000000Z";
 
 /// What proves a holder's death later: published with the Lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,7 @@ pub(super) struct Guard {
     name: String,
     duration: Duration,
     request_timeout: Duration,
+    clock: Clock,
     state: Mutex<State>,
 }
 
@@ -61,11 +65,13 @@ impl Guard {
         duration: Duration,
         renew_deadline: Duration,
         request_timeout: Duration,
+        clock: Clock,
     ) -> Self {
         Self {
             name: name.to_owned(),
             duration,
             request_timeout,
+            clock,
             state: Mutex::new(State {
                 candidate: Candidate::new(duration, renew_deadline),
                 proof: None,
@@ -96,11 +102,13 @@ impl Guard {
     /// What the watch told.
     pub(super) fn observe(&self, lease: Option<&Lease>) {
         let mut state = self.state();
-        state.candidate.observe(lease.map(record), clock::now());
+        state
+            .candidate
+            .observe(lease.map(record), self.clock.boot());
     }
 
     pub(super) fn standing(&self) -> Standing {
-        self.state().candidate.standing(clock::now())
+        self.state().candidate.standing(self.clock.boot())
     }
 
     /// When the last write was sent.
@@ -136,7 +144,7 @@ impl Guard {
         };
         let proof = {
             let mut state = self.state();
-            state.candidate.send(clock::now());
+            state.candidate.send(self.clock.boot());
             state.proof.clone()
         };
         let response = timeout(self.request_timeout, inner.send(request)).await??;
@@ -168,7 +176,7 @@ impl Guard {
         };
         let standing = {
             let mut state = self.state();
-            let now = clock::now();
+            let now = self.clock.boot();
             state.candidate.read(lease.as_ref().map(record), now);
             state.candidate.standing(now)
         };
@@ -273,18 +281,16 @@ pub(super) fn record(lease: &Lease) -> Record {
 /// expired, with no field missing.
 fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
     let mut shown = serde_json::to_value(&lease)?;
-    let hour = jiff::SignedDuration::from_hours(1);
-    let now = jiff::Timestamp::now();
-    let (renewed, seconds) = match standing {
-        Standing::Free(_) => (now - hour, 1),
-        Standing::Ours | Standing::HeldUntil(_) => (now + hour, 1),
+    let renewed = match standing {
+        Standing::Free(_) => LONG_AGO,
+        Standing::Ours | Standing::HeldUntil(_) => FAR_AHEAD,
     };
     let spec = lease.spec.unwrap_or_default();
     // What is not there is held by nobody, which is not us.
     shown["spec"]["holderIdentity"] = json!(spec.holder_identity.unwrap_or_default());
     shown["spec"]["leaseTransitions"] = json!(spec.lease_transitions.unwrap_or(0));
-    shown["spec"]["leaseDurationSeconds"] = json!(seconds);
-    shown["spec"]["renewTime"] = json!(format!("{renewed:.6}"));
+    shown["spec"]["leaseDurationSeconds"] = json!(1);
+    shown["spec"]["renewTime"] = json!(renewed);
     Ok(shown)
 }
 

@@ -114,7 +114,13 @@ fn contender(server: &Arc<Server>, me: &str) -> One {
 }
 
 fn contender_with(server: &Arc<Server>, me: &str, duration: Duration) -> One {
-    let guard = Arc::new(Guard::new("l", duration, Duration::from_secs(4), LONG));
+    let guard = Arc::new(Guard::new(
+        "l",
+        duration,
+        Duration::from_secs(4),
+        LONG,
+        Clock::default(),
+    ));
     guard.become_identity(me);
     let params = LeaseLockParams {
         lease_name: "l".into(),
@@ -179,6 +185,25 @@ async fn no_wall_clock_makes_a_lease_expire() {
     let server = Arc::new(Server::default());
     server.put(held_by("other"), json!({}));
     assert!(!acquired(&contender(&server, "me")).await);
+}
+
+/// What it is shown lies years from any wall clock, on the side that we say.
+#[tokio::test]
+async fn no_wall_clock_turns_what_the_crate_is_shown() {
+    let server = Arc::new(Server::default());
+    let me = contender(&server, "me");
+    let api: kube::Api<Lease> = kube::Api::namespaced(me.guard.client(server.client(), "n"), "n");
+    let shown = || async {
+        let spec = api.get("l").await.unwrap().spec.unwrap();
+        spec.renew_time.unwrap().0.as_second() - jiff::Timestamp::now().as_second()
+    };
+    let year = 365 * 24 * 3600;
+    server.put(held_by("other"), json!({}));
+    assert!(shown().await > year);
+    server.put(held_by("other"), json!({RELEASED_BY: "x"}));
+    assert!(shown().await > year, "held, whatever the mark");
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    assert!(shown().await < -year);
 }
 
 #[tokio::test]
@@ -247,6 +272,7 @@ async fn our_own_old_record_is_taken_by_a_new_term_only() {
         Duration::from_secs(6),
         Duration::from_secs(4),
         LONG,
+        Clock::default(),
     ));
     guard.become_identity("me-1");
     guard.become_identity("me-2");

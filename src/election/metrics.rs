@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::clock;
+use super::Clock;
 use crate::domain::{lease::Why, term::Term};
 
 /// Shared by the contender and the clients of its terms.
@@ -62,14 +62,18 @@ pub(super) enum Wall {
     Version,
 }
 
-/// Milliseconds since boot at which validity ends; 0: not leading.
-#[derive(Debug, Default)]
-struct Deadline(AtomicU64);
+/// When validity ends.
+#[derive(Debug)]
+struct Deadline {
+    /// Milliseconds since boot; 0: not leading.
+    until: AtomicU64,
+    clock: Clock,
+}
 
 impl Collector for Deadline {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let until = Duration::from_millis(self.0.load(Ordering::Relaxed));
-        let left = ConstGauge::new(until.saturating_sub(clock::now()).as_secs_f64());
+        let until = Duration::from_millis(self.until.load(Ordering::Relaxed));
+        let left = ConstGauge::new(until.saturating_sub(self.clock.boot()).as_secs_f64());
         let encoder = encoder.encode_descriptor(
             "ottoscaler_lease_validity",
             "How long this replica may lead without another renewal",
@@ -82,6 +86,13 @@ impl Collector for Deadline {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::new(Clock::default())
+    }
+}
+
+impl Metrics {
+    /// `clock` is the contender's.
+    pub fn new(clock: Clock) -> Self {
         Self {
             leader: Gauge::default(),
             term: Gauge::default(),
@@ -89,12 +100,13 @@ impl Default for Metrics {
             renewed: Histogram::new(exponential_buckets(0.001, 2.0, 13)),
             changes: Family::default(),
             refused: Family::default(),
-            deadline: Arc::default(),
+            deadline: Arc::new(Deadline {
+                until: AtomicU64::new(0),
+                clock,
+            }),
         }
     }
-}
 
-impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let m = self.clone();
         registry.register("ottoscaler_leader", "1 while this replica leads", m.leader);
@@ -130,7 +142,7 @@ impl Metrics {
 
     pub(super) fn lost(&self, cause: &'static str) {
         self.leader.set(0);
-        self.deadline.0.store(0, Ordering::Relaxed);
+        self.deadline.until.store(0, Ordering::Relaxed);
         self.count(Turn::Lost, cause);
     }
 
@@ -141,7 +153,7 @@ impl Metrics {
     /// Acknowledged after `took`; we may act until then.
     pub(super) fn renewed(&self, took: Duration, valid_until: Duration) {
         self.renewed.observe(took.as_secs_f64());
-        self.deadline.0.store(
+        self.deadline.until.store(
             u64::try_from(valid_until.as_millis()).unwrap_or(0),
             Ordering::Relaxed,
         );
@@ -174,7 +186,7 @@ mod tests {
         metrics.acquired(&term, Some(Why::Released));
         metrics.renewed(
             Duration::from_millis(3),
-            clock::now() + Duration::from_secs(60),
+            Clock::default().boot() + Duration::from_secs(60),
         );
         metrics.refused(Wall::Policy);
         let text = || {

@@ -10,6 +10,7 @@
 //! - an identity leads at most one term; a new term begins with one guarded write
 //!   that changes holder and transitions together;
 //! - the Lease is released only after the work has ended.
+mod beat;
 mod clock;
 mod contender;
 mod events;
@@ -24,7 +25,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use contender::{Beat, Clients, Contender};
+pub use beat::Beat;
+pub use clock::{Clock, System, Time};
+pub use contender::{Clients, Contender};
 pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;
 

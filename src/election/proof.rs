@@ -2,7 +2,7 @@
 //! published as terminated, in the very pod.
 //!
 //! Nothing else counts: no phase, no missing pod, no ContainerStatusUnknown (the
-//! kubelet's word for "I do not know").
+//! kubelet's word for "I do not know"); no id published, no proof.
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
@@ -20,6 +20,8 @@ use super::{
 use crate::cluster::watch::{self as cluster_watch, Select, Sink};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Seconds from our start to when the runtime says that our container started.
+const TOLD_WITHIN: i64 = 10;
 
 /// Our own proof, or None while the kubelet has not told of our container.
 /// `started` is this process's start: an older container is not ours.
@@ -30,18 +32,29 @@ pub(super) async fn own(
     started: Timestamp,
 ) -> Option<Proof> {
     let pod = timeout(REQUEST_TIMEOUT, pods.get(pod)).await.ok()?.ok()?;
+    own_of(&pod, uid, started)
+}
+
+/// Only of a pod with one container: which of several is ours nobody tells.
+fn own_of(pod: &Pod, uid: &str, started: Timestamp) -> Option<Proof> {
     if pod.metadata.uid.as_deref() != Some(uid) {
         return None;
     }
-    pod.status?.container_statuses?.into_iter().find_map(|c| {
-        let running = c.state?.running?.started_at?.0;
-        // The API gives whole seconds.
-        let ours = running.as_second() >= started.as_second();
-        let container_id = c.container_id.filter(|_| ours)?;
-        Some(Proof {
-            pod_uid: uid.to_owned(),
-            container_id,
-        })
+    let [only] = pod.status.as_ref()?.container_statuses.as_deref()? else {
+        return None;
+    };
+    let running = only.state.as_ref()?.running.as_ref()?;
+    // The API gives whole seconds. Much later than us is older too: the node's clock
+    // was set back between that container and ours.
+    let after = running.started_at.as_ref()?.0.as_second() - started.as_second();
+    let ours = (0..=TOLD_WITHIN).contains(&after);
+    let container_id = only
+        .container_id
+        .clone()
+        .filter(|id| ours && !id.is_empty())?;
+    Some(Proof {
+        pod_uid: uid.to_owned(),
+        container_id,
     })
 }
 
@@ -69,9 +82,10 @@ fn published(lease: &Lease) -> Option<(String, String, Proof)> {
     let holder = lease.spec.as_ref()?.holder_identity.clone()?;
     let (pod, _) = identity::parse(&holder)?;
     let annotations = lease.metadata.annotations.as_ref()?;
+    let told = |key: &str| annotations.get(key).filter(|v| !v.is_empty()).cloned();
     let proof = Proof {
-        pod_uid: annotations.get(HOLDER_POD_UID)?.clone(),
-        container_id: annotations.get(HOLDER_CONTAINER_ID)?.clone(),
+        pod_uid: told(HOLDER_POD_UID)?,
+        container_id: told(HOLDER_CONTAINER_ID)?,
     };
     let pod = pod.to_owned();
     Some((holder, pod, proof))
@@ -150,61 +164,5 @@ pub(super) async fn watch_holder(
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used)]
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn pod(uid: &str, state: Value, last: Value) -> Pod {
-        serde_json::from_value(json!({
-            "metadata": {"uid": uid},
-            "status": {"phase": "Failed", "containerStatuses": [{"name": "c", "image": "", "imageID": "",
-                "ready": false, "restartCount": 0, "state": state, "lastState": last}]},
-        }))
-        .unwrap()
-    }
-
-    fn ended(id: &str, reason: &str) -> Value {
-        json!({"terminated": {"exitCode": 137, "containerID": id, "reason": reason}})
-    }
-
-    fn dead(pod: &Pod) -> bool {
-        is_dead(
-            pod,
-            &Proof {
-                pod_uid: "u".into(),
-                container_id: "c1".into(),
-            },
-        )
-    }
-
-    #[test]
-    fn the_published_container_terminated_is_a_proof() {
-        assert!(dead(&pod("u", ended("c1", "Error"), json!({}))));
-        // Restarted already.
-        assert!(dead(&pod(
-            "u",
-            json!({"running": {}}),
-            ended("c1", "Error")
-        )));
-    }
-
-    #[test]
-    fn look_alikes_are_no_proof() {
-        assert!(!dead(&pod(
-            "u",
-            ended("c1", "ContainerStatusUnknown"),
-            json!({})
-        )));
-        assert!(!dead(&pod("u", ended("c0", "Error"), json!({}))));
-        assert!(!dead(&pod("other", ended("c1", "Error"), json!({}))));
-        assert!(!dead(&pod(
-            "u",
-            json!({"waiting": {"reason": "CrashLoopBackOff"}}),
-            json!({})
-        )));
-        let failed =
-            json!({"metadata": {"uid": "u"}, "status": {"phase": "Failed", "reason": "NodeLost"}});
-        assert!(!dead(&serde_json::from_value(failed).unwrap()));
-    }
-}
+#[path = "proof_tests.rs"]
+mod tests;

@@ -17,8 +17,8 @@ pub(super) struct Call {
     pub(super) request_id: String,
     pub(super) traceparent: Option<String>,
     pub(super) deadline: Instant,
-    /// It came over the one hop already.
-    pub(super) forwarded: bool,
+    /// It came over the one hop already, meant for the leader of this term.
+    pub(super) forwarded: Option<String>,
 }
 
 /// An answer, and how far a watch must come to show it.

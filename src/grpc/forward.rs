@@ -12,11 +12,19 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::call::{Answer, Call, Verb};
-use crate::{proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry};
+use super::{
+    call::{Answer, Call, Verb},
+    errors,
+};
+use crate::{
+    election::Leader, proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry,
+};
 
 /// Marks a forwarded call with the replica that sent it.
 pub(super) const FORWARDED: &str = "ottoscaler-forwarded";
+/// Of the leader that a forwarded call is meant for; its answer says it again. An
+/// address may be somebody else's by now, even another install's.
+pub(super) const TERM: &str = "ottoscaler-term";
 pub(super) const REQUEST_ID: &str = "request_id";
 pub(super) const TASK_VERSION: &str = "ottoscaler-task-version";
 pub(super) const POD_VERSION: &str = "ottoscaler-pod-version";
@@ -41,12 +49,14 @@ impl Forward {
         }
     }
 
-    #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = address))]
-    pub(super) async fn send(&self, address: &str, call: &Call) -> Result<Answer, Status> {
+    #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = leader.address))]
+    pub(super) async fn send(&self, leader: &Leader, call: &Call) -> Result<Answer, Status> {
+        let (address, term) = (leader.address.as_str(), leader.term.to_string());
         let mut client = OttoscalerServiceClient::new(self.channel(address)?);
         let mut request = Request::new(call.request.clone());
         let metadata = request.metadata_mut();
         put(metadata, FORWARDED, &self.pod_name);
+        put(metadata, TERM, &term);
         put(metadata, REQUEST_ID, &call.request_id);
         telemetry::inject(metadata, call.traceparent.as_deref());
         request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
@@ -54,7 +64,23 @@ impl Forward {
             Verb::Up => client.scale_up(request).await,
             Verb::Down => client.scale_down(request).await,
         };
-        let response = result.inspect_err(|_| self.forget(address))?;
+        let said = match &result {
+            Ok(response) => response.metadata().get(TERM),
+            Err(status) => status.metadata().get(TERM),
+        };
+        let is_of_leader = said.is_some_and(|said| said.as_bytes() == term.as_bytes());
+        if result.is_err() || !is_of_leader {
+            self.forget(address);
+        }
+        let response = match result {
+            Err(status) if errors::is_passing(status.code()) => return Err(status),
+            // For good, or done: the leader's word only.
+            _ if !is_of_leader => {
+                let message = format!("{address} is no longer the leader's; try again");
+                return Err(errors::not_leader(message));
+            }
+            result => result?,
+        };
         let version = |key: &str| {
             response
                 .metadata()

@@ -81,3 +81,48 @@ impl Health {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use super::*;
+    use crate::election::{Clock, Time};
+
+    /// Milliseconds since boot, as the test says.
+    struct At(AtomicU64);
+
+    impl Time for At {
+        fn boot(&self) -> Duration {
+            Duration::from_millis(self.0.load(Ordering::Relaxed))
+        }
+
+        fn wall(&self) -> jiff::Timestamp {
+            jiff::Timestamp::UNIX_EPOCH
+        }
+    }
+
+    #[test]
+    fn liveness_fails_only_once_the_election_is_silent_for_20_s() {
+        let at = Arc::new(At(AtomicU64::new(5_000)));
+        let probe = Probe {
+            // As in an outage of the API server: nothing was ever heard.
+            index: Index::default(),
+            beat: Beat::new(Clock::new(at.clone())),
+            drain: CancellationToken::new(),
+        };
+        for (now, is_alive) in [(5_000, true), (24_999, true), (25_000, false)] {
+            at.0.store(now, Ordering::Relaxed);
+            assert_eq!(probe.is_alive(), is_alive, "at {now} ms");
+            assert!(!probe.is_ready());
+        }
+        probe.beat.strike();
+        assert!(probe.is_alive());
+        // A drain is no death.
+        probe.drain.cancel();
+        assert!(probe.is_alive() && !probe.is_ready());
+    }
+}

@@ -83,7 +83,7 @@ impl Router {
                 Err(_) => errors::not_leader("no leader answered in time; try again"),
             };
             // A marked call goes back: the follower that sent it looks again.
-            if call.forwarded || call.deadline <= Instant::now() + LOOK_AGAIN {
+            if call.forwarded.is_some() || call.deadline <= Instant::now() + LOOK_AGAIN {
                 return Err(nobody);
             }
             let changed = timeout(LOOK_AGAIN, async {
@@ -103,11 +103,13 @@ impl Router {
         call: &Call,
         changes: &mut tokio::sync::watch::Receiver<Option<Arc<crate::election::Leader>>>,
     ) -> Try {
-        if let Some(local) = self.local().await {
+        if let Some(local) = self.local().await
+            && self.is_meant_for_us(call)
+        {
             return self.here(&*local, call).await;
         }
-        if call.forwarded {
-            return Try::Nobody(errors::not_leader("this replica does not lead"));
+        if call.forwarded.is_some() {
+            return Try::Nobody(errors::not_leader("this replica does not lead that term"));
         }
         let Some(leader) = self
             .leadership
@@ -130,13 +132,21 @@ impl Router {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            answer = self.forward.send(&leader.address, call) => match answer {
+            answer = self.forward.send(&leader, call) => match answer {
                 Ok(answer) => Try::Answered(Box::new(answer)),
                 Err(status) if errors::is_passing(status.code()) => Try::Nobody(status),
                 Err(status) => Try::Refused(status),
             },
             () = moved => Try::Nobody(errors::not_leader("the leader changed")),
         }
+    }
+
+    /// Not for another leader that was at this address.
+    fn is_meant_for_us(&self, call: &Call) -> bool {
+        call.forwarded.as_ref().is_none_or(|term| {
+            let current = self.leadership.current();
+            current.is_some_and(|l| l.here && l.term.to_string() == *term)
+        })
     }
 
     /// The leader that runs here; waits a moment for one whose term has just begun.

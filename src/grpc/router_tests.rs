@@ -1,5 +1,8 @@
 #![expect(clippy::unwrap_used)]
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +63,16 @@ fn leader(address: &str, n: i32) -> Option<Arc<Leader>> {
     }))
 }
 
+/// The same, as its own replica sees it.
+fn here(address: &str, n: i32) -> Option<Arc<Leader>> {
+    leader(address, n).map(|l| {
+        Arc::new(Leader {
+            here: true,
+            ..Leader::clone(&l)
+        })
+    })
+}
+
 fn call(within: Duration) -> Call {
     Call {
         verb: Verb::Up,
@@ -71,36 +84,46 @@ fn call(within: Duration) -> Call {
         request_id: "r1".into(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         deadline: Instant::now() + within,
-        forwarded: false,
+        forwarded: None,
     }
 }
 
-/// A whole replica on loopback, whose leader is `asked`.
-async fn replica(
-    asked: Option<Arc<Asked>>,
-) -> (String, CancellationToken, tokio::task::JoinSet<()>) {
+/// A whole replica on loopback.
+struct Replica {
+    address: String,
+    router: Arc<Router>,
+    views: Views,
+    /// Ends with the test.
+    _serving: tokio::task::JoinSet<()>,
+}
+
+/// Leads term 1 by `asked`, if given.
+async fn replica(asked: Option<Arc<Asked>>) -> Replica {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (views, router) = router(&address);
     if let Some(asked) = asked {
+        views.send_replace(here(&address, 1));
         router.lead(asked);
     }
     let config = crate::config::Config::from_lookup(&|_| None).unwrap();
     let server = Server {
-        router,
+        router: router.clone(),
         index: Index::default(),
         policy: Arc::new(config.worker),
         health: Health::default(),
         drain: CancellationToken::new(),
     };
-    let stop = CancellationToken::new();
     let mut serving = tokio::task::JoinSet::new();
-    let until = stop.clone();
     serving.spawn(async move {
-        let _views = views;
-        let _ = server.serve(listener, until).await;
+        let _ = server.serve(listener, CancellationToken::new()).await;
     });
-    (address, stop, serving)
+    Replica {
+        address,
+        router,
+        views,
+        _serving: serving,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -108,9 +131,9 @@ const LONG: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn a_call_crosses_one_hop_with_all_that_belongs_to_it() {
     let asked = Arc::new(Asked::default());
-    let (address, _stop, _serving) = replica(Some(asked.clone())).await;
+    let led = replica(Some(asked.clone())).await;
     let (views, follower) = router("127.0.0.1:1");
-    views.send_replace(leader(&address, 1));
+    views.send_replace(leader(&led.address, 1));
     let answer = follower.route(call(LONG)).await.unwrap();
     assert_eq!(answer.response.worker_pod_names, ["p"]);
     let got = asked.requests.lock().unwrap().clone();
@@ -134,11 +157,11 @@ async fn a_call_crosses_one_hop_with_all_that_belongs_to_it() {
 #[tokio::test]
 async fn a_forwarded_call_is_never_forwarded_again() {
     let asked = Arc::new(Asked::default());
-    let (address, _stop, _serving) = replica(Some(asked.clone())).await;
+    let led = replica(Some(asked.clone())).await;
     let (views, router) = router("127.0.0.1:1");
-    views.send_replace(leader(&address, 1));
+    views.send_replace(leader(&led.address, 1));
     let marked = Call {
-        forwarded: true,
+        forwarded: Some("u/1/h".into()),
         ..call(LONG)
     };
     let status = router.route(marked).await.unwrap_err();
@@ -167,15 +190,9 @@ async fn a_call_is_held_until_there_is_a_leader() {
 async fn a_forwarded_call_waits_for_the_work_of_a_term_that_has_just_begun() {
     let asked = Arc::new(Asked::default());
     let (views, router) = router("127.0.0.1:1");
-    let here = leader("127.0.0.1:1", 1).map(|l| {
-        Arc::new(Leader {
-            here: true,
-            ..Leader::clone(&l)
-        })
-    });
-    views.send_replace(here);
+    views.send_replace(here("127.0.0.1:1", 1));
     let marked = Call {
-        forwarded: true,
+        forwarded: Some("u/1/h".into()),
         ..call(LONG)
     };
     let (answered, ()) = tokio::join!(router.route(marked), async {
@@ -213,7 +230,7 @@ async fn without_a_leader_the_answer_comes_before_the_deadline() {
 
 #[tokio::test]
 async fn a_replica_never_dials_itself() {
-    let (address, _stop, _serving) = replica(None).await;
+    let address = replica(None).await.address;
     let (views, leadership) = Leadership::channel();
     // An old record still names us, though we do not lead.
     views.send_replace(leader(&address, 1));
@@ -228,15 +245,124 @@ async fn a_replica_never_dials_itself() {
 #[tokio::test]
 async fn a_dead_leader_is_left_for_its_successor() {
     let asked = Arc::new(Asked::default());
-    let (alive, _stop, _serving) = replica(Some(asked.clone())).await;
+    let alive = replica(Some(asked.clone())).await;
     let (views, router) = router("127.0.0.1:1");
     // Takes connections and answers nothing.
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    views.send_replace(leader(&mute.local_addr().unwrap().to_string(), 1));
+    views.send_replace(leader(&mute.local_addr().unwrap().to_string(), 0));
     let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
         let _taken = mute.accept().await.unwrap();
-        views.send_replace(leader(&alive, 2));
+        views.send_replace(leader(&alive.address, 1));
         std::future::ready(()).await;
     });
     assert!(answer.is_ok());
+}
+
+#[tokio::test]
+async fn a_call_meant_for_another_term_is_not_answered_here() {
+    let asked = Arc::new(Asked::default());
+    let led = replica(Some(asked.clone())).await;
+    let (views, follower) = router("127.0.0.1:1");
+    // Another install's, say, or an older one at the same address.
+    views.send_replace(leader(&led.address, 7));
+    let status = follower
+        .route(call(Duration::from_secs(1)))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(asked.requests.lock().unwrap().is_empty());
+    views.send_replace(leader(&led.address, 1));
+    assert!(follower.route(call(LONG)).await.is_ok());
+    assert_eq!(asked.requests.lock().unwrap().len(), 1);
+}
+
+/// Views of a moment ago: each takes the other for the leader.
+#[tokio::test]
+async fn followers_that_take_each_other_for_the_leader_find_the_one_there_is() {
+    let asked = Arc::new(Asked::default());
+    let led = replica(Some(asked.clone())).await;
+    let (one, other) = (replica(None).await, replica(None).await);
+    one.views.send_replace(leader(&other.address, 5));
+    other.views.send_replace(leader(&one.address, 6));
+    let wrong = one.router.route(call(Duration::from_millis(700))).await;
+    let status = wrong.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert_eq!(
+        status.get_details_error_info().unwrap().reason,
+        "NOT_LEADER"
+    );
+    let (first, second, ()) = tokio::join!(
+        one.router.route(call(LONG)),
+        other.router.route(call(LONG)),
+        async {
+            tokio::time::sleep(LOOK_AGAIN * 3).await;
+            one.views.send_replace(leader(&led.address, 1));
+            other.views.send_replace(leader(&led.address, 1));
+        }
+    );
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    // Each once, in one hop: by its own request id.
+    assert_eq!(asked.requests.lock().unwrap().len(), 2);
+}
+
+/// A gRPC server of another kind; counts who asks.
+async fn stranger(asked: Arc<AtomicUsize>) -> (String, tokio::task::JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (_, health) = tonic_health::server::health_reporter();
+    let serve = tonic::transport::Server::builder()
+        .trace_fn(move |_| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            tracing::Span::none()
+        })
+        .add_service(health)
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(async move {
+        let _ = serve.await;
+    });
+    (address, serving)
+}
+
+/// Kubernetes gives a dead pod's address to the next.
+#[tokio::test]
+async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
+    let asked = Arc::new(Asked::default());
+    let alive = replica(Some(asked.clone())).await;
+    let strange = Arc::new(AtomicUsize::new(0));
+    let (address, _serving) = stranger(strange.clone()).await;
+    let (views, router) = router("127.0.0.1:1");
+    views.send_replace(leader(&address, 0));
+    let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
+        while strange.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        views.send_replace(leader(&alive.address, 1));
+    });
+    assert!(answer.is_ok(), "{answer:?}");
+    assert_eq!(asked.requests.lock().unwrap().len(), 1);
+    // And where no leader comes, its refusal is not the client's.
+    views.send_replace(leader(&address, 0));
+    let status = router
+        .route(call(Duration::from_millis(500)))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_closed_port_at_a_dead_leaders_address_is_left_for_its_successor() {
+    let asked = Arc::new(Asked::default());
+    let alive = replica(Some(asked.clone())).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let (views, router) = router("127.0.0.1:1");
+    views.send_replace(leader(&address, 0));
+    let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
+        tokio::time::sleep(LOOK_AGAIN * 3).await;
+        views.send_replace(leader(&alive.address, 1));
+    });
+    assert!(answer.is_ok(), "{answer:?}");
+    assert_eq!(asked.requests.lock().unwrap().len(), 1);
 }

@@ -8,7 +8,7 @@ use super::{
     Service,
     call::{Call, Verb},
     convert, errors,
-    forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, put},
+    forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, TERM, put},
     router::Router,
 };
 use crate::{proto, telemetry};
@@ -18,6 +18,23 @@ const CATCH_UP: Duration = Duration::from_millis(500);
 
 impl Service {
     pub(super) async fn scale(
+        &self,
+        verb: Verb,
+        request: Request<proto::ScaleRequest>,
+    ) -> Result<Response<proto::ScaleResponse>, Status> {
+        let meant_for = request.metadata().get(TERM).cloned();
+        let mut result = self.answer(verb, request).await;
+        if let Some(term) = meant_for {
+            let metadata = match &mut result {
+                Ok(response) => response.metadata_mut(),
+                Err(status) => status.metadata_mut(),
+            };
+            metadata.insert(TERM, term);
+        }
+        result
+    }
+
+    async fn answer(
         &self,
         verb: Verb,
         request: Request<proto::ScaleRequest>,
@@ -43,7 +60,9 @@ impl Service {
                 .unwrap_or_else(new_request_id),
             traceparent: telemetry::traceparent(&Span::current()).or_else(|| text("traceparent")),
             deadline: Router::deadline(grpc_timeout(&metadata)),
-            forwarded: metadata.contains_key(FORWARDED),
+            forwarded: metadata
+                .contains_key(FORWARDED)
+                .then(|| text(TERM).unwrap_or_default()),
         };
         let answer = self.router.route(call).await?;
         let reached = self.index.reached(answer.task_version, answer.pod_version);

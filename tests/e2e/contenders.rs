@@ -1,5 +1,7 @@
 //! Contenders of the library inside this process, against a real API server: for
 //! what a whole replica cannot be made to do.
+mod clocks;
+
 use std::{
     path::Path,
     sync::{
@@ -22,7 +24,7 @@ use kube::{
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 use ottoscaler::{
     config,
-    election::{Clients, Contender, Metrics, Reign, Tenure},
+    election::{Clients, Clock, Contender, Metrics, Reign, Tenure},
     supervisor::Supervisor,
 };
 use serde_json::json;
@@ -55,7 +57,14 @@ async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config.unwrap()).unwrap()
 }
 
-fn contender(name: &str, namespace: &str, client: &Client, metrics: &Metrics) -> Contender {
+/// A lease of 6 s, validity 4 s, a try each second: as in production.
+fn contender(
+    name: &str,
+    namespace: &str,
+    client: &Client,
+    metrics: &Metrics,
+    clock: Clock,
+) -> Contender {
     let lease = config::Lease {
         name: LEASE.to_owned(),
         duration: Duration::from_secs(6),
@@ -72,7 +81,7 @@ fn contender(name: &str, namespace: &str, client: &Client, metrics: &Metrics) ->
         lease: client.clone(),
         work: client.clone(),
     };
-    Contender::new(lease, replica, namespace, clients, metrics.clone()).0
+    Contender::new(lease, replica, namespace, clients, metrics.clone(), clock).0
 }
 
 /// A contender on its own in `runtime`.
@@ -85,7 +94,7 @@ fn start(
     stop: &CancellationToken,
 ) -> JoinHandle<()> {
     let client = runtime.block_on(client(&cell.kubeconfig));
-    let one = contender(name, &cell.namespace, &client, metrics);
+    let one = contender(name, &cell.namespace, &client, metrics, Clock::default());
     runtime.spawn(one.run(reign, stop.clone()))
 }
 
@@ -144,44 +153,91 @@ impl Reign for Seat {
     }
 }
 
-#[test]
-fn of_a_hundred_contenders_one_leads_at_a_time() {
-    let cell = Cell::without_replicas("hundred", &[]);
-    let (court, rounds) = (Arc::new(Court::default()), 20);
-    let stops: Vec<CancellationToken> = (0..100).map(|_| CancellationToken::new()).collect();
-    let runtime = runtime();
-    let mut all = JoinSet::new();
-    runtime.block_on(async {
-        let client = client(&cell.kubeconfig).await;
-        for (n, stop) in stops.iter().enumerate() {
-            let one = contender(
-                &format!("c{n}"),
-                &cell.namespace,
-                &client,
-                &Metrics::default(),
-            );
-            all.spawn(one.run(Arc::new(Seat(n, court.clone())), stop.clone()));
-        }
-    });
-    for round in 1..=rounds {
+/// Contenders that come and go, and what is known of their terms.
+struct Contest {
+    cell: Cell,
+    court: Arc<Court>,
+    runtime: Runtime,
+    client: Client,
+    stops: Vec<CancellationToken>,
+    all: JoinSet<()>,
+}
+
+impl Contest {
+    fn of(namespace: &str, contenders: usize) -> Self {
+        let cell = Cell::without_replicas(namespace, &[]);
+        let runtime = runtime();
+        let client = runtime.block_on(client(&cell.kubeconfig));
+        let mut contest = Self {
+            cell,
+            court: Arc::default(),
+            runtime,
+            client,
+            stops: vec![],
+            all: JoinSet::new(),
+        };
+        (0..contenders).for_each(|_| contest.join());
+        contest
+    }
+
+    /// One more.
+    fn join(&mut self) {
+        let (n, stop) = (self.stops.len(), CancellationToken::new());
+        let _entered = self.runtime.enter();
+        let one = contender(
+            &format!("c{n}"),
+            &self.cell.namespace,
+            &self.client,
+            &Metrics::default(),
+            Clock::default(),
+        );
+        let seat = Seat(n, self.court.clone());
+        self.all.spawn(one.run(Arc::new(seat), stop.clone()));
+        self.stops.push(stop);
+    }
+
+    /// The leader of term `round` leaves, once there is one.
+    fn dismiss(&self, round: usize) {
         let (leader, _) = wait_for("another term", SOON, || {
-            let terms = court.terms.lock().unwrap();
+            let terms = self.court.terms.lock().unwrap();
             (terms.len() >= round).then(|| terms[round - 1])
         });
-        stops[leader].cancel();
+        self.stops[leader].cancel();
     }
-    stops.iter().for_each(CancellationToken::cancel);
-    runtime.block_on(async { while all.join_next().await.is_some() {} });
-    let terms = court.terms.lock().unwrap().clone();
-    assert_eq!(
-        court.most.load(Ordering::SeqCst),
-        1,
-        "two led at once: {terms:?}"
-    );
-    assert!(terms.is_sorted_by(|a, b| a.1 < b.1), "{terms:?}");
-    let audit = judge(&cell, None);
-    assert!(audit.terms.len() >= rounds && audit.creates.len() == audit.terms.len());
-    println!("{} terms, one at a time", terms.len());
+
+    /// One led at a time, and the API server agrees.
+    fn judge(self, rounds: usize) {
+        self.stops.iter().for_each(CancellationToken::cancel);
+        self.runtime.block_on(self.all.join_all());
+        let terms = self.court.terms.lock().unwrap().clone();
+        let most = self.court.most.load(Ordering::SeqCst);
+        assert_eq!(most, 1, "two led at once: {terms:?}");
+        assert!(terms.is_sorted_by(|a, b| a.1 < b.1), "{terms:?}");
+        let audit = judge(&self.cell, None);
+        assert!(audit.terms.len() >= rounds && audit.creates.len() == audit.terms.len());
+        println!("{} terms, one at a time", terms.len());
+    }
+}
+
+#[test]
+fn of_a_hundred_contenders_one_leads_at_a_time() {
+    let (contest, rounds) = (Contest::of("hundred", 100), 20);
+    for round in 1..=rounds {
+        contest.dismiss(round);
+    }
+    contest.judge(rounds);
+}
+
+#[test]
+fn of_two_contenders_one_leads_at_a_time() {
+    let (mut contest, rounds) = (Contest::of("two", 2), 50);
+    for round in 1..=rounds {
+        contest.dismiss(round);
+        // Another comes when it has gone.
+        contest.runtime.block_on(contest.all.join_next());
+        contest.join();
+    }
+    contest.judge(rounds);
 }
 
 /// What the guard is for: as it comes, the crate lets several win.
@@ -395,7 +451,13 @@ fn an_election_task_that_panics_begins_the_shutdown() {
             }),
             "n",
         );
-        let one = contender("broken", "n", &broken, &Metrics::default());
+        let one = contender(
+            "broken",
+            "n",
+            &broken,
+            &Metrics::default(),
+            Clock::default(),
+        );
         let mut tasks = Supervisor::new(shutdown.clone());
         let told = shutdown.clone();
         tasks.essential("election", async move {

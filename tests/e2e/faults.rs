@@ -1,10 +1,16 @@
 //! Leadership under attack, on the fake cluster: replicas as processes, each
 //! behind a proxy that holds, loses, delays, refuses or cuts what it is told to.
 //! The oracle is the API server's audit log.
+mod boundaries;
+mod proofs;
+
 use std::time::Duration;
 
+use ottoscaler::proto::{ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient};
 use ottoscaler_partners::audit::{self, Audit};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 
 use super::{
     processes::{Cell, SOON},
@@ -15,6 +21,59 @@ use super::{
 const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
 /// A lease, and what a loaded machine adds to it.
 const TAKEOVER: Duration = Duration::from_secs(30);
+
+/// More than the leader creates at once.
+const WORKERS: usize = 150;
+const AT_ONCE: usize = 100;
+const BY_CLOCK: &str = "ottoscaler_refused_writes_total{wall=\"Clock\"} ";
+
+/// Clients of one replica; what they ask while it stands still waits in its
+/// sockets, and is what it does first when it wakes.
+struct Callers {
+    runtime: tokio::runtime::Runtime,
+    clients: Vec<OttoscalerServiceClient<Channel>>,
+}
+
+const CALLS: usize = 12;
+
+impl Callers {
+    fn connect(address: &str) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let clients = (0..CALLS / 3).map(|_| {
+            let connect = OttoscalerServiceClient::connect(format!("http://{address}"));
+            runtime.block_on(connect).unwrap()
+        });
+        Self {
+            clients: clients.collect(),
+            runtime,
+        }
+    }
+
+    /// ScaleUps of one worker each.
+    fn call(&self) -> JoinSet<bool> {
+        let mut calls = JoinSet::new();
+        for n in 0..CALLS {
+            let mut client = self.clients[n % self.clients.len()].clone();
+            let request = ScaleRequest {
+                task_id: format!("stop-wait-{n}"),
+                worker_count: 1,
+                ..Default::default()
+            };
+            let call = async move {
+                let answer = client.scale_up(request).await;
+                answer.is_ok_and(|a| a.into_inner().worker_pod_names.len() == 1)
+            };
+            calls.spawn_on(call, self.runtime.handle());
+        }
+        calls
+    }
+
+    /// How many were answered well.
+    fn answers(&self, calls: JoinSet<bool>) -> usize {
+        let answers = self.runtime.block_on(calls.join_all());
+        answers.into_iter().filter(|is_good| *is_good).count()
+    }
+}
 
 fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
     let workers = workers.to_string();
@@ -73,43 +132,73 @@ fn no_longer_leads(cell: &mut Cell, replica: usize) {
     assert!(cell.replicas[replica].is_running(), "it ended");
 }
 
+/// Its writes are on their way, and more wait to be sent: each of the three walls
+/// has to stop some.
 #[test]
 fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
     let mut cell = Cell::proxied("stop-up", QUICK);
     let (old, holder) = (cell.leader().unwrap(), cell.holder().unwrap());
-    cell.proxies[old].set(vec![Rule::on("POST", "/pods", Fault::Hold)]);
-    let held = std::thread::scope(|s| {
-        let ask = s.spawn(|| scale_up(&cell, (old + 1) % 3, "stop-up", 100));
-        wait_for("creates are under way", SOON, || {
-            (cell.proxies[old].hits() > 0).then_some(())
+    let other = (old + 1) % 3;
+    scale_up(&cell, other, "stop-first", 3);
+    let (creates, changes) = (0, 1);
+    cell.proxies[old].set(vec![
+        Rule::on("POST", "/pods", Fault::Hold),
+        Rule::on("PATCH", "/workertasks/", Fault::Hold),
+    ]);
+    for n in 1..=3 {
+        cell.succeed(&format!("otto-agent-stop-first-{n}"));
+    }
+    let under_way = |what: &str, rule: usize, count: usize| {
+        wait_for(what, SOON, || {
+            (cell.proxies[old].hits_of(rule) >= count).then_some(())
         });
+    };
+    under_way("a status write is under way", changes, 1);
+    let callers = Callers::connect(&cell.replicas[old].address);
+    let waiting = std::thread::scope(|s| {
+        let ask = s.spawn(|| scale_up(&cell, other, "stop-up", WORKERS));
+        under_way("creates are under way, and more wait", creates, AT_ONCE);
         cell.replicas[old].signal("STOP");
+        let waiting = callers.call();
         new_holder(&cell, &holder);
         let answer = ask.join().unwrap();
-        assert_eq!(answer["workerPodNames"].as_array().unwrap().len(), 100);
-        cell.proxies[old].hits()
+        assert_eq!(answer["workerPodNames"].as_array().unwrap().len(), WORKERS);
+        waiting
     });
     wait_for("all workers are created", SOON, || {
-        (cell.pods("stop-up").len() == 100).then_some(())
+        (cell.pods("stop-up").len() == WORKERS).then_some(())
     });
-    let before = judge(&cell, None).refusals;
-    // Now the old leader's creates arrive.
+    wait_for("the new leader finished the first task", SOON, || {
+        (cell.ask(other, &["status", "stop-first"])["succeeded"] == 3).then_some(())
+    });
+    let held = cell.proxies[old].hits_of(creates);
+    // Now the old leader's writes arrive.
     cell.proxies[old].heal();
-    wait_for("the API server refuses them", SOON, || {
-        (judge(&cell, None).refusals >= before + held).then_some(())
+    let late = wait_for("the API server refuses them", SOON, || {
+        let refused = judge(&cell, None).refused;
+        let (_, late) = refused.iter().find(|(term, _)| term.ends_with(&holder))?;
+        (late.by_policy >= held && late.by_version >= 1).then_some(*late)
     });
     cell.replicas[old].signal("CONT");
     no_longer_leads(&mut cell, old);
-    let audit = judge_task(&cell, "stop-up", 100);
+    // What it would have written then is made by the new leader.
+    assert_eq!(callers.answers(waiting), CALLS);
+    for n in 0..CALLS {
+        judge_created(&cell, &format!("stop-wait-{n}"), 1);
+    }
+    let by_clock = cell.replicas[old].metric(BY_CLOCK);
+    assert!(by_clock >= 1.0, "its own clock stopped nothing");
+    let audit = judge_task(&cell, "stop-up", WORKERS);
     println!(
-        "{held} late creates, {} refused, {} terms",
-        audit.refusals,
+        "of the old leader refused: {} by policy, {} by version, {by_clock} by its clock; {} terms",
+        late.by_policy,
+        late.by_version,
         audit.terms.len()
     );
     let all: Vec<Value> = (0..3)
         .map(|n| cell.ask(n, &["status", "stop-up"]))
         .collect();
-    assert!(all.iter().all(|s| s["total"] == 100), "{all:?}");
+    assert!(all.iter().all(|s| s["total"] == WORKERS), "{all:?}");
 }
 
 #[test]
@@ -267,6 +356,10 @@ fn an_outage_of_the_api_server_ends_no_process_and_reads_are_answered() {
         pass(Duration::from_secs(seconds));
         for replica in 0..3 {
             assert!(cell.replicas[replica].is_running(), "{seconds} s: it ended");
+            assert!(
+                cell.probe(replica, "liveness"),
+                "{seconds} s: it looks dead"
+            );
             assert_eq!(cell.ask(replica, &["status", "before"])["total"], 3);
         }
         let answer = std::thread::scope(|s| {
@@ -285,11 +378,12 @@ fn an_outage_of_the_api_server_ends_no_process_and_reads_are_answered() {
     }
 }
 
-/// Seconds; a minute only in the full run.
+/// Seconds; the longer ones than what liveness bears of a dead election. A minute
+/// only in the full run.
 fn outages() -> Vec<u64> {
     match std::env::var("OTTO_TEST_FULL") {
-        Ok(_) => vec![5, 15, 60],
-        Err(_) => vec![5, 15],
+        Ok(_) => vec![5, 25, 60],
+        Err(_) => vec![5, 25],
     }
 }
 

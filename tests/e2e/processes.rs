@@ -86,6 +86,8 @@ pub struct Cell {
     /// One before each replica, or none at all.
     pub proxies: Vec<Proxy>,
     pub record: PathBuf,
+    /// Of the replicas' pods, where they have some.
+    pub pod_uids: Vec<String>,
     /// Of the ServiceAccount.
     pub kubeconfig: String,
     settings: Vec<(String, String)>,
@@ -176,6 +178,7 @@ impl Cell {
             namespace: namespace.to_owned(),
             replicas: vec![],
             proxies: vec![],
+            pod_uids: vec![],
             record,
             kubeconfig,
             settings: settings.iter().map(own).collect(),
@@ -196,7 +199,8 @@ impl Cell {
         }
     }
 
-    fn dir(&self) -> &Path {
+    /// Of what this test leaves on disk.
+    pub fn dir(&self) -> &Path {
         self.record.parent().unwrap()
     }
 
@@ -221,6 +225,7 @@ impl Cell {
             .env("METRICS_PORT", metrics.to_string())
             .env("OTTO_HANDLER_HOST", &self.handler.address)
             .env("LOG_FORMAT", "text")
+            .envs(self.pod_uids.get(n).map(|uid| ("POD_UID", uid)))
             .envs(self.settings.iter().cloned())
             .stderr(log)
             .spawn()
@@ -234,13 +239,22 @@ impl Cell {
 
     pub fn wait_ready(&self, address: &str) {
         wait_for("a replica is ready", SOON, || {
-            let probe = [
-                "grpc-health-probe",
-                &format!("-addr={address}"),
-                "-service=readiness",
-            ];
-            self.cluster.try_run(&probe).status.success().then_some(())
+            self.is_serving(address, "readiness").then_some(())
         });
+    }
+
+    /// What the kubelet would hear of a replica's `liveness` or `readiness`.
+    pub fn probe(&self, replica: usize, service: &str) -> bool {
+        self.is_serving(&self.replicas[replica].address, service)
+    }
+
+    fn is_serving(&self, address: &str, service: &str) -> bool {
+        let probe = [
+            "grpc-health-probe",
+            &format!("-addr={address}"),
+            &format!("-service={service}"),
+        ];
+        self.cluster.try_run(&probe).status.success()
     }
 
     pub fn lease(&self) -> Option<Value> {

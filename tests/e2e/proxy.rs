@@ -179,6 +179,11 @@ impl Proxy {
         self.set(vec![]);
     }
 
+    /// Requests that rule `n` was for, since the rules were set.
+    pub fn hits_of(&self, n: usize) -> usize {
+        self.state.rules.borrow().seen[n].load(Ordering::SeqCst)
+    }
+
     /// Requests that a rule met since the rules were set.
     pub fn hits(&self) -> usize {
         self.state.hit.load(Ordering::SeqCst)

@@ -75,7 +75,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 EOF
 }
 
-# crashLoopBackOff: tests that kill containers cannot wait minutes for the next start
+# crashLoopBackOff: tests that kill containers cannot wait minutes for the next start;
+# volumeStatsAggPeriod: nor for a full volume to be noticed
 kubelet_file() {
   local p=$dir/pki
   cat > "$dir/kubelet.yaml" << EOF
@@ -105,5 +106,6 @@ imageGCHighThresholdPercent: 100
 containerLogMaxSize: ${CONTAINER_LOG_MAX_SIZE:-10Mi}
 containerLogMaxFiles: ${CONTAINER_LOG_MAX_FILES:-5}
 crashLoopBackOff: {maxContainerRestartPeriod: 1s}
+volumeStatsAggPeriod: 5s
 EOF
 }

@@ -19,7 +19,16 @@ pub struct Audit {
     pub refusals: usize,
     /// Changes refused because their object was another by then.
     pub conflicts: usize,
+    /// Both, by the term that the refused write carries.
+    pub refused: BTreeMap<String, Refused>,
     pub faults: Vec<String>,
+}
+
+/// Of one term's writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    pub by_policy: usize,
+    pub by_version: usize,
 }
 
 /// Reads the log of `user`; `task` narrows pods by their label `task-id`.
@@ -58,14 +67,25 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
         if !matches!(resource, "pods" | "workertasks") {
             continue;
         }
+        let asked = term(sub, &event["requestObject"]).unwrap_or("none");
         if code == 403 || code == 422 {
             let message = event["responseStatus"]["message"]
                 .as_str()
                 .unwrap_or_default();
-            audit.refusals += usize::from(message.contains("ValidatingAdmissionPolicy"));
+            if message.contains("ValidatingAdmissionPolicy") {
+                audit.refusals += 1;
+                audit.refused.entry(asked.to_owned()).or_default().by_policy += 1;
+            }
             continue;
         }
-        audit.conflicts += usize::from(code == 409 && matches!(verb, "update" | "patch"));
+        if code == 409 && matches!(verb, "update" | "patch") {
+            audit.conflicts += 1;
+            audit
+                .refused
+                .entry(asked.to_owned())
+                .or_default()
+                .by_version += 1;
+        }
         if !(200..300).contains(&code) {
             continue;
         }
@@ -82,10 +102,7 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
         if !matches!(verb, "create" | "update" | "patch") {
             continue;
         }
-        let term = match sub {
-            "status" => object["status"]["term"].as_str(),
-            _ => object["metadata"]["annotations"]["ottoscaler.io/term"].as_str(),
-        };
+        let term = term(sub, object);
         let version = object["metadata"]["resourceVersion"]
             .as_str()
             .and_then(|v| v.parse().ok());
@@ -121,6 +138,14 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
         audit.faults.push(format!("{pod} was created {n} times"));
     }
     audit
+}
+
+/// Where a write carries it.
+fn term<'a>(sub: &str, object: &'a Value) -> Option<&'a str> {
+    match sub {
+        "status" => object["status"]["term"].as_str(),
+        _ => object["metadata"]["annotations"]["ottoscaler.io/term"].as_str(),
+    }
 }
 
 /// A pod of ours that exists, whoever's event shows it: its name and uid.
@@ -213,6 +238,22 @@ mod tests {
     fn a_refused_write_has_no_effect() {
         let a = read(&[create(1, "a", "x", 201), create(0, "b", "w", 403)]);
         assert_eq!((a.refusals, a.creates.len(), a.faults.len()), (1, 1, 0));
+    }
+
+    #[test]
+    fn refused_writes_are_told_by_their_term() {
+        let late = |verb: &str, code: u64| {
+            json!({"stage": "ResponseComplete", "verb": verb, "user": {"username": SA},
+                "objectRef": {"resource": "pods", "name": "a"}, "requestObject": pod(0, "a", "w"),
+                "responseStatus": {"code": code, "message": "ValidatingAdmissionPolicy refused"}})
+            .to_string()
+        };
+        let a = read(&[late("create", 403), late("patch", 409), late("create", 409)]);
+        let of_w = Refused {
+            by_policy: 1,
+            by_version: 1,
+        };
+        assert_eq!(a.refused, [("w".to_owned(), of_w)].into());
     }
 
     #[test]

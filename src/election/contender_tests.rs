@@ -1,0 +1,85 @@
+#![expect(clippy::panic)]
+use http::{Request, Response};
+use kube::client::Body;
+use tokio::time::Instant;
+
+use super::*;
+use crate::election::Time;
+
+/// The boot clock goes with tokio's, which is paused and skips waiting.
+struct Virtual(Instant);
+
+impl Time for Virtual {
+    fn boot(&self) -> Duration {
+        Duration::from_secs(1_000) + self.0.elapsed()
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH
+    }
+}
+
+struct Nothing;
+
+#[tonic::async_trait]
+impl Reign for Nothing {
+    async fn run(&self, tenure: Tenure) {
+        tenure.lost.cancelled().await;
+    }
+}
+
+/// The API server refuses each request, or never answers.
+fn away(is_mute: bool) -> kube::Client {
+    let service = tower::service_fn(move |_: Request<Body>| async move {
+        if is_mute {
+            std::future::pending::<()>().await;
+        }
+        Err::<Response<Body>, tower::BoxError>("away".into())
+    });
+    kube::Client::new(service, "n")
+}
+
+fn contender(client: &kube::Client) -> Contender {
+    let lease = config::Lease {
+        name: "l".to_owned(),
+        duration: Duration::from_secs(6),
+        renew_deadline: Duration::from_secs(4),
+        retry_period: Duration::from_secs(1),
+        handover_timeout: Duration::from_secs(20),
+    };
+    let replica = config::Replica {
+        pod_name: "p".to_owned(),
+        pod_uid: Some("u".to_owned()),
+        address: "127.0.0.1:1".to_owned(),
+    };
+    let clients = Clients {
+        lease: client.clone(),
+        work: client.clone(),
+    };
+    let clock = Clock::new(Arc::new(Virtual(Instant::now())));
+    Contender::new(lease, replica, "n", clients, Metrics::default(), clock).0
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_away_for_an_hour_does_not_make_the_election_look_dead() {
+    const WEDGED: Duration = Duration::from_secs(20);
+    for is_mute in [false, true] {
+        let one = contender(&away(is_mute));
+        let beat = one.beat();
+        let mut longest = Duration::ZERO;
+        let an_hour = async {
+            for _ in 0..36_000 {
+                sleep(Duration::from_millis(100)).await;
+                longest = longest.max(beat.silence());
+            }
+        };
+        tokio::select! {
+            () = one.run(Arc::new(Nothing), CancellationToken::new()) => panic!("it ended"),
+            () = an_hour => {}
+        }
+        assert!(longest < WEDGED / 2, "silent for {longest:?}");
+        // Now it is dead.
+        sleep(WEDGED).await;
+        assert!(beat.silence() >= WEDGED);
+    }
+}
