@@ -82,7 +82,7 @@ fn saturate(runtime: &Runtime, kubeconfig: &str, namespace: &str) -> JoinSet<()>
     let client: Client = runtime.block_on(client(kubeconfig));
     let pods: Api<Pod> = Api::namespaced(client, namespace);
     let mut all = JoinSet::new();
-    for n in 0..count_of("OTTO_TEST_CALLS", CALLS) {
+    for n in 0..CALLS {
         let pods = pods.clone();
         let call = async move {
             loop {
@@ -98,8 +98,7 @@ fn saturate(runtime: &Runtime, kubeconfig: &str, namespace: &str) -> JoinSet<()>
                         .create(&params, &serde_json::from_value(pod).unwrap())
                         .await;
                 } else {
-                    let params = ListParams::default()
-                        .limit(u32::try_from(count_of("OTTO_TEST_LIMIT", 100)).unwrap());
+                    let params = ListParams::default().limit(100);
                     let _ = pods.list_metadata(&params).await;
                 }
                 // So that it can be dropped, even where calls fail at once.
