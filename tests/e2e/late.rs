@@ -154,9 +154,8 @@ fn stand_still_in_a_scale_up(cell: &Cell, old: usize, task: &str, stop: impl Fn(
         });
         stop();
         new_holder(cell, &holder);
-        // All of them, or on a busy machine those that were made in time.
-        let answer = ask.join().unwrap();
-        assert!(!answer["workerPodNames"].as_array().unwrap().is_empty());
+        // With all names, or on a busy machine with those that were made in time.
+        ask.join().unwrap();
     });
     wait_for("all workers are created", SOON, || {
         (cell.pods(task).len() == WORKERS).then_some(())
