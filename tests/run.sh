@@ -42,7 +42,7 @@ if [ -z "$why" ]; then
   up+=(t-node)
   $cluster up t-node node
   make -s load NAME=t-node
-  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: ${only:+"$only"}
+  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: --skip late:: --skip saturation:: --skip windows:: ${only:+"$only"}
   $cluster down t-node
   if [ -z "$only" ]; then
     step "clusters leave no trace"

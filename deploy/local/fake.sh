@@ -87,6 +87,7 @@ fake_env() {
   echo "AUDIT_LOG='$dir/kwok/clusters/$name/logs/audit.log'"
   jaeger_env "$(cat "$dir/ports")"
   echo "KWOK_DIR='$dir/kwok/clusters/$name'"
+  echo "COMPONENTS='$dir/cmd'"
 }
 
 # What kwokctl started, kept as it was started: DIR/cmd/NAME (arguments, each ended by a NUL) and DIR/NAME.pid.

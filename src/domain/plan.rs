@@ -4,8 +4,9 @@
 //! What holds: an attempt gets at most one pod, for its name follows from task,
 //! index and attempt; no attempt is made before its predecessor is terminal or
 //! gone; a pod is deleted only once the *stored* status says that its uid is
-//! done with; a final record never changes but for what was notified; a finished
-//! task is never revived.
+//! done with, or that its attempt is and had another pod or none: then a former
+//! leader's create took effect too late; a final record never changes but for what
+//! was notified; a finished task is never revived.
 use std::sync::Arc;
 
 use super::{
@@ -278,7 +279,9 @@ impl Planner<'_> {
         }
     }
 
-    /// Pods whose uid the stored record is done with go, once drained.
+    /// Pods whose uid the stored record is done with go, once drained; and so do
+    /// pods that came into being when their attempt was over, those that still
+    /// live at once.
     fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
         let pods = self
             .seen
@@ -290,8 +293,12 @@ impl Planner<'_> {
             let former = stored.former.iter().any(|f| f.uid == pod.uid);
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());
             let stopped = current && stored.stopping && !stored.phase.is_final();
-            let done = former || (current && stored.phase.is_final());
-            if stopped || (done && self.is_drained(&pod)) {
+            // Stays true: attempts only grow, and a final record keeps its uid.
+            let over = pod.attempt < stored.attempt
+                || (pod.attempt == stored.attempt && stored.phase.is_final());
+            let stray = over && !former && !current;
+            let at_once = stopped || (stray && !pod.phase.is_terminal());
+            if at_once || ((over || former) && self.is_drained(&pod)) {
                 self.actions.push(Action::Delete {
                     name: pod.name.clone(),
                     uid: pod.uid.clone(),

@@ -140,6 +140,64 @@ fn scale_down_ends_the_last_workers_and_zero_is_final() {
 }
 
 #[test]
+fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
+    let late = |attempt, phase| {
+        let late = pod(1, attempt, phase);
+        [Arc::new(Pod {
+            uid: "late".into(),
+            ..late
+        })]
+    };
+    let deleted = |attempt| {
+        [Action::Delete {
+            name: names::pod_name("t", 1, attempt),
+            uid: "late".into(),
+        }]
+    };
+    // Of a finished task, whose worker had another pod.
+    let mut t = task(1);
+    let ended = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
+    t.status = plan_with(&t, &ended, &[], true, 10).status;
+    let p = plan_with(&t, &late(1, PodPhase::Pending), &[], false, 11);
+    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+    // Of a cancelled one, whose worker had none.
+    let mut t = task(1);
+    t.status = plan_with(&t, &[], &[], false, 5).status;
+    t.spec.workers = 0;
+    t.status = plan_with(&t, &[], &[], false, 6).status;
+    let p = plan_with(&t, &late(1, PodPhase::Running), &[], false, 7);
+    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+    // Of a former attempt: the next one waits for it to go.
+    let mut t = task(1);
+    t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
+    t.status = plan_with(&t, &[], &[], false, 6).status;
+    t.status = plan_with(&t, &[], &[], false, 7).status;
+    assert_eq!(t.status.workers[0].attempt, 2);
+    let p = plan_with(&t, &late(1, PodPhase::Pending), &[], false, 8);
+    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+}
+
+#[test]
+fn a_pod_of_an_attempt_that_is_over_keeps_its_logs_until_they_are_drained() {
+    // Attempt 2 was made, and the leader died before it stored that.
+    let mut t = task(1);
+    t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
+    let pods = [
+        Arc::new(pod(1, 1, PodPhase::Failed)),
+        Arc::new(pod(1, 2, PodPhase::Running)),
+    ];
+    t.status = plan_with(&t, &pods, &[], false, 6).status;
+    assert_eq!(plan_with(&t, &pods, &[], false, 7).actions, []);
+    assert_eq!(
+        plan_with(&t, &pods, &[], true, 7).actions,
+        [Action::Delete {
+            name: "otto-agent-t-1".into(),
+            uid: "u1-1".into(),
+        }]
+    );
+}
+
+#[test]
 fn growth_after_scale_down_uses_the_next_attempt() {
     let mut t = task(2);
     let both = [1, 2].map(|i| Arc::new(pod(i, 1, PodPhase::Running)));
@@ -246,9 +304,25 @@ fn a_pod_that_cannot_start_fails_in_the_end() {
 struct World {
     pods: BTreeMap<String, Pod>,
     created: BTreeSet<String>,
+    late: usize,
 }
 
 impl World {
+    /// Makes again what was made and has gone.
+    fn late_create(&mut self, index: u32) {
+        let attempts = (1..20)
+            .rev()
+            .map(|attempt| pod(index, attempt, PodPhase::Pending));
+        let late = attempts
+            .into_iter()
+            .find(|p| self.created.contains(&p.name) && !self.pods.contains_key(&p.name));
+        if let Some(late) = late {
+            self.late += 1;
+            let uid = format!("late-{}", self.late);
+            self.pods.insert(late.name.clone(), Pod { uid, ..late });
+        }
+    }
+
     fn act(&mut self, actions: &[Action], creates: &[Attempt]) {
         for Attempt { index, attempt } in creates {
             let p = pod(*index, *attempt, PodPhase::Pending);
@@ -264,7 +338,11 @@ impl World {
         }
         for action in actions {
             match action {
-                Action::Delete { name, .. } => drop(self.pods.remove(name)),
+                Action::Delete { name, uid } => {
+                    if self.pods.get(name).is_some_and(|p| p.uid == *uid) {
+                        self.pods.remove(name);
+                    }
+                }
                 Action::Forget => {}
             }
         }
@@ -283,6 +361,10 @@ enum Step {
         reason: bool,
     },
     Vanish {
+        index: u32,
+    },
+    /// A former leader's create takes effect.
+    Late {
         index: u32,
     },
     Scale {
@@ -312,6 +394,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1u32..5, prop_oneof![Just(PodPhase::Running), Just(PodPhase::Succeeded), Just(PodPhase::Failed)], any::<bool>())
             .prop_map(|(index, phase, reason)| Step::Move { index, phase, reason }),
         1 => (1u32..5).prop_map(|index| Step::Vanish { index }),
+        1 => (1u32..5).prop_map(|index| Step::Late { index }),
         1 => (1u32..5).prop_map(|workers| Step::Scale { workers }),
     ]
 }
@@ -339,7 +422,7 @@ proptest! {
                 Step::Crash => reconcile(&mut t, &mut world, now, false),
                 Step::Move { index, phase, reason } => {
                     if let Some(p) = world.pods.values_mut().find(|p| p.index == index && !p.phase.is_terminal()) {
-                        let moved = pod(p.index, p.attempt, phase);
+                        let moved = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, phase) };
                         *p = Pod { reason: if reason { "Evicted".into() } else { String::new() }, ..moved };
                     }
                 }
@@ -349,6 +432,7 @@ proptest! {
                     let seen: BTreeSet<_> = t.status.workers.iter().filter_map(|w| w.uid.clone()).collect();
                     world.pods.retain(|_, p| p.index != index || !seen.contains(&p.uid));
                 }
+                Step::Late { index } => world.late_create(index),
                 Step::Scale { workers } => scale(&mut t, workers),
             }
         }
@@ -356,7 +440,7 @@ proptest! {
             now += 20;
             reconcile(&mut t, &mut world, now, true);
             for p in world.pods.values_mut().filter(|p| !p.phase.is_terminal()) {
-                *p = pod(p.index, p.attempt, PodPhase::Succeeded);
+                *p = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, PodPhase::Succeeded) };
             }
         }
         prop_assert!(t.status.phase.is_finished(), "{:?}", t.status);

@@ -40,9 +40,9 @@ use super::{
     support::{count_of, wait_for},
 };
 
-const LEASE: &str = "ottoscaler-leader";
+pub const LEASE: &str = "ottoscaler-leader";
 
-fn runtime() -> Runtime {
+pub fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -50,7 +50,7 @@ fn runtime() -> Runtime {
         .unwrap()
 }
 
-async fn client(kubeconfig: &str) -> Client {
+pub async fn client(kubeconfig: &str) -> Client {
     let kubeconfig = Kubeconfig::read_from(Path::new(kubeconfig)).unwrap();
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;

@@ -18,7 +18,7 @@ use super::{
     support::{pass, wait_for},
 };
 
-const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
+pub const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
 /// A lease, and what a loaded machine adds to it.
 const TAKEOVER: Duration = Duration::from_secs(30);
 
@@ -75,7 +75,7 @@ impl Callers {
     }
 }
 
-fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
+pub fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
     let workers = workers.to_string();
     let args = [
         "--timeout",
@@ -92,7 +92,7 @@ fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
     cell.ask(replica, &args)
 }
 
-fn new_holder(cell: &Cell, old: &str) -> String {
+pub fn new_holder(cell: &Cell, old: &str) -> String {
     wait_for("another holder", TAKEOVER, || {
         cell.holder().filter(|h| h != old)
     })
@@ -125,7 +125,7 @@ fn judge_task(cell: &Cell, task: &str, workers: usize) -> Audit {
     audit
 }
 
-fn no_longer_leads(cell: &mut Cell, replica: usize) {
+pub fn no_longer_leads(cell: &mut Cell, replica: usize) {
     wait_for("the old leader knows", TAKEOVER, || {
         (cell.replicas[replica].metric("ottoscaler_leader ") == 0.0).then_some(())
     });

@@ -5,7 +5,11 @@
 mod contenders;
 mod fake;
 mod faults;
+mod late;
 mod node;
 mod processes;
 mod proxy;
+mod saturation;
+mod server;
 mod support;
+mod windows;

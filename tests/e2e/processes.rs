@@ -107,26 +107,39 @@ impl Cell {
     fn with(namespace: &str, settings: &[(&str, &str)], proxied: bool) -> Self {
         let mut cell = Self::without_replicas(namespace, settings);
         if proxied {
-            let proxies =
-                (0..3).map(|n| Proxy::start(&cell.kubeconfig, cell.dir(), &format!("proxy-{n}")));
-            cell.proxies = proxies.collect();
+            cell.proxies = (0..3).map(|n| cell.proxy(n, &cell.kubeconfig)).collect();
         }
-        for n in 0..3 {
-            let replica = cell.replica(n);
-            cell.replicas.push(replica);
-        }
-        for replica in &cell.replicas {
-            cell.wait_ready(&replica.address);
-        }
-        wait_for("a leader", SOON, || cell.leader());
+        cell.start_replicas();
         cell
     }
 
-    /// Namespace, rights, CRD, fence and handler only.
+    /// A proxy for replica `n`, before the server of `kubeconfig`.
+    pub fn proxy(&self, n: usize, kubeconfig: &str) -> Proxy {
+        Proxy::start(kubeconfig, self.dir(), &format!("proxy-{n}"))
+    }
+
+    /// Those that do not run yet.
+    pub fn start_replicas(&mut self) {
+        for n in self.replicas.len()..3 {
+            let replica = self.replica(n);
+            self.replicas.push(replica);
+        }
+        for replica in &self.replicas {
+            self.wait_ready(&replica.address);
+        }
+        wait_for("a leader", SOON, || self.leader());
+    }
+
+    /// Namespace, rights, CRD, fence, flow schema and handler only.
     pub fn without_replicas(namespace: &str, settings: &[(&str, &str)]) -> Self {
+        Self::installed(namespace, settings, "")
+    }
+
+    /// The same, with more flags for the chart.
+    pub fn installed(namespace: &str, settings: &[(&str, &str)], flags: &str) -> Self {
         let cluster = Cluster::from_env("OTTO_TEST_FAKE");
-        // RBAC, CRD and fence by the chart; its Deployment runs nothing here.
-        let flags = "--set replicas=1 --set flowSchema.enabled=false";
+        // All but its Deployment, which runs nothing here.
+        let flags = format!("--set replicas=1 {flags}");
         let out = Command::new("make")
             .current_dir(root())
             .args([

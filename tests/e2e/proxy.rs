@@ -89,6 +89,23 @@ struct State {
     upstream: Client,
     rules: watch::Sender<Arc<Rules>>,
     hit: AtomicUsize,
+    holding: AtomicUsize,
+}
+
+/// One request that is held.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn one(of: &'a AtomicUsize) -> Self {
+        of.fetch_add(1, Ordering::SeqCst);
+        Self(of)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Ends with the test.
@@ -141,6 +158,7 @@ impl Proxy {
             upstream,
             rules: watch::channel(Arc::new(rules)).0,
             hit: AtomicUsize::new(0),
+            holding: AtomicUsize::new(0),
         });
         runtime.spawn(accept(listener, state.clone()));
         Self {
@@ -187,6 +205,11 @@ impl Proxy {
     /// Requests that a rule met since the rules were set.
     pub fn hits(&self) -> usize {
         self.state.hit.load(Ordering::SeqCst)
+    }
+
+    /// Requests that are held now: whose sender has gone is not.
+    pub fn holding(&self) -> usize {
+        self.state.holding.load(Ordering::SeqCst)
     }
 }
 
@@ -239,7 +262,10 @@ async fn serve(state: Arc<State>, request: Request<Incoming>) -> Result<Response
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
     match fault {
-        Some(Fault::Hold) => state.changed_since(version).await,
+        Some(Fault::Hold) => {
+            let _held = Held::one(&state.holding);
+            state.changed_since(version).await;
+        }
         Some(Fault::RequestLost) => std::future::pending().await,
         Some(Fault::Reset) => return Err(Cut),
         Some(Fault::Status(code)) => {
