@@ -1,56 +1,72 @@
 #!/usr/bin/env bash
 # Small breaks of the leadership code, one at a time (.cargo/mutants.toml): each must
 # turn a unit test red.
-#   tests/mutants.sh           all of them; what was seen goes to tests/results/mutants.txt
-#   tests/mutants.sh sample    one part of them, chosen by SEED (default: random)
-#   SHARD=k/n                  only this part
+#   tests/mutants.sh          all, in parts; goes on where it was cut off, if nothing
+#                             has changed; the outcome is tests/results/mutants.txt
+#   tests/mutants.sh sample   one small part, chosen by SEED (default: random)
+#   WITH=command              runs each part, where others share the machine: "flock /tmp/x"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/tools.sh
-# A sample has about as many.
-some=${SOME:-20}
-tool cargo-mutants 27.1.0
+pinned=27.1.0
+tool cargo-mutants $pinned
 work=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/mutants
 mkdir -p "$work"
 exec 9> "$work/lock"
 flock 9
 started=$SECONDS
 
-# A copy at a place that stays: so cargo builds again only what a break touches. Of
-# the modules it keeps those that the leadership needs: seconds for each break.
+# A copy at a place that stays, so that cargo builds again only what a break touches.
+# Of the modules it keeps those that the leadership needs: seconds for each break.
 tree=$work/tree
-rm -rf "$tree" "$work/mutants.out"
+files() { git ls-files -z --cached --others --exclude-standard -- . ':!tests/results' ':!*.md'; }
+rm -rf "$tree"
 mkdir -p "$tree"
-git ls-files -z --cached --others --exclude-standard |
-  tar --null --files-from - --ignore-failed-read -c | tar -x --touch -C "$tree"
+files | tar --null --files-from - --ignore-failed-read -c | tar -x --touch -C "$tree"
 sed -i -E -e '/^pub mod (app|ctl|grpc|index|logs|supervisor|telemetry|workers);$/d' \
   -e '/^pub mod proto \{$/,/^}$/d' -e '/^\/\/\/ Generated from/d' "$tree/src/lib.rs"
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
-mutants() { (cd "$tree" && cargo mutants --package ottoscaler "$@"); }
+mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler "$@"; }
 
-shard=${SHARD:-}
+total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
-  seed=${SEED:-$RANDOM}
-  parts=$((($(mutants --list | wc -l) + some - 1) / some))
-  shard=$((seed % parts))/$parts
-  echo "SEED=$seed: part $shard"
+  seed=${SEED:-$RANDOM} parts=$((total / 12))
+  run=($((seed % parts)))
+  out=$work/sample
+  rm -rf "$out"
+  echo "SEED=$seed: part ${run[0]} of $parts, of $total breaks"
+else
+  parts=$((total / 25))
+  mapfile -t run < <(seq 0 $((parts - 1)))
+  out=$work/$(files | sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi
-code=0
-mutants --in-place --no-shuffle --caught --unviable --timeout 60 --output "$work" ${shard:+--shard "$shard" --sharding round-robin} || code=$?
-# 2: some were missed, 3: some ran out of time (a test that hangs has noticed).
-case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac
 
-count() { wc -l < "$work/mutants.out/$1.txt"; }
+# Without a break all is green.
+${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --lib
+for part in "${run[@]}"; do
+  [ ! -e "$out/$part/done" ] || continue
+  rm -rf "${out:?}/$part"
+  mkdir -p "$out/$part"
+  code=0
+  mutants --in-place --baseline skip --timeout 60 --caught --unviable --colors never \
+    --output "$out/$part" --shard "$part/$parts" --sharding round-robin || code=$?
+  # 2: some were missed, 3: a test hung, which is to notice.
+  case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac
+  touch "$out/$part/done"
+  echo "$((part + 1)) of $parts parts, $((SECONDS - started)) s"
+done
+
+all() { cat "$out"/*/mutants.out/"$1".txt; }
 summary() {
-  printf 'mutants of %s, %s, cargo-mutants 27.1.0, %d s%s\n\n' "$(git describe --always --dirty)" "$(date -u +%F)" \
-    $((SECONDS - started)) "${shard:+, part $shard}"
-  for kind in caught missed timeout unviable; do printf '%-9s %d\n' $kind "$(count $kind)"; done
-  [ "$(count missed)" = 0 ] || { printf '\nmissed:\n'; cat "$work/mutants.out/missed.txt"; }
+  printf 'mutants of %s, %s, cargo-mutants %s, %s cores, %d s\n\n' "$(git describe --always --dirty)" \
+    "$(date -u +%F)" $pinned "$(nproc)" $((SECONDS - started))
+  for kind in caught missed timeout unviable; do printf '%-9s %d\n' $kind "$(all $kind | wc -l)"; done
+  printf '\nmissed:\n%s\n' "$(all missed)"
 }
-if [ -n "$shard" ]; then
+if [ "${1:-}" = sample ]; then
   summary
 else
   mkdir -p tests/results
   summary | tee tests/results/mutants.txt
 fi
-[ "$(count missed)" = 0 ]
+[ -z "$(all missed)" ]

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::{
     super::{
-        guard::{HOLDER_CONTAINER_ID, RELEASED_BY},
+        guard::{HOLDER_CONTAINER_ID, HOLDER_POD_UID, RELEASED_BY},
         test_contender::{
             ME, MS, Manner, OTHER, S, Sight, held, released, settings, start, start_as, start_with,
         },
-        test_server::{Asked, Fate, Server, held_by},
+        test_server::{Asked, Fate, STARTED, Server, held_by},
     },
     *,
 };
@@ -31,6 +31,9 @@ async fn a_released_lease_is_taken_at_once_and_renewed_every_retry_period() {
     assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
     assert!(one.metric("ottoscaler_leader 1") && one.metric("ottoscaler_term 4"));
     assert_eq!(one.server.lease()["spec"]["leaseTransitions"], 4);
+    // Answered as soon as sent.
+    let renewed = one.number("ottoscaler_lease_renew_seconds_sum");
+    assert!(renewed < 1.0, "{renewed}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,7 +82,7 @@ async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
         .iter()
         .filter(|w| w.at > drain && w.at < ended)
         .count();
-    assert_eq!(during, 5, "renewals while draining");
+    assert!((5..=6).contains(&during), "{during} renewals while draining");
     assert!(one.all(|s| *s == Sight::Lost).is_empty());
     let lease = one.server.lease();
     assert_eq!(lease["spec"]["holderIdentity"], "");
@@ -95,7 +98,9 @@ async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
         (&json!("LeaderElected"), &json!("LeaderStopped"))
     );
     assert_eq!(events[1]["type"], "Normal");
-    assert_eq!(events[0]["regarding"]["uid"], "lease-uid");
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": "l",
+        "namespace": "n", "uid": "lease-uid"});
+    assert_eq!(events[0]["regarding"], lease);
     assert_eq!(
         events[0]["note"],
         "me leads term 4 (the Lease was released)"
@@ -140,7 +145,13 @@ async fn when_renewing_fails_the_work_is_cancelled_first_and_nothing_is_released
     let one = start(&released(), OBEDIENT);
     let (_, tenure) = one.tenure_after(0).await;
     sleep(S(10)).await;
-    one.server.on(|_| Fate::Refused(500));
+    one.server.on(|a| {
+        if a.is_lease_call() {
+            Fate::Refused(500)
+        } else {
+            Fate::Answered
+        }
+    });
     let last = one.writes().pop().unwrap();
     let lost = one.when(&Sight::Lost).await;
     // As late as its last acknowledged write allows, and no later.
@@ -161,10 +172,13 @@ async fn when_renewing_fails_the_work_is_cancelled_first_and_nothing_is_released
     assert_eq!(next.term.transitions, tenure.term.transitions + 1);
     assert!(one.releases().is_empty() && !tenure.client.is_valid());
     let events = one.events(2).await;
-    assert!(
-        events
-            .iter()
-            .any(|e| e["type"] == "Warning" || e["reason"] == "LeaderElected")
+    assert_eq!(
+        (&events[1]["reason"], &events[1]["type"]),
+        (&json!("LeaderStopped"), &json!("Warning"))
+    );
+    assert_eq!(
+        events[1]["note"],
+        "me no longer leads term 4: it could not be renewed in time"
     );
 }
 
@@ -373,10 +387,13 @@ async fn everybody_is_told_who_leads_and_where() {
 async fn the_beat_tells_life_and_its_silence_death() {
     let server = held();
     let one = start(&server, OBEDIENT);
-    for _ in 0..600 {
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
         sleep(MS(100)).await;
-        assert!(one.beat.silence() < S(5) + AT_ONCE);
+        longest = longest.max(one.beat.silence());
     }
+    // While it waits it rests, as long as it may.
+    assert!(longest > S(4) && longest < S(5) + AT_ONCE, "{longest:?}");
     one.tenure_after(0).await;
     for _ in 0..600 {
         sleep(MS(100)).await;
@@ -453,7 +470,7 @@ fn running_pod(id: &str, started: &str) -> Value {
 #[tokio::test(start_paused = true)]
 async fn the_proof_of_our_death_is_published_with_the_first_write() {
     let server = released();
-    server.put_pod("me", running_pod("c1", "1970-01-01T00:00:00Z"));
+    server.put_pod("me", running_pod("c1", STARTED));
     let one = start_as(&server, OBEDIENT, Some("u"));
     let (began, _) = one.tenure_after(0).await;
     assert!(began < AT_ONCE, "{began:?}");
@@ -471,10 +488,10 @@ async fn a_missing_proof_is_waited_for_but_not_for_long_and_published_late() {
     assert!(began >= S(2) && began < S(2) + AT_ONCE, "{began:?}");
     let published = || server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID] == "c1";
     // The kubelet tells of the container before this one first.
-    server.put_pod("me", running_pod("c0", "1969-12-31T23:59:59Z"));
+    server.put_pod("me", running_pod("c0", "2025-12-31T23:59:59Z"));
     sleep(S(5)).await;
     assert!(server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID].is_null());
-    server.put_pod("me", running_pod("c1", "1970-01-01T00:00:00Z"));
+    server.put_pod("me", running_pod("c1", STARTED));
     let told = server.now();
     let at = one.until(|_| published()).await;
     assert!(at < told + S(1) + MS(250) + AT_ONCE, "{at:?}");
@@ -486,30 +503,62 @@ async fn a_missing_proof_is_waited_for_but_not_for_long_and_published_late() {
 #[tokio::test(start_paused = true)]
 async fn a_holder_whose_container_ended_is_succeeded_at_once() {
     let server = Arc::new(Server::default());
-    let spec = held_by(OTHER);
-    server.put(
-        spec,
-        json!({"ottoscaler.io/holder-pod-uid": "u", HOLDER_CONTAINER_ID: "c1"}),
-    );
-    server.put_pod("other", running_pod("c1", "1970-01-01T00:00:00Z"));
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", running_pod("c1", STARTED));
     let one = start(&server, OBEDIENT);
     sleep(S(3)).await;
     assert_eq!(one.writes().len(), 0);
-    let ended = |id: &str| {
-        let mut pod = running_pod(id, "1970-01-01T00:00:00Z");
-        pod["status"]["containerStatuses"][0]["state"] =
-            json!({"terminated": {"exitCode": 137, "containerID": id, "reason": "Error"}});
-        pod
-    };
-    server.put_pod("other", ended("c0"));
+    server.put_pod("other", ended_pod("c0"));
     sleep(S(1)).await;
     assert_eq!(one.writes().len(), 0);
-    server.put_pod("other", ended("c1"));
+    server.put_pod("other", ended_pod("c1"));
     let (began, tenure) = one.tenure_after(0).await;
     assert!(began < S(4) + AT_ONCE, "{began:?}");
     assert_eq!(tenure.term.transitions, 4);
     let cause = r#"ottoscaler_leader_changes_total{change="Acquired",cause="its holder's container ended"} 1"#;
     assert!(one.metric(cause));
+}
+
+fn ended_pod(id: &str) -> Value {
+    let mut pod = running_pod(id, STARTED);
+    pod["status"]["containerStatuses"][0]["state"] =
+        json!({"terminated": {"exitCode": 137, "containerID": id, "reason": "Error"}});
+    pod
+}
+
+fn publishing(uid: &str, id: &str) -> Value {
+    json!({HOLDER_POD_UID: uid, HOLDER_CONTAINER_ID: id})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_whose_container_had_ended_before_we_came_is_succeeded_at_once() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", ended_pod("c1"));
+    let one = start(&server, OBEDIENT);
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < AT_ONCE, "{began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_holder_of_the_day_is_the_one_watched() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", running_pod("c1", STARTED));
+    server.put_pod("third", running_pod("c3", STARTED));
+    let one = start(&server, OBEDIENT);
+    sleep(S(2)).await;
+    server.put(
+        held_by("third_10.0.0.3:9090_00000003"),
+        publishing("u", "c3"),
+    );
+    sleep(S(2)).await;
+    server.put_pod("other", ended_pod("c1"));
+    sleep(S(1)).await;
+    assert_eq!(one.writes().len(), 0);
+    server.put_pod("third", ended_pod("c3"));
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < S(5) + AT_ONCE, "{began:?}");
 }
 
 #[test]

@@ -215,16 +215,11 @@ fn stamp(object: &mut Value, path: &str, term: &str) {
 
 /// The API server gives up when we do.
 fn with_timeout(uri: &Uri, left: Duration) -> Result<Uri, tower::BoxError> {
-    let sign = if uri.query().is_some_and(|q| !q.is_empty()) {
-        "&"
-    } else {
-        "?"
-    };
     let base = uri
         .path_and_query()
         .map_or_else(|| uri.path(), |p| p.as_str());
     let base = base.trim_end_matches('?');
-    let sign = if base.contains('?') { sign } else { "?" };
+    let sign = if base.contains('?') { '&' } else { '?' };
     Ok(format!("{base}{sign}timeout={}ms", left.as_millis().max(1)).parse()?)
 }
 

@@ -231,14 +231,24 @@ impl One {
     }
 
     pub(super) fn metric(&self, line: &str) -> bool {
+        self.metrics_text().lines().any(|l| l == line)
+    }
+
+    pub(super) fn number(&self, metric: &str) -> f64 {
+        let text = self.metrics_text();
+        let value = text.lines().find_map(|l| l.strip_prefix(metric)).unwrap();
+        value.trim().parse().unwrap()
+    }
+
+    fn metrics_text(&self) -> String {
         let mut registry = prometheus_client::registry::Registry::default();
         self.metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        text.lines().any(|l| l == line)
+        text
     }
 
-    /// Reasons of the Events, once so many were published.
+    /// The Events, once so many were published.
     pub(super) async fn events(&self, count: usize) -> Vec<Value> {
         let of = |a: &Asked| a.path.contains("/events") && a.is_write();
         self.until(|one| one.server.seen_where(of).len() >= count)

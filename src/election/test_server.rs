@@ -392,6 +392,9 @@ pub(super) fn held_by(holder: &str) -> Value {
         "renewTime": "2020-01-01T00:00:00.000000Z", "acquireTime": "2020-01-01T00:00:00.000000Z"})
 }
 
+/// What the wall says when a contender starts.
+pub(super) const STARTED: &str = "2026-01-01T12:00:00Z";
+
 /// The runtime's clock, which a test pauses: both move together.
 struct Paused(Instant);
 
@@ -401,7 +404,7 @@ impl Time for Paused {
     }
 
     fn wall(&self) -> Timestamp {
-        Timestamp::UNIX_EPOCH
+        STARTED.parse().unwrap()
     }
 }
 
