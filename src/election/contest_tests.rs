@@ -23,10 +23,10 @@ async fn a_released_lease_is_taken_at_once_and_renewed_every_retry_period() {
     let (began, tenure) = one.tenure_after(0).await;
     assert!(began < AT_ONCE, "{began:?}");
     assert_eq!((tenure.term.transitions, one.writes().len()), (4, 1));
-    sleep(S(3600)).await;
+    sleep(S(600)).await;
     let writes = one.writes();
     let gaps = writes.windows(2).map(|w| w[1].at - w[0].at);
-    assert!(writes.len() > 3500, "{}", writes.len());
+    assert!(writes.len() > 590, "{}", writes.len());
     assert!(gaps.clone().min() >= Some(S(1)) && gaps.max() < Some(S(1) + AT_ONCE));
     assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
     assert!(one.metric("ottoscaler_leader 1") && one.metric("ottoscaler_term 4"));
@@ -82,7 +82,10 @@ async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
         .iter()
         .filter(|w| w.at > drain && w.at < ended)
         .count();
-    assert!((5..=6).contains(&during), "{during} renewals while draining");
+    assert!(
+        (5..=6).contains(&during),
+        "{during} renewals while draining"
+    );
     assert!(one.all(|s| *s == Sight::Lost).is_empty());
     let lease = one.server.lease();
     assert_eq!(lease["spec"]["holderIdentity"], "");
@@ -196,7 +199,7 @@ async fn a_renewal_that_failed_is_tried_again_soon() {
             Fate::Refused(500)
         }
     });
-    sleep(S(2)).await;
+    sleep(S(3)).await;
     let calls = one
         .server
         .seen_where(|a| a.is_lease_call() && !a.is_write() && a.at > MS(500));

@@ -1,5 +1,5 @@
-//! A whole contender against an API server in memory, on paused time: an hour of
-//! leadership takes milliseconds, and every time seen is exact.
+//! A whole contender against an API server in memory, on paused time: ten minutes
+//! of leadership take half a second, and every time seen is exact.
 #![expect(clippy::unwrap_used)]
 use std::{
     sync::{Arc, Mutex},

@@ -29,9 +29,7 @@ pub(super) enum Fate {
     Fenced,
     /// Takes effect, answered after this time.
     Late(Duration),
-    /// Takes effect, never answered.
-    Unheard,
-    /// Neither.
+    /// Takes no effect, never answered.
     Lost,
 }
 
@@ -161,10 +159,6 @@ impl Server {
                 let answer = self.answer(asked);
                 tokio::time::sleep(by).await;
                 Some(answer)
-            }
-            Fate::Unheard => {
-                self.answer(asked);
-                None
             }
             Fate::Lost => None,
         }
