@@ -51,19 +51,19 @@ for part in "${run[@]}"; do
   [ ! -e "$out/$part/done" ] || continue
   rm -rf "${out:?}/$part"
   mkdir -p "$out/$part"
-  code=0
+  code=0 began=$SECONDS
   mutants --in-place --baseline skip --timeout 60 --caught --unviable --colors never \
     --output "$out/$part" --shard "$part/$parts" --sharding round-robin || code=$?
   # 2: some were missed, 3: a test hung, which is to notice.
   case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac
-  touch "$out/$part/done"
+  echo $((SECONDS - began)) > "$out/$part/done"
   echo "$((part + 1)) of $parts parts, $((SECONDS - started)) s"
 done
 
 all() { cat "$out"/*/mutants.out/"$1".txt; }
 summary() {
   printf 'mutants of %s, %s, cargo-mutants %s, %s cores, %d s\n\n' "$(git describe --always --dirty)" \
-    "$(date -u +%F)" $pinned "$(nproc)" $((SECONDS - started))
+    "$(date -u +%F)" $pinned "$(nproc)" "$(cat "$out"/*/done | awk "{s += \$1} END {print s}")"
   for kind in caught missed timeout unviable; do printf '%-9s %d\n' $kind "$(all $kind | wc -l)"; done
   printf '\nmissed:\n%s\n' "$(all missed)"
 }
