@@ -1,6 +1,6 @@
 //! A whole contender against an API server in memory, on paused time: ten minutes
 //! of leadership take half a second, and every time seen is exact.
-#![expect(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, clippy::panic)]
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
