@@ -20,6 +20,8 @@ use super::{
 use crate::cluster::watch::{self as cluster_watch, Select, Sink};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Seconds from our start to when the runtime says that our container started.
+const TOLD_WITHIN: i64 = 10;
 
 /// Our own proof, or None while the kubelet has not told of our container.
 /// `started` is this process's start: an older container is not ours.
@@ -42,8 +44,10 @@ fn own_of(pod: &Pod, uid: &str, started: Timestamp) -> Option<Proof> {
         return None;
     };
     let running = only.state.as_ref()?.running.as_ref()?;
-    // The API gives whole seconds.
-    let ours = running.started_at.as_ref()?.0.as_second() >= started.as_second();
+    // The API gives whole seconds. Much later than us is older too: the node's clock
+    // was set back between that container and ours.
+    let after = running.started_at.as_ref()?.0.as_second() - started.as_second();
+    let ours = (0..=TOLD_WITHIN).contains(&after);
     let container_id = only
         .container_id
         .clone()

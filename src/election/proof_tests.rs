@@ -178,6 +178,15 @@ fn a_replica_publishes_its_own_container_once_the_kubelet_tells_of_it() {
     assert!(own_of(&own, "u", started("12:00:00")).is_some());
 }
 
+#[test]
+fn when_the_wall_clock_was_set_back_an_older_container_is_not_published() {
+    let mut own = pod("u", runs(), json!({}));
+    let status = own.status.as_mut().unwrap();
+    status.container_statuses.as_mut().unwrap()[0].container_id = Some("c0".to_owned());
+    assert_eq!(own_of(&own, "u", started("11:00:00")), None);
+    assert!(own_of(&own, "u", started("11:59:55")).is_some());
+}
+
 /// A sidecar's end would be taken for ours.
 #[test]
 fn of_a_pod_with_several_containers_none_is_published() {

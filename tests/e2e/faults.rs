@@ -6,8 +6,11 @@ mod proofs;
 
 use std::time::Duration;
 
+use ottoscaler::proto::{ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient};
 use ottoscaler_partners::audit::{self, Audit};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
 
 use super::{
     processes::{Cell, SOON},
@@ -23,6 +26,54 @@ const TAKEOVER: Duration = Duration::from_secs(30);
 const WORKERS: usize = 150;
 const AT_ONCE: usize = 100;
 const BY_CLOCK: &str = "ottoscaler_refused_writes_total{wall=\"Clock\"} ";
+
+/// Clients of one replica; what they ask while it stands still waits in its
+/// sockets, and is what it does first when it wakes.
+struct Callers {
+    runtime: tokio::runtime::Runtime,
+    clients: Vec<OttoscalerServiceClient<Channel>>,
+}
+
+const CALLS: usize = 12;
+
+impl Callers {
+    fn connect(address: &str) -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let clients = (0..CALLS / 3).map(|_| {
+            let connect = OttoscalerServiceClient::connect(format!("http://{address}"));
+            runtime.block_on(connect).unwrap()
+        });
+        Self {
+            clients: clients.collect(),
+            runtime,
+        }
+    }
+
+    /// ScaleUps of one worker each.
+    fn call(&self) -> JoinSet<bool> {
+        let mut calls = JoinSet::new();
+        for n in 0..CALLS {
+            let mut client = self.clients[n % self.clients.len()].clone();
+            let request = ScaleRequest {
+                task_id: format!("stop-wait-{n}"),
+                worker_count: 1,
+                ..Default::default()
+            };
+            let call = async move {
+                let answer = client.scale_up(request).await;
+                answer.is_ok_and(|a| a.into_inner().worker_pod_names.len() == 1)
+            };
+            calls.spawn_on(call, self.runtime.handle());
+        }
+        calls
+    }
+
+    /// How many were answered well.
+    fn answers(&self, calls: JoinSet<bool>) -> usize {
+        let answers = self.runtime.block_on(calls.join_all());
+        answers.into_iter().filter(|is_good| *is_good).count()
+    }
+}
 
 fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
     let workers = workers.to_string();
@@ -103,13 +154,16 @@ fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
         });
     };
     under_way("a status write is under way", changes, 1);
-    std::thread::scope(|s| {
+    let callers = Callers::connect(&cell.replicas[old].address);
+    let waiting = std::thread::scope(|s| {
         let ask = s.spawn(|| scale_up(&cell, other, "stop-up", WORKERS));
         under_way("creates are under way, and more wait", creates, AT_ONCE);
         cell.replicas[old].signal("STOP");
+        let waiting = callers.call();
         new_holder(&cell, &holder);
         let answer = ask.join().unwrap();
         assert_eq!(answer["workerPodNames"].as_array().unwrap().len(), WORKERS);
+        waiting
     });
     wait_for("all workers are created", SOON, || {
         (cell.pods("stop-up").len() == WORKERS).then_some(())
@@ -127,6 +181,11 @@ fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
     });
     cell.replicas[old].signal("CONT");
     no_longer_leads(&mut cell, old);
+    // What it would have written then is made by the new leader.
+    assert_eq!(callers.answers(waiting), CALLS);
+    for n in 0..CALLS {
+        judge_created(&cell, &format!("stop-wait-{n}"), 1);
+    }
     let by_clock = cell.replicas[old].metric(BY_CLOCK);
     assert!(by_clock >= 1.0, "its own clock stopped nothing");
     let audit = judge_task(&cell, "stop-up", WORKERS);

@@ -338,19 +338,16 @@ fn clocks_that_drift_by_a_tenth_never_let_two_lead() {
         wait_terms(&court, round + 1);
         sides[leader].proxy.heal();
     }
-    let terms = terms(&court);
-    println!("{} terms by drifting clocks: {terms:?}", terms.len());
-    assert_eq!(most(&court), 1, "two led at once: {terms:?}");
     // They took turns: each of them was the slow leader, and the fast follower.
-    assert_eq!(
-        terms,
-        [(0, 0), (1, 1), (0, 2), (1, 3), (0, 4)],
-        "who led, and when"
-    );
+    assert_eq!(terms(&court), [(0, 0), (1, 1), (0, 2), (1, 3), (0, 4)]);
     sides.into_iter().for_each(Side::end);
+    // The one that ended last may have led once more.
+    let led = terms(&court);
+    println!("{} terms by drifting clocks: {led:?}", led.len());
+    assert_eq!(most(&court), 1, "two led at once: {led:?}");
     let audit = judge(&cell, None);
     assert_eq!(
         (audit.creates.len(), audit.terms.len()),
-        (rounds + 1, rounds + 1)
+        (led.len(), led.len())
     );
 }

@@ -90,5 +90,6 @@ fn a_leader_killed_at_any_write_of_a_scale_up_leaves_it_made_once() {
     }
     let terms = judge(&cell, None).terms.len();
     println!("{} boundaries, {terms} terms", boundaries.len());
-    assert!(terms > boundaries.len(), "{terms} terms only");
+    // Each successor wrote; the first leader may have died before it could.
+    assert!(terms >= boundaries.len(), "{terms} terms only");
 }

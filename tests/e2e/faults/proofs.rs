@@ -3,6 +3,7 @@
 //! a pod that no kubelet runs.
 use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{QUICK, judge, new_holder, no_longer_leads, scale_up};
@@ -20,6 +21,8 @@ struct Body {
     name: String,
     uid: String,
     container_id: String,
+    /// As the runtime says: shortly after the replica's process.
+    started: Timestamp,
 }
 
 impl Body {
@@ -40,6 +43,7 @@ impl Body {
         let uid = made["metadata"]["uid"].as_str().unwrap().to_owned();
         Self {
             container_id: format!("containerd://{uid}"),
+            started: Timestamp::now(),
             name,
             uid,
         }
@@ -72,15 +76,20 @@ impl Body {
             "state": state, "lastState": last}]})
     }
 
+    /// To be called when the replica's process starts.
+    fn starts(&mut self) {
+        self.started = Timestamp::now() + Duration::from_secs(1);
+    }
+
     fn runs(&self, cell: &Cell) {
-        let status = Self::container(&self.container_id, &running(), &json!({}));
+        let state = running(self.started);
+        let status = Self::container(&self.container_id, &state, &json!({}));
         self.patch(cell, &status);
     }
 }
 
-fn running() -> Value {
-    let now = k8s_openapi::jiff::Timestamp::now();
-    json!({"running": {"startedAt": format!("{now:.0}")}})
+fn running(since: Timestamp) -> Value {
+    json!({"running": {"startedAt": format!("{since:.0}")}})
 }
 
 fn ended(id: &str, reason: &str) -> Value {
@@ -96,11 +105,12 @@ struct Ward {
 impl Ward {
     fn open(namespace: &str) -> Self {
         let mut cell = Cell::without_replicas(namespace, QUICK);
-        let bodies: Vec<Body> = (0..3).map(|n| Body::make(&cell, n)).collect();
+        let mut bodies: Vec<Body> = (0..3).map(|n| Body::make(&cell, n)).collect();
         cell.pod_uids = bodies.iter().map(|b| b.uid.clone()).collect();
-        for n in 0..3 {
+        for (n, body) in bodies.iter_mut().enumerate() {
             let replica = cell.replica(n);
             cell.replicas.push(replica);
+            body.starts();
         }
         for replica in &cell.replicas {
             cell.wait_ready(&replica.address);
@@ -129,12 +139,15 @@ impl Ward {
     /// Replica `n` anew, in a new pod that runs.
     fn replace(&mut self, n: usize) {
         let cell = &mut self.cell;
-        cell.replicas[n].signal("KILL");
-        cell.replicas[n].wait_exit();
+        if cell.replicas[n].is_running() {
+            cell.replicas[n].signal("KILL");
+            cell.replicas[n].wait_exit();
+        }
         self.bodies[n].delete_by_force(cell);
         self.bodies[n] = Body::make(cell, n);
         cell.pod_uids[n] = self.bodies[n].uid.clone();
         cell.replicas[n] = cell.replica(n);
+        self.bodies[n].starts();
         self.bodies[n].runs(cell);
         cell.wait_ready(&cell.replicas[n].address);
     }
@@ -167,7 +180,7 @@ const LOOK_ALIKES: [Case; 5] = [
         let former = ended("containerd://before", "Error");
         body.patch(
             cell,
-            &Body::container(&body.container_id, &running(), &former),
+            &Body::container(&body.container_id, &running(body.started), &former),
         );
     }),
 ];
@@ -184,7 +197,7 @@ const DEATHS: [Case; 2] = [
         let death = ended(&body.container_id, "OOMKilled");
         body.patch(
             cell,
-            &Body::container("containerd://next", &running(), &death),
+            &Body::container("containerd://next", &running(body.started), &death),
         );
     }),
 ];
