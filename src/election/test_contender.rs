@@ -192,9 +192,9 @@ pub(super) fn start_with(
 }
 
 impl One {
-    /// The first time from now on, within ten minutes, at which it is so.
+    /// The first time from now on, within half a minute, at which it is so.
     pub(super) async fn until(&self, is_so: impl Fn(&Self) -> bool) -> Duration {
-        for _ in 0..600_000 {
+        for _ in 0..30_000 {
             if is_so(self) {
                 return self.server.now();
             }

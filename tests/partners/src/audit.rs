@@ -228,7 +228,7 @@ mod tests {
     fn a_create_that_was_answered_a_timeout_counts_when_its_pod_is_seen() {
         let kubelet = event("patch", "system:node:n", "a", 200, &pod(7, "a", "x"));
         let late = create(0, "a", "x", 504);
-        assert_eq!(read(&[late.clone()]).creates.len(), 0);
+        assert_eq!(read(std::slice::from_ref(&late)).creates.len(), 0);
         assert_eq!(read(&[late.clone(), kubelet.clone()]).creates["a"], 1);
         let again = create(9, "a", "x", 201);
         assert_eq!(read(&[late, kubelet, again]).faults.len(), 1);
