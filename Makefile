@@ -70,7 +70,9 @@ model: ## Check the protocol's model exhaustively: three replicas (at most 10 mi
 	@tests/long.sh model
 soak: ## Attacks on leadership and 10,000 changes of it, in full (about 30 min)
 	@tests/long.sh soak
-mutants fuzz: ## Not there yet
+mutants: ## Break the leadership code in every small way: a test must notice (about 30 min)
+	@tests/mutants.sh
+fuzz: ## Not there yet
 	@echo "error: $@ is not there yet" >&2; exit 1
 
 ##@ Help

@@ -3,19 +3,11 @@
 # shellcheck disable=SC2317 # called by name
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-tools=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/cargo-tools
-export PATH=$tools/bin:$PATH
+. tests/tools.sh
 failed=0
 check() { # what, command…
   printf '%-28s' "$1"
   if out=$("${@:2}" 2>&1); then echo ok; else echo FAILED; printf '%s\n' "$out"; failed=1; fi
-}
-
-# name version: a cargo tool in the cache, built once
-tool() {
-  [ -x "$tools/bin/$1" ] && "$tools/bin/$1" --version 2> /dev/null | grep -q "$2" && return
-  echo "building $1 $2 …"
-  (unset CARGO_TARGET_DIR; cd / && cargo install --quiet --locked --root "$tools" "$1@$2")
 }
 
 # File length: 600 lines at most, for good; tests of a module count on their own.

@@ -20,6 +20,11 @@ step "without a cluster"
 cargo test --workspace --lib --bins -- ${only:+"$only"}
 cargo test --release --test model -- --nocapture ${only:+"$only"}
 
+if [ -z "$only" ]; then
+  step "breaks of the leadership code, some of them"
+  tests/mutants.sh sample
+fi
+
 why=$($cluster possible node)
 if [ -n "$why" ]; then
   echo "the real-node tests and the trace test are not run: $why"

@@ -157,9 +157,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_watch_told_counts_and_so_does_a_proof_of_death() {
+        let mut candidate = candidate();
+        assert_eq!(candidate.me(), "a");
+        candidate.observe(record("x"), Duration::from_secs(100));
+        let standing = |c: &Candidate| c.standing(Duration::from_secs(101));
+        let until = Duration::from_secs(106);
+        assert_eq!(standing(&candidate), Standing::HeldUntil(until));
+        candidate.proved_dead("y".into());
+        assert_eq!(standing(&candidate), Standing::HeldUntil(until));
+        candidate.proved_dead("x".into());
+        assert_eq!(standing(&candidate), Standing::Free(Why::Dead));
+    }
+
+    #[test]
     fn validity_counts_from_sending() {
         let mut candidate = candidate();
         candidate.send(Duration::from_secs(10));
+        assert_eq!(candidate.sent(), Duration::from_secs(10));
         assert_eq!(candidate.valid_until(), Duration::from_secs(14));
     }
 }

@@ -73,10 +73,6 @@ impl Observer {
         }
     }
 
-    pub fn record(&self) -> Option<&Record> {
-        self.record.as_ref()
-    }
-
     pub fn look(&mut self, record: Option<Record>, now: Duration) {
         let version = |r: &Option<Record>| {
             r.as_ref()
@@ -162,10 +158,34 @@ mod tests {
     }
 
     #[test]
+    fn a_second_look_at_the_same_record_starts_no_new_wait() {
+        let mut o = Observer::new(S(6));
+        assert_eq!(standing(&o, 40), Standing::HeldUntil(S(40)), "never looked");
+        o.look(None, S(50));
+        o.look(None, S(53));
+        assert_eq!(standing(&o, 53), Standing::HeldUntil(S(56)));
+        o.look(record("a", "1"), S(100));
+        o.look(record("a", "1"), S(103));
+        assert_eq!(standing(&o, 103), Standing::HeldUntil(S(106)));
+        // The same version of another object.
+        let mut anew = record("a", "1");
+        if let Some(r) = &mut anew {
+            r.uid = "v".into();
+        }
+        o.look(anew, S(104));
+        assert_eq!(standing(&o, 104), Standing::HeldUntil(S(110)));
+        o.look(None, S(105));
+        assert_eq!(standing(&o, 105), Standing::HeldUntil(S(111)));
+    }
+
+    #[test]
     fn the_longer_duration_counts() {
         let mut o = Observer::new(S(10));
         o.look(record("a", "1"), S(0));
         assert_eq!(standing(&o, 7), Standing::HeldUntil(S(10)));
+        let mut o = Observer::new(S(3));
+        o.look(record("a", "1"), S(0));
+        assert_eq!(standing(&o, 5), Standing::HeldUntil(S(6)));
     }
 
     #[test]

@@ -63,4 +63,11 @@ mod tests {
     fn a_released_lease_is_no_term() {
         assert!("4f1c/7/".parse::<Term>().is_err());
     }
+
+    #[test]
+    fn a_text_that_lacks_a_part_is_no_term() {
+        for text in ["", "u", "u/7", "/7/h", "u/x/h", "u//h"] {
+            assert_eq!(text.parse::<Term>(), Err(NotATerm(text.to_owned())));
+        }
+    }
 }

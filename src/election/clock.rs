@@ -60,3 +60,17 @@ impl Time for System {
         Timestamp::now()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_systems_clocks_tell_the_time() {
+        let clock = Clock::default();
+        let (boot, wall) = (clock.boot(), clock.wall());
+        assert!(boot > Duration::ZERO && clock.boot() >= boot);
+        let now = Timestamp::now();
+        assert!(wall <= now && now.duration_since(wall).as_secs() < 60);
+    }
+}

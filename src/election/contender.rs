@@ -55,6 +55,8 @@ pub struct Contender {
     leader: watch::Sender<Option<Arc<Leader>>>,
     beat: Beat,
     metrics: Metrics,
+    /// See [`ABORT_WITHIN`].
+    pub(super) abort_within: Duration,
 }
 
 impl std::fmt::Debug for Contender {
@@ -116,6 +118,7 @@ impl Contender {
             beat: Beat::new(clock.clone()),
             clock,
             metrics,
+            abort_within: ABORT_WITHIN,
         };
         (contender, leadership)
     }
@@ -128,7 +131,7 @@ impl Contender {
     /// released.
     pub async fn run(self, reign: Arc<dyn Reign>, shutdown: CancellationToken) {
         let (seen, lease) = watch::channel(None);
-        let wake = watch::channel(0).0;
+        let wake = watch::channel(()).0;
         let stop = CancellationToken::new();
         let leases: Api<Lease> = Api::namespaced(self.clients.lease.clone(), &self.namespace);
         let pods: Api<Pod> = Api::namespaced(self.clients.lease.clone(), &self.namespace);
@@ -164,7 +167,7 @@ impl Contender {
         let contend = async {
             // Better late than without, but a missing proof holds nobody up.
             let known = timeout(OWN_PROOF_WITHIN, published.cancelled()).await;
-            if known.is_err() && self.replica.pod_uid.is_some() {
+            if let (Err(_), Some(_)) = (known, &self.replica.pod_uid) {
                 tracing::info!(
                     "own container id not known yet: contending without a proof of death"
                 );
@@ -194,7 +197,7 @@ impl Contender {
         &self,
         reign: Arc<dyn Reign>,
         mut lease: watch::Receiver<Option<Arc<Lease>>>,
-        mut wake: watch::Receiver<u64>,
+        mut wake: watch::Receiver<()>,
         shutdown: &CancellationToken,
         events: Events,
     ) {
@@ -243,7 +246,7 @@ impl Contender {
         &self,
         lock: &LeaseLock,
         lease: &mut watch::Receiver<Option<Arc<Lease>>>,
-        wake: &mut watch::Receiver<u64>,
+        wake: &mut watch::Receiver<()>,
         shutdown: &CancellationToken,
     ) -> Option<(Term, Option<Why>)> {
         let mut failures = 0_u32;
@@ -252,17 +255,17 @@ impl Contender {
             self.show(lease, None);
             wake.borrow_and_update();
             let now = self.clock.boot();
-            // Rounds are at most a retry period apart, whatever the watch says.
+            // Rounds are at most five retry periods apart, whatever the watch says.
             let standing = self.guard.standing();
             let why = match standing {
                 Standing::Free(why) => Some(why),
                 Standing::Ours | Standing::HeldUntil(_) => None,
             };
             let pause = match standing {
-                Standing::HeldUntil(until) if until > now => {
-                    (until - now).min(self.settings.retry_period * 5)
-                }
-                _ => match lock.try_acquire_or_renew().await {
+                Standing::HeldUntil(until) => until
+                    .saturating_sub(now)
+                    .min(self.settings.retry_period * 5),
+                Standing::Ours | Standing::Free(_) => match lock.try_acquire_or_renew().await {
                     Ok(LeaseLockResult::Acquired(won)) => match term_of(&won) {
                         Some(term) => return Some((term, why)),
                         None => self.settings.retry_period,
@@ -325,24 +328,12 @@ impl Contender {
         }
         self.show(lease, None);
         tenure.lost.cancel();
-        let finished = timeout(ABORT_WITHIN, async {
-            while work.join_next().await.is_some() {}
-        })
-        .await;
-        if finished.is_err() {
-            work.abort_all();
-            if timeout(ABORT_WITHIN, async {
-                while work.join_next().await.is_some() {}
-            })
-            .await
-            .is_err()
-            {
-                tracing::error!("the work of this term does not end: the Lease is left to expire");
-                validity.end();
-                return Ended::Lost("its work does not end");
-            }
-        }
+        let has_ended = end(&mut work, self.abort_within).await;
         validity.end();
+        if !has_ended {
+            tracing::error!("the work of this term does not end: the Lease is left to expire");
+            return Ended::Lost("its work does not end");
+        }
         if matches!(ended, Ended::HandedOver) {
             release(lock).await;
         }
@@ -465,17 +456,29 @@ async fn handover(
     Ended::HandedOver
 }
 
+/// Waits for work that was told to end, `within` twice: then it is aborted, which
+/// ends it where it next waits. Whether it has ended.
+async fn end(work: &mut JoinSet<()>, within: Duration) -> bool {
+    let all_ended = async |work: &mut JoinSet<()>| {
+        let all = async { while work.join_next().await.is_some() {} };
+        timeout(within, all).await.is_ok()
+    };
+    if all_ended(work).await {
+        return true;
+    }
+    work.abort_all();
+    all_ended(work).await
+}
+
 /// A renewal that was cut off may still arrive before it: then it is tried again.
 async fn release(lock: &LeaseLock) {
-    for tries_left in (0..RELEASE_TRIES).rev() {
+    for _ in 0..RELEASE_TRIES {
         match lock.step_down().await {
             Ok(()) => return,
-            Err(error) if tries_left == 0 => {
-                tracing::warn!(%error, "the Lease was not released; it will expire");
-            }
-            Err(error) => tracing::info!(%error, "not released; trying again"),
+            Err(error) => tracing::info!(%error, "not released"),
         }
     }
+    tracing::warn!("the Lease was not released; it will expire");
 }
 
 fn term_of(lease: &Lease) -> Option<Term> {
@@ -498,14 +501,14 @@ fn jitter() -> Duration {
 struct Seen {
     guard: Arc<Guard>,
     lease: watch::Sender<Option<Arc<Lease>>>,
-    wake: watch::Sender<u64>,
+    wake: watch::Sender<()>,
 }
 
 impl Seen {
     fn see(&self, lease: Option<Lease>) {
         self.guard.observe(lease.as_ref());
         self.lease.send_replace(lease.map(Arc::new));
-        self.wake.send_modify(|n| *n += 1);
+        self.wake.send_replace(());
     }
 }
 
@@ -525,3 +528,7 @@ impl Sink<Lease> for Seen {
 #[cfg(test)]
 #[path = "contender_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "contest_tests.rs"]
+mod contest_tests;

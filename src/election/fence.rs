@@ -221,89 +221,14 @@ fn stamp(object: &mut Value, path: &str, term: &str) {
 
 /// The API server gives up when we do.
 fn with_timeout(uri: &Uri, left: Duration) -> Result<Uri, tower::BoxError> {
-    let sign = if uri.query().is_some_and(|q| !q.is_empty()) {
-        "&"
-    } else {
-        "?"
-    };
     let base = uri
         .path_and_query()
         .map_or_else(|| uri.path(), |p| p.as_str());
     let base = base.trim_end_matches('?');
-    let sign = if base.contains('?') { sign } else { "?" };
+    let sign = if base.contains('?') { '&' } else { '?' };
     Ok(format!("{base}{sign}timeout={}ms", left.as_millis().max(1)).parse()?)
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn every_write_carries_the_term_where_the_policy_looks() {
-        let mut pod = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}});
-        stamp(&mut pod, "/api/v1/namespaces/n/pods", "t");
-        assert_eq!(pod["metadata"]["annotations"], json!({"a": "b", TERM: "t"}));
-        let mut status = json!({"status": {"phase": "Running"}});
-        stamp(
-            &mut status,
-            "/apis/x/namespaces/n/workertasks/w/status",
-            "t",
-        );
-        assert_eq!(status["status"]["term"], "t");
-    }
-
-    /// As the API server 1.37 words them, the second under load (code 422).
-    #[test]
-    fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
-        let denied = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n-ottoscaler-fence' with binding 'n-ottoscaler-fence-pods' denied request: ";
-        assert!(is_fenced(&format!(
-            "{denied}ottoscaler fence: the term a is over, the Lease says b"
-        )));
-        assert!(is_fenced(&format!(
-            "{denied}failed to configure binding: context deadline exceeded"
-        )));
-        assert!(!is_fenced(
-            "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity"
-        ));
-    }
-
-    #[test]
-    fn the_api_server_is_told_how_long_we_wait() {
-        let with = |uri: &str| {
-            with_timeout(&uri.parse().unwrap(), Duration::from_millis(1500))
-                .unwrap()
-                .to_string()
-        };
-        assert_eq!(with("/api/v1/pods?"), "/api/v1/pods?timeout=1500ms");
-        assert_eq!(with("/api/v1/pods?a=b"), "/api/v1/pods?a=b&timeout=1500ms");
-    }
-
-    #[tokio::test]
-    async fn nothing_is_sent_once_validity_is_over() {
-        let sent = Arc::new(AtomicU64::new(0));
-        let count = sent.clone();
-        let service = tower::service_fn(move |_: Request<Body>| {
-            count.fetch_add(1, Ordering::Relaxed);
-            async { Ok::<_, tower::BoxError>(Response::new(Body::from(b"{}".to_vec()))) }
-        });
-        let validity = Arc::new(Validity::default());
-        let term = "u/1/h".parse().unwrap();
-        let client = LeaderClient::new(
-            kube::Client::new(service, "n"),
-            "n",
-            term,
-            validity.clone(),
-            Metrics::default(),
-        );
-        let delete = || async { client.pods().delete("p", &Default::default()).await };
-        assert!(delete().await.is_err());
-        assert_eq!(sent.load(Ordering::Relaxed), 0);
-        validity.set(validity.now() + Duration::from_secs(5));
-        let _ = delete().await;
-        assert_eq!(sent.load(Ordering::Relaxed), 1);
-        validity.end();
-        assert!(delete().await.is_err());
-        assert_eq!(sent.load(Ordering::Relaxed), 1);
-    }
-}
+#[path = "fence_tests.rs"]
+mod tests;

@@ -1,106 +1,10 @@
 #![expect(clippy::unwrap_used)]
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 
-use super::*;
-
-/// An API server with one Lease in it, as far as the crate asks.
-#[derive(Default)]
-struct Server {
-    lease: Mutex<Option<Value>>,
-    version: AtomicU64,
-    queries: Mutex<Vec<String>>,
-}
-
-impl Server {
-    fn client(self: &Arc<Self>) -> kube::Client {
-        let server = self.clone();
-        kube::Client::new(
-            tower::service_fn(move |request: Request<Body>| {
-                let server = server.clone();
-                async move {
-                    let (parts, body) = request.into_parts();
-                    let body = body.collect().await?.to_bytes();
-                    // Contenders really interleave.
-                    tokio::task::yield_now().await;
-                    let (code, answer) = server.answer(&parts, &body);
-                    let response = Response::builder()
-                        .status(code)
-                        .body(Body::from(answer.to_string().into_bytes()));
-                    Ok::<_, tower::BoxError>(response?)
-                }
-            }),
-            "n",
-        )
-    }
-
-    fn answer(&self, parts: &http::request::Parts, body: &[u8]) -> (u16, Value) {
-        let mut lease = self.lease.lock().unwrap();
-        let next = || (self.version.fetch_add(1, Ordering::Relaxed) + 1).to_string();
-        let status = |code: u16, reason: &str| {
-            (
-                code,
-                json!({"kind": "Status", "code": code, "reason": reason, "message": reason, "status": "Failure"}),
-            )
-        };
-        if parts.method != Method::GET {
-            self.queries
-                .lock()
-                .unwrap()
-                .push(parts.uri.query().unwrap_or_default().to_owned());
-        }
-        match (parts.method.as_str(), lease.as_mut()) {
-            ("GET", None) => status(404, "NotFound"),
-            ("GET", Some(l)) => (200, l.clone()),
-            ("POST", Some(_)) => status(409, "AlreadyExists"),
-            ("POST", None) => {
-                let mut new: Value = serde_json::from_slice(body).unwrap();
-                new["metadata"]["uid"] = json!("lease-uid");
-                // As the API server stores a map of strings.
-                if let Some(all) = new["metadata"]["annotations"].as_object_mut() {
-                    all.values_mut()
-                        .filter(|v| v.is_null())
-                        .for_each(|v| *v = json!(""));
-                }
-                new["metadata"]["resourceVersion"] = json!(next());
-                *lease = Some(new.clone());
-                (201, new)
-            }
-            (_, Some(l)) => {
-                let patch: Value = serde_json::from_slice(body).unwrap();
-                let given = &patch["metadata"]["resourceVersion"];
-                if !given.is_null() && *given != l["metadata"]["resourceVersion"] {
-                    return status(409, "Conflict");
-                }
-                merge(l, &patch);
-                l["metadata"]["resourceVersion"] = json!(next());
-                (200, l.clone())
-            }
-            _ => status(404, "NotFound"),
-        }
-    }
-
-    fn put(&self, spec: Value, annotations: Value) {
-        let version = (self.version.fetch_add(1, Ordering::Relaxed) + 1).to_string();
-        *self.lease.lock().unwrap() = Some(json!({"metadata": {"name": "l", "uid": "lease-uid",
-            "resourceVersion": version, "annotations": annotations}, "spec": spec}));
-    }
-}
-
-fn merge(target: &mut Value, patch: &Value) {
-    if let (Some(t), Some(p)) = (target.as_object_mut(), patch.as_object()) {
-        for (k, v) in p {
-            if v.is_null() {
-                t.remove(k);
-            } else if v.is_object() {
-                merge(t.entry(k).or_insert(json!({})), v);
-            } else {
-                t.insert(k.clone(), v.clone());
-            }
-        }
-    }
-}
+use super::{
+    super::test_server::{Asked, Fate, Server, held_by, paused_clock},
+    *,
+};
 
 const LONG: Duration = Duration::from_secs(5);
 
@@ -136,11 +40,6 @@ async fn acquired(one: &One) -> bool {
         one.lock.try_acquire_or_renew().await,
         Ok(LeaseLockResult::Acquired(_))
     )
-}
-
-fn held_by(holder: &str) -> Value {
-    json!({"holderIdentity": holder, "leaseDurationSeconds": 6, "leaseTransitions": 3,
-        "renewTime": "2020-01-01T00:00:00.000000Z", "acquireTime": "2020-01-01T00:00:00.000000Z"})
 }
 
 #[tokio::test]
@@ -187,25 +86,6 @@ async fn no_wall_clock_makes_a_lease_expire() {
     assert!(!acquired(&contender(&server, "me")).await);
 }
 
-/// What it is shown lies years from any wall clock, on the side that we say.
-#[tokio::test]
-async fn no_wall_clock_turns_what_the_crate_is_shown() {
-    let server = Arc::new(Server::default());
-    let me = contender(&server, "me");
-    let api: kube::Api<Lease> = kube::Api::namespaced(me.guard.client(server.client(), "n"), "n");
-    let shown = || async {
-        let spec = api.get("l").await.unwrap().spec.unwrap();
-        spec.renew_time.unwrap().0.as_second() - jiff::Timestamp::now().as_second()
-    };
-    let year = 365 * 24 * 3600;
-    server.put(held_by("other"), json!({}));
-    assert!(shown().await > year);
-    server.put(held_by("other"), json!({RELEASED_BY: "x"}));
-    assert!(shown().await > year, "held, whatever the mark");
-    server.put(held_by(""), json!({RELEASED_BY: "x"}));
-    assert!(shown().await < -year);
-}
-
 #[tokio::test]
 async fn a_proved_death_frees_the_lease_at_once() {
     let server = Arc::new(Server::default());
@@ -213,7 +93,7 @@ async fn a_proved_death_frees_the_lease_at_once() {
     let me = contender(&server, "me");
     me.guard.proved_dead("other".into());
     assert!(acquired(&me).await);
-    let lease = server.lease.lock().unwrap().clone().unwrap();
+    let lease = server.lease();
     assert_eq!(
         (
             lease["spec"]["leaseTransitions"].as_i64(),
@@ -230,10 +110,10 @@ async fn stepping_down_leaves_a_mark_that_the_next_leader_takes_away() {
     let (a, b) = (contender(&server, "a"), contender(&server, "b"));
     assert!(acquired(&a).await && !acquired(&b).await);
     a.lock.step_down().await.unwrap();
-    let released = server.lease.lock().unwrap().clone().unwrap();
+    let released = server.lease();
     assert_eq!(released["metadata"]["annotations"][RELEASED_BY], "a");
     assert!(acquired(&b).await);
-    let taken = server.lease.lock().unwrap().clone().unwrap();
+    let taken = server.lease();
     assert!(taken["metadata"]["annotations"][RELEASED_BY].is_null());
 }
 
@@ -253,13 +133,14 @@ async fn missing_fields_and_one_field_manager() {
     let server = Arc::new(Server::default());
     server.put(json!({}), json!({RELEASED_BY: "x"}));
     assert!(acquired(&contender(&server, "me")).await);
-    let queries = server.queries.lock().unwrap().clone();
+    let writes = server.seen_where(Asked::is_write);
     assert!(
-        !queries.is_empty()
-            && queries
+        !writes.is_empty()
+            && writes
                 .iter()
-                .all(|q| q.contains("fieldManager=ottoscaler") && !q.contains("fieldManager=me")),
-        "{queries:?}"
+                .all(|w| w.query.contains("fieldManager=ottoscaler")
+                    && !w.query.contains("fieldManager=me")),
+        "{writes:?}"
     );
 }
 
@@ -283,10 +164,7 @@ async fn our_own_old_record_is_taken_by_a_new_term_only() {
     };
     let lock = LeaseLock::new(guard.client(server.client(), "n"), "n", params);
     assert!(acquired(&One { guard, lock }).await);
-    assert_eq!(
-        server.lease.lock().unwrap().clone().unwrap()["spec"]["leaseTransitions"],
-        4
-    );
+    assert_eq!(server.lease()["spec"]["leaseTransitions"], 4);
 }
 
 #[tokio::test]
@@ -300,7 +178,7 @@ async fn a_proof_that_comes_late_is_published_by_the_next_renewal() {
         container_id: "c".into(),
     }));
     assert!(acquired(&me).await);
-    let lease = server.lease.lock().unwrap().clone().unwrap();
+    let lease = server.lease();
     assert_eq!(lease["metadata"]["annotations"][HOLDER_CONTAINER_ID], "c");
     assert_eq!(lease["spec"]["leaseTransitions"], 4);
 }
@@ -311,7 +189,7 @@ async fn a_lease_that_we_created_bears_no_mark_of_a_release() {
     let me = contender_with(&server, "me", Duration::ZERO);
     // None is there: first seen, then waited out.
     assert!(!acquired(&me).await && acquired(&me).await);
-    let lease = server.lease.lock().unwrap().clone().unwrap();
+    let lease = server.lease();
     assert!(
         lease["metadata"]["annotations"][RELEASED_BY].is_null(),
         "{lease}"
@@ -319,4 +197,208 @@ async fn a_lease_that_we_created_bears_no_mark_of_a_release() {
     // Not even an empty one would count.
     server.put(held_by(""), json!({RELEASED_BY: ""}));
     assert!(!acquired(&contender(&server, "other")).await);
+}
+
+#[test]
+fn the_field_manager_is_replaced_and_the_rest_kept() {
+    let one = |uri: &str| {
+        one_field_manager(&uri.parse().unwrap())
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(one("/l"), "/l?fieldManager=ottoscaler");
+    assert_eq!(
+        one("/l?&a=b&fieldManager=me&c=d"),
+        "/l?a=b&c=d&fieldManager=ottoscaler"
+    );
+}
+
+/// The holder's clock may be hours ahead.
+#[tokio::test]
+async fn a_released_lease_is_free_whatever_its_renew_time_says() {
+    let server = Arc::new(Server::default());
+    let mut spec = held_by("");
+    spec["renewTime"] = json!("2999-01-01T00:00:00.000000Z");
+    server.put(spec, json!({RELEASED_BY: "x"}));
+    assert!(acquired(&contender(&server, "me")).await);
+}
+
+#[tokio::test]
+async fn a_write_that_lost_its_race_is_no_success_and_what_was_read_is_demanded() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    let me = contender(&server, "me");
+    let racing = server.clone();
+    // Between the read and the write somebody else writes.
+    server.on(move |asked| {
+        if asked.is_write() {
+            racing.patch(&json!({"spec": {"holderIdentity": "other"}}));
+        }
+        Fate::Answered
+    });
+    assert!(me.lock.try_acquire_or_renew().await.is_err());
+    assert_eq!(server.lease()["spec"]["holderIdentity"], "other");
+    let write = server.seen_where(Asked::is_write).remove(0);
+    assert_eq!(write.body["metadata"]["uid"], "lease-uid");
+    assert_eq!(write.body["metadata"]["resourceVersion"], "1");
+}
+
+/// A Lease made anew may reach the same resourceVersion on another cluster's
+/// store; the uid tells.
+#[tokio::test]
+async fn a_lease_made_anew_is_another() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    let me = contender(&server, "me");
+    let anew = server.clone();
+    server.on(move |asked| {
+        if asked.is_write() {
+            anew.rename_uid("another");
+        }
+        Fate::Answered
+    });
+    assert!(me.lock.try_acquire_or_renew().await.is_err());
+    assert_eq!(server.lease()["spec"]["holderIdentity"], "");
+}
+
+#[tokio::test]
+async fn only_what_the_protocol_needs_passes() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    let me = contender(&server, "me");
+    let api: kube::Api<Lease> = kube::Api::namespaced(me.guard.client(server.client(), "n"), "n");
+    assert!(api.delete("l", &Default::default()).await.is_err());
+    // Nor a patch of what was not read.
+    let patch = kube::api::Patch::Merge(json!({"spec": {}}));
+    assert!(api.patch("l", &Default::default(), &patch).await.is_err());
+    assert!(server.seen().is_empty());
+    // What the API server refuses, the crate is told.
+    server.on(|_| Fate::Refused(418));
+    let refused = api.get("l").await.unwrap_err();
+    assert!(matches!(refused, kube::Error::Api(status) if status.code == 418));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_in_time() {
+    for writes in [false, true] {
+        let server = Arc::new(Server::default());
+        server.put(held_by(""), json!({RELEASED_BY: "x"}));
+        server.on(move |a| {
+            if a.is_write() == writes {
+                Fate::Lost
+            } else {
+                Fate::Answered
+            }
+        });
+        let me = contender(&server, "me");
+        assert!(me.lock.try_acquire_or_renew().await.is_err());
+        assert!(server.now() >= LONG && server.now() < LONG + Duration::from_millis(5));
+    }
+}
+
+fn proof() -> Option<Proof> {
+    Some(Proof {
+        pod_uid: "u".into(),
+        container_id: "c".into(),
+    })
+}
+
+#[tokio::test]
+async fn a_renewal_carries_the_proof_until_one_was_acknowledged_and_not_again() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({ RELEASED_BY: "x" }));
+    let me = contender(&server, "me");
+    assert!(acquired(&me).await && acquired(&me).await);
+    me.guard.publish(proof());
+    server.on(|a| {
+        if a.is_write() {
+            Fate::Refused(500)
+        } else {
+            Fate::Answered
+        }
+    });
+    assert!(!acquired(&me).await);
+    server.on(|_| Fate::Answered);
+    assert!(acquired(&me).await && acquired(&me).await);
+    let writes = server.seen_where(Asked::is_write);
+    let carried: Vec<bool> = writes
+        .iter()
+        .map(|w| w.body["metadata"]["annotations"][HOLDER_POD_UID] == "u")
+        .collect();
+    assert_eq!(carried, [false, false, true, true, false]);
+    assert!(writes[1].body["metadata"]["annotations"].is_null());
+    assert!(writes[4].body["metadata"]["annotations"].is_null());
+    // Of the body before it was changed.
+    assert!(writes.iter().all(|w| w.length.is_none()));
+    let lease = server.lease();
+    assert_eq!(lease["metadata"]["annotations"][HOLDER_CONTAINER_ID], "c");
+}
+
+#[tokio::test]
+async fn a_new_holder_publishes_its_own_proof_and_takes_the_former_away() {
+    let server = Arc::new(Server::default());
+    let left = json!({RELEASED_BY: "x", HOLDER_POD_UID: "old", HOLDER_CONTAINER_ID: "old"});
+    server.put(held_by(""), left);
+    let me = contender(&server, "me");
+    assert!(acquired(&me).await);
+    let annotations = || server.lease()["metadata"]["annotations"].clone();
+    assert_eq!(annotations(), json!({}));
+    me.guard.publish(proof());
+    me.lock.step_down().await.unwrap();
+    let seconds = server.lease()["spec"]["leaseDurationSeconds"].clone();
+    assert_eq!(seconds, 6, "a step-down shortens no Lease");
+    // As another identity: what the last wrote no longer counts as written.
+    me.guard.become_identity("me-2");
+    let params = LeaseLockParams {
+        lease_name: "l".into(),
+        holder_id: "me-2".into(),
+        lease_ttl: Duration::from_secs(6),
+    };
+    let lock = LeaseLock::new(me.guard.client(server.client(), "n"), "n", params);
+    assert!(lock.try_acquire_or_renew().await.is_ok());
+    assert_eq!(
+        annotations(),
+        json!({HOLDER_POD_UID: "u", HOLDER_CONTAINER_ID: "c"})
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_we_saw_decides_and_for_how_long() {
+    let guard = Guard::new("l", LONG, Duration::from_secs(4), LONG, paused_clock());
+    guard.become_identity("me");
+    let lease = |version: &str| -> Lease {
+        serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": version},
+            "spec": {"holderIdentity": "x", "leaseDurationSeconds": 7}}))
+        .unwrap()
+    };
+    let is_free = || matches!(guard.standing(), Standing::Free(_));
+    guard.observe(Some(&lease("1")));
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    guard.observe(Some(&lease("2")));
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(!is_free(), "not strictly after");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(is_free());
+    assert_eq!(guard.lease_name(), "l");
+}
+
+#[tokio::test(start_paused = true)]
+async fn validity_counts_from_when_the_write_was_sent() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    let guard = Guard::new("l", LONG, Duration::from_secs(4), LONG, paused_clock());
+    let guard = Arc::new(guard);
+    guard.become_identity("me");
+    let params = LeaseLockParams {
+        lease_name: "l".into(),
+        holder_id: "me".into(),
+        lease_ttl: LONG,
+    };
+    let lock = LeaseLock::new(guard.client(server.client(), "n"), "n", params);
+    server.on(|_| Fate::Late(Duration::from_secs(1)));
+    assert!(lock.try_acquire_or_renew().await.is_ok());
+    // Read at 0 s, written at 1 s, acknowledged at 2 s.
+    let sent = Duration::from_secs(1001);
+    assert!(guard.sent() >= sent && guard.sent() < sent + Duration::from_millis(5));
+    assert_eq!(guard.valid_until(), guard.sent() + Duration::from_secs(4));
 }

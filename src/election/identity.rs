@@ -38,13 +38,26 @@ mod tests {
     }
 
     #[test]
+    fn what_parts_an_identity_or_a_term_is_left_out_of_the_pods_name() {
+        let id = fresh("a_b/c", "h:1");
+        assert_eq!(parse(&id), Some(("abc", "h:1")));
+    }
+
+    #[test]
     fn identities_differ_each_time() {
         assert_ne!(fresh("p", "h:1"), fresh("p", "h:1"));
     }
 
     #[test]
     fn a_strangers_holder_has_no_address() {
-        assert_eq!(parse("somebody-else"), None);
-        assert_eq!(parse(""), None);
+        for holder in [
+            "",
+            "somebody-else",
+            "p_h:1_1234567",
+            "_h:1_12345678",
+            "p_h_12345678",
+        ] {
+            assert_eq!(parse(holder), None, "{holder}");
+        }
     }
 }

@@ -161,7 +161,10 @@ impl Metrics {
 
     /// Writes that were not sent, for validity was over.
     pub fn refused_by_clock(&self) -> u64 {
-        let wall = Wall::Clock;
+        self.refused_by(Wall::Clock)
+    }
+
+    pub(super) fn refused_by(&self, wall: Wall) -> u64 {
         self.refused.get_or_create(&Refused { wall }).get()
     }
 

@@ -19,6 +19,10 @@ mod guard;
 mod identity;
 mod metrics;
 mod proof;
+#[cfg(test)]
+mod test_contender;
+#[cfg(test)]
+mod test_server;
 
 use std::sync::Arc;
 

@@ -95,14 +95,14 @@ struct Witness {
     holder: String,
     proof: Proof,
     guard: Arc<Guard>,
-    wake: watch::Sender<u64>,
+    wake: watch::Sender<()>,
 }
 
 impl Witness {
     fn look(&self, pod: &Pod) {
         if is_dead(pod, &self.proof) {
             self.guard.proved_dead(self.holder.clone());
-            self.wake.send_modify(|n| *n += 1);
+            self.wake.send_replace(());
         }
     }
 }
@@ -126,7 +126,7 @@ pub(super) async fn watch_holder(
     pods: Api<Pod>,
     mut lease: watch::Receiver<Option<Arc<Lease>>>,
     guard: Arc<Guard>,
-    wake: watch::Sender<u64>,
+    wake: watch::Sender<()>,
     cancel: CancellationToken,
 ) {
     loop {

@@ -52,7 +52,7 @@ fn standing_after(tell: impl FnOnce(&Witness)) -> Standing {
         holder,
         proof,
         guard: guard.clone(),
-        wake: watch::channel(0).0,
+        wake: watch::channel(()).0,
     });
     guard.standing()
 }

@@ -1,0 +1,571 @@
+//! The whole contender, on paused time.
+#![expect(clippy::unwrap_used)]
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        guard::{HOLDER_CONTAINER_ID, HOLDER_POD_UID, RELEASED_BY},
+        test_contender::{
+            ME, MS, Manner, OTHER, S, Sight, held, released, settings, start, start_as, start_with,
+        },
+        test_server::{Asked, Fate, STARTED, Server, held_by},
+    },
+    *,
+};
+
+/// The jitter, and what the runtime's clock rounds up.
+const AT_ONCE: Duration = Duration::from_millis(60);
+const OBEDIENT: Manner = Manner::Drains(Duration::ZERO);
+
+#[tokio::test(start_paused = true)]
+async fn a_released_lease_is_taken_at_once_and_renewed_every_retry_period() {
+    let one = start(&released(), OBEDIENT);
+    let (began, tenure) = one.tenure_after(0).await;
+    assert!(began < AT_ONCE, "{began:?}");
+    assert_eq!((tenure.term.transitions, one.writes().len()), (4, 1));
+    sleep(S(600)).await;
+    let writes = one.writes();
+    let gaps = writes.windows(2).map(|w| w[1].at - w[0].at);
+    assert!(writes.len() > 590, "{}", writes.len());
+    assert!(gaps.clone().min() >= Some(S(1)) && gaps.max() < Some(S(1) + AT_ONCE));
+    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
+    assert!(one.metric("ottoscaler_leader 1") && one.metric("ottoscaler_term 4"));
+    assert_eq!(one.server.lease()["spec"]["leaseTransitions"], 4);
+    // Answered as soon as sent.
+    let renewed = one.number("ottoscaler_lease_renew_seconds_sum");
+    assert!(renewed < 1.0, "{renewed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_released_later_is_taken_at_once() {
+    let server = held();
+    let one = start(&server, OBEDIENT);
+    sleep(S(3)).await;
+    server.put(held_by(""), json!({RELEASED_BY: OTHER}));
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < S(3) + AT_ONCE, "{began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_held_lease_is_not_even_asked_for_before_its_time() {
+    let server = held();
+    let one = start(&server, OBEDIENT);
+    for n in 0..60 {
+        sleep(S(1)).await;
+        server.patch(&json!({"spec": {"renewTime": format!("2020-01-01T00:00:{n:02}.000000Z")}}));
+    }
+    // The first look may come before the watch.
+    let calls = server.seen_where(Asked::is_lease_call);
+    assert!(calls.iter().all(|a| a.at < AT_ONCE), "{calls:?}");
+    let (began, tenure) = one.tenure_after(0).await;
+    assert!(began > S(66) && began < S(66) + AT_ONCE, "{began:?}");
+    assert_eq!(tenure.term.transitions, 4);
+    let cause = r#"ottoscaler_leader_changes_total{change="Acquired",cause="not renewed"} 1"#;
+    assert!(one.metric(cause));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
+    let one = start(&released(), Manner::Drains(MS(5500)));
+    one.tenure_after(0).await;
+    sleep(S(10)).await;
+    one.shutdown.cancel();
+    let began = one.server.now();
+    one.until(|one| one.running.is_finished()).await;
+    let (drain, ended) = (one.when(&Sight::Drain).await, one.when(&Sight::Ended).await);
+    let releases = one.releases();
+    assert_eq!(releases.len(), 1);
+    assert!(drain - began < AT_ONCE && ended >= drain + MS(5500));
+    assert!(releases[0].at >= ended && releases[0].at < ended + AT_ONCE);
+    let during = one
+        .writes()
+        .iter()
+        .filter(|w| w.at > drain && w.at < ended)
+        .count();
+    assert!(
+        (5..=6).contains(&during),
+        "{during} renewals while draining"
+    );
+    assert!(one.all(|s| *s == Sight::Lost).is_empty());
+    let lease = one.server.lease();
+    assert_eq!(lease["spec"]["holderIdentity"], "");
+    assert!(
+        lease["metadata"]["annotations"][RELEASED_BY].is_string(),
+        "{lease}"
+    );
+    assert_eq!(one.leadership.current(), None);
+    assert!(one.metric("ottoscaler_leader 0"));
+    let events = one.events(2).await;
+    assert_eq!(
+        (&events[0]["reason"], &events[1]["reason"]),
+        (&json!("LeaderElected"), &json!("LeaderStopped"))
+    );
+    assert_eq!(events[1]["type"], "Normal");
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": "l",
+        "namespace": "n", "uid": "lease-uid"});
+    assert_eq!(events[0]["regarding"], lease);
+    assert_eq!(
+        events[0]["note"],
+        "me leads term 4 (the Lease was released)"
+    );
+    assert_eq!(events[1]["note"], "me no longer leads term 4: handed over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_without_end_is_cut_and_the_release_waits_for_the_work() {
+    let one = start(&released(), Manner::Deaf);
+    one.tenure_after(0).await;
+    one.shutdown.cancel();
+    one.until(|one| one.running.is_finished()).await;
+    let (drain, lost) = (one.when(&Sight::Drain).await, one.when(&Sight::Lost).await);
+    let ended = one.when(&Sight::Ended).await;
+    assert!(lost >= drain + S(20) && lost < drain + S(20) + AT_ONCE);
+    // Told that it is lost, it has two seconds before it is dropped.
+    assert!(ended >= lost + S(2) && ended < lost + S(2) + AT_ONCE);
+    let releases = one.releases();
+    assert_eq!(releases.len(), 1);
+    assert!(releases[0].at >= ended);
+}
+
+/// On real time: nothing else can run beside a thread that is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_work_lives_the_lease_is_not_released() {
+    let mut hurried = settings();
+    hurried.handover_timeout = MS(50);
+    let one = start_with(&released(), Manner::Stuck, None, hurried, MS(50));
+    let (_, tenure) = one.tenure_after(0).await;
+    one.shutdown.cancel();
+    one.until(|one| one.running.is_finished()).await;
+    assert!(one.releases().is_empty(), "{:?}", one.releases());
+    assert!(!tenure.client.is_valid());
+    assert_eq!(one.leadership.current(), None);
+    let cause = r#"ottoscaler_leader_changes_total{change="Lost",cause="its work does not end"} 1"#;
+    assert!(one.metric(cause));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_renewing_fails_the_work_is_cancelled_first_and_nothing_is_released() {
+    let one = start(&released(), OBEDIENT);
+    let (_, tenure) = one.tenure_after(0).await;
+    sleep(S(10)).await;
+    one.server.on(|a| {
+        if a.is_lease_call() {
+            Fate::Refused(500)
+        } else {
+            Fate::Answered
+        }
+    });
+    let last = one.writes().pop().unwrap();
+    let lost = one.when(&Sight::Lost).await;
+    // As late as its last acknowledged write allows, and no later.
+    assert!(
+        lost > last.at + S(4) - AT_ONCE && lost < last.at + S(4) + MS(5),
+        "{lost:?} {last:?}"
+    );
+    assert!(!tenure.client.is_valid());
+    assert!(one.all(|s| *s == Sight::Drain).is_empty());
+    assert_eq!(one.leadership.current(), None);
+    sleep(S(60)).await;
+    one.server.on(|_| Fate::Answered);
+    let healed = one.server.now();
+    let (began, next) = one.tenure_after(1).await;
+    assert!(began < healed + S(2), "{began:?} {healed:?}");
+    // Another identity, and so another term.
+    assert_ne!(next.term.holder, tenure.term.holder);
+    assert_eq!(next.term.transitions, tenure.term.transitions + 1);
+    assert!(one.releases().is_empty() && !tenure.client.is_valid());
+    let events = one.events(2).await;
+    assert_eq!(
+        (&events[1]["reason"], &events[1]["type"]),
+        (&json!("LeaderStopped"), &json!("Warning"))
+    );
+    assert_eq!(
+        events[1]["note"],
+        "me no longer leads term 4: it could not be renewed in time"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_failed_is_tried_again_soon() {
+    let one = start(&released(), OBEDIENT);
+    let (_, tenure) = one.tenure_after(0).await;
+    sleep(MS(500)).await;
+    let mut fails = 3;
+    one.server.on(move |a| {
+        fails -= i32::from(a.is_lease_call());
+        if fails < 0 {
+            Fate::Answered
+        } else {
+            Fate::Refused(500)
+        }
+    });
+    sleep(S(3)).await;
+    let calls = one
+        .server
+        .seen_where(|a| a.is_lease_call() && !a.is_write() && a.at > MS(500));
+    let gaps: Vec<Duration> = calls.windows(2).map(|c| c[1].at - c[0].at).collect();
+    assert!(gaps.len() > 3, "{calls:?}");
+    assert!(
+        gaps[..3].iter().all(|g| *g >= MS(250) && *g < MS(260)),
+        "{gaps:?}"
+    );
+    // Acknowledged: back to the ordinary pace.
+    assert!(gaps[3] >= S(1), "{gaps:?}");
+    assert!(tenure.client.is_valid());
+}
+
+/// One answer that never comes may not cost the term.
+#[tokio::test(start_paused = true)]
+async fn a_call_without_an_answer_leaves_time_for_another() {
+    let one = start(&released(), OBEDIENT);
+    let (_, tenure) = one.tenure_after(0).await;
+    sleep(MS(500)).await;
+    let mut first = true;
+    one.server.on(move |a| {
+        let lost = a.is_lease_call() && std::mem::take(&mut first);
+        if lost { Fate::Lost } else { Fate::Answered }
+    });
+    sleep(S(20)).await;
+    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
+    assert_eq!(one.server.lease()["spec"]["leaseTransitions"], 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn validity_counts_from_when_the_renewal_was_sent() {
+    let one = start(&released(), OBEDIENT);
+    let (_, tenure) = one.tenure_after(0).await;
+    sleep(S(3)).await;
+    // One more renewal, acknowledged 1.5 s late; nothing after it.
+    let mut answers = 1;
+    one.server
+        .on(move |a| match (a.is_lease_call(), a.is_write()) {
+            (true, true) => {
+                answers -= 1;
+                if answers == 0 {
+                    Fate::Late(MS(1500))
+                } else {
+                    Fate::Lost
+                }
+            }
+            (true, false) if answers > 0 => Fate::Answered,
+            _ => Fate::Lost,
+        });
+    let before = one.writes().len();
+    one.until(|one| one.writes().len() > before).await;
+    let sent = one.writes()[before].at;
+    let lost = one.when(&Sight::Lost).await;
+    assert!(
+        lost > sent + S(4) - MS(5) && lost < sent + S(4) + MS(5),
+        "{sent:?} {lost:?}"
+    );
+    assert!(!tenure.client.is_valid());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_somebody_else_wrote_ends_the_term_at_once() {
+    for deleted in [false, true] {
+        let one = start(&released(), OBEDIENT);
+        let (_, tenure) = one.tenure_after(0).await;
+        sleep(MS(4300)).await;
+        let written = one.server.now();
+        let writes = one.writes().len();
+        if deleted {
+            one.server.delete();
+        } else {
+            one.server.put(held_by(OTHER), json!({}));
+        }
+        let lost = one.when(&Sight::Lost).await;
+        assert!(lost < written + MS(5), "{written:?} {lost:?}");
+        assert!(!tenure.client.is_valid());
+        sleep(S(5)).await;
+        assert_eq!(one.writes().len(), writes, "nothing to release");
+        let cause = if deleted {
+            "the Lease was deleted"
+        } else {
+            "somebody else wrote the Lease"
+        };
+        assert!(one.metric(&format!(
+            r#"ottoscaler_leader_changes_total{{change="Lost",cause="{cause}"}} 1"#
+        )));
+    }
+}
+
+/// The watch may be late; the renewal's own read is not.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_lease_that_no_watch_told_is_seen_by_the_renewal() {
+    let others = [
+        (
+            json!({"spec": {"holderIdentity": OTHER}}),
+            "somebody else holds the Lease",
+        ),
+        (
+            json!({"spec": {"leaseTransitions": 9}}),
+            "the Lease is another",
+        ),
+    ];
+    for (patch, cause) in others {
+        let server = released();
+        server.lag(S(60));
+        let one = start(&server, OBEDIENT);
+        let (_, tenure) = one.tenure_after(0).await;
+        sleep(MS(4300)).await;
+        let written = server.now();
+        server.patch(&patch);
+        let lost = one.when(&Sight::Lost).await;
+        assert!(lost < written + S(1), "{written:?} {lost:?}");
+        assert!(!tenure.client.is_valid() && one.releases().is_empty());
+        assert!(one.metric(&format!(
+            r#"ottoscaler_leader_changes_total{{change="Lost",cause="{cause}"}} 1"#
+        )));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_late_watch_tells_of_the_time_before_ends_no_term() {
+    let server = held();
+    server.lag(MS(300));
+    let one = start(&server, OBEDIENT);
+    sleep(S(2)).await;
+    server.put(held_by(""), json!({RELEASED_BY: OTHER}));
+    sleep(MS(100)).await;
+    // Told after the first has made us leader.
+    server.patch(&json!({"metadata": {"annotations": {"by": "hand"}}}));
+    let (began, tenure) = one.tenure_after(0).await;
+    assert!(began < MS(2390), "{began:?}");
+    sleep(S(10)).await;
+    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_ends_by_itself_ends_the_term_and_the_next_has_another_identity() {
+    for manner in [Manner::Returns, Manner::Panics] {
+        let one = start(&released(), manner);
+        let (_, first) = one.tenure_after(0).await;
+        one.until(|_| !first.client.is_valid()).await;
+        let (began, next) = one.tenure_after(1).await;
+        let ended = one.when(&Sight::Ended).await;
+        // Our own record of a term that is over need not run out.
+        assert!(began < ended + MS(100), "{ended:?} {began:?}");
+        assert_ne!(next.term.holder, first.term.holder);
+        assert!(one.releases().is_empty());
+        let cause =
+            r#"ottoscaler_leader_changes_total{change="Lost",cause="its work ended by itself"} 1"#;
+        assert!(one.metric(cause));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn everybody_is_told_who_leads_and_where() {
+    let server = held();
+    let one = start(&server, OBEDIENT);
+    let shown = || {
+        one.leadership
+            .current()
+            .map(|l| (l.address.clone(), l.here))
+    };
+    one.until(|_| shown().is_some()).await;
+    assert_eq!(shown(), Some(("10.0.0.2:9090".into(), false)));
+    assert_eq!(one.leadership.current().unwrap().term.holder, OTHER);
+    // A stranger's identity tells no address.
+    server.patch(&json!({"spec": {"holderIdentity": "somebody"}}));
+    one.until(|_| shown().is_none()).await;
+    // Ours without a term that runs: a process of the past at our address.
+    server.patch(&json!({"spec": {"holderIdentity": format!("me_{ME}_00000000")}}));
+    sleep(S(1)).await;
+    assert_eq!(shown(), None);
+    server.put(held_by(""), json!({RELEASED_BY: "x"}));
+    let (_, tenure) = one.tenure_after(0).await;
+    assert_eq!(shown(), Some((ME.into(), true)));
+    assert_eq!(one.leadership.current().unwrap().term, tenure.term);
+    let mut watch = one.leadership.watch();
+    watch.mark_unchanged();
+    sleep(S(10)).await;
+    assert!(
+        !watch.has_changed().unwrap(),
+        "told again what had not changed"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_beat_tells_life_and_its_silence_death() {
+    let server = held();
+    let one = start(&server, OBEDIENT);
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        sleep(MS(100)).await;
+        longest = longest.max(one.beat.silence());
+    }
+    // While it waits it rests, as long as it may.
+    assert!(longest > S(4) && longest < S(5) + AT_ONCE, "{longest:?}");
+    one.tenure_after(0).await;
+    for _ in 0..600 {
+        sleep(MS(100)).await;
+        assert!(one.beat.silence() < S(1) + AT_ONCE);
+    }
+    one.running.abort();
+    sleep(S(100)).await;
+    assert!(one.beat.silence() > S(99));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_refuses_is_not_stormed() {
+    let server = released();
+    server.on(|a| {
+        if a.is_lease_call() {
+            Fate::Refused(500)
+        } else {
+            Fate::Answered
+        }
+    });
+    let one = start(&server, OBEDIENT);
+    sleep(S(60)).await;
+    let tries = server.seen_where(Asked::is_lease_call).len();
+    assert!((60..90).contains(&tries), "{tries} in a minute");
+    // Nor is it left alone for long.
+    let last = server.seen().pop().unwrap();
+    assert!(last.at > S(58));
+    server.on(|_| Fate::Answered);
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < S(62), "{began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_stop_a_contender_that_does_not_lead_goes_and_writes_nothing() {
+    let server = held();
+    let one = start(&server, OBEDIENT);
+    sleep(S(1)).await;
+    one.shutdown.cancel();
+    let gone = one.until(|one| one.running.is_finished()).await;
+    assert!(gone < S(1) + AT_ONCE, "{gone:?}");
+    assert!(one.writes().is_empty());
+    // Nor does one begin that was told before.
+    let server = released();
+    let one = start(&server, OBEDIENT);
+    one.shutdown.cancel();
+    one.until(|one| one.running.is_finished()).await;
+    assert!(one.writes().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_met_a_conflict_is_tried_again() {
+    let one = start(&released(), OBEDIENT);
+    one.tenure_after(0).await;
+    let mut conflicts = 2;
+    one.server.on(move |a| {
+        conflicts -= i32::from(a.is_release());
+        if a.is_release() && conflicts >= 0 {
+            Fate::Refused(409)
+        } else {
+            Fate::Answered
+        }
+    });
+    one.shutdown.cancel();
+    one.until(|one| one.running.is_finished()).await;
+    assert_eq!(one.releases().len(), 3);
+    assert_eq!(one.server.lease()["spec"]["holderIdentity"], "");
+}
+
+fn running_pod(id: &str, started: &str) -> Value {
+    json!({"metadata": {"uid": "u"}, "status": {"containerStatuses": [{"name": "c", "image": "", "imageID": "",
+        "ready": true, "restartCount": 0, "containerID": id, "state": {"running": {"startedAt": started}}}]}})
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_proof_of_our_death_is_published_with_the_first_write() {
+    let server = released();
+    server.put_pod("me", running_pod("c1", STARTED));
+    let one = start_as(&server, OBEDIENT, Some("u"));
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < AT_ONCE, "{began:?}");
+    assert_eq!(
+        server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID],
+        "c1"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_proof_is_waited_for_but_not_for_long_and_published_late() {
+    let server = released();
+    let one = start_as(&server, OBEDIENT, Some("u"));
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began >= S(2) && began < S(2) + AT_ONCE, "{began:?}");
+    let published = || server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID] == "c1";
+    // The kubelet tells of the container before this one first.
+    server.put_pod("me", running_pod("c0", "2025-12-31T23:59:59Z"));
+    sleep(S(5)).await;
+    assert!(server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID].is_null());
+    server.put_pod("me", running_pod("c1", STARTED));
+    let told = server.now();
+    let at = one.until(|_| published()).await;
+    assert!(at < told + S(1) + MS(250) + AT_ONCE, "{at:?}");
+    let asked = server.seen_where(|a| a.path.ends_with("/pods/me"));
+    let gaps = asked.windows(2).map(|a| a[1].at - a[0].at);
+    assert!(gaps.min() >= Some(MS(250)), "asked too often");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_whose_container_ended_is_succeeded_at_once() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", running_pod("c1", STARTED));
+    let one = start(&server, OBEDIENT);
+    sleep(S(3)).await;
+    assert_eq!(one.writes().len(), 0);
+    server.put_pod("other", ended_pod("c0"));
+    sleep(S(1)).await;
+    assert_eq!(one.writes().len(), 0);
+    server.put_pod("other", ended_pod("c1"));
+    let (began, tenure) = one.tenure_after(0).await;
+    assert!(began < S(4) + AT_ONCE, "{began:?}");
+    assert_eq!(tenure.term.transitions, 4);
+    let cause = r#"ottoscaler_leader_changes_total{change="Acquired",cause="its holder's container ended"} 1"#;
+    assert!(one.metric(cause));
+}
+
+fn ended_pod(id: &str) -> Value {
+    let mut pod = running_pod(id, STARTED);
+    pod["status"]["containerStatuses"][0]["state"] =
+        json!({"terminated": {"exitCode": 137, "containerID": id, "reason": "Error"}});
+    pod
+}
+
+fn publishing(uid: &str, id: &str) -> Value {
+    json!({HOLDER_POD_UID: uid, HOLDER_CONTAINER_ID: id})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_whose_container_had_ended_before_we_came_is_succeeded_at_once() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", ended_pod("c1"));
+    let one = start(&server, OBEDIENT);
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < AT_ONCE, "{began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_holder_of_the_day_is_the_one_watched() {
+    let server = Arc::new(Server::default());
+    server.put(held_by(OTHER), publishing("u", "c1"));
+    server.put_pod("other", running_pod("c1", STARTED));
+    server.put_pod("third", running_pod("c3", STARTED));
+    let one = start(&server, OBEDIENT);
+    sleep(S(2)).await;
+    server.put(
+        held_by("third_10.0.0.3:9090_00000003"),
+        publishing("u", "c3"),
+    );
+    sleep(S(2)).await;
+    server.put_pod("other", ended_pod("c1"));
+    sleep(S(1)).await;
+    assert_eq!(one.writes().len(), 0);
+    server.put_pod("third", ended_pod("c3"));
+    let (began, _) = one.tenure_after(0).await;
+    assert!(began < S(5) + AT_ONCE, "{began:?}");
+}
+
+#[test]
+fn contenders_that_wake_together_do_not_all_write_together() {
+    let all: std::collections::BTreeSet<Duration> = (0..100).map(|_| jitter()).collect();
+    assert!(all.len() > 5 && all.iter().all(|j| *j < MS(20)), "{all:?}");
+}

@@ -1,0 +1,231 @@
+#![expect(clippy::unwrap_used)]
+use kube::api::{Patch, PostParams};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    super::test_server::{Asked, Fate, Server, paused_clock},
+    *,
+};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const TERM_TEXT: &str = "u/1/h";
+
+#[test]
+fn every_write_carries_the_term_where_the_policy_looks() {
+    let mut pod = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}});
+    stamp(&mut pod, "/api/v1/namespaces/n/pods", "t");
+    assert_eq!(pod["metadata"]["annotations"], json!({"a": "b", TERM: "t"}));
+    let mut status = json!({"status": {"phase": "Running"}});
+    stamp(
+        &mut status,
+        "/apis/x/namespaces/n/workertasks/w/status",
+        "t",
+    );
+    assert_eq!(status["status"]["term"], "t");
+}
+
+#[test]
+fn the_api_server_is_told_how_long_we_wait() {
+    let with = |uri: &str| {
+        with_timeout(&uri.parse().unwrap(), MS(1500))
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(with("/api/v1/pods"), "/api/v1/pods?timeout=1500ms");
+    assert_eq!(with("/api/v1/pods?"), "/api/v1/pods?timeout=1500ms");
+    assert_eq!(with("/api/v1/pods?a=b"), "/api/v1/pods?a=b&timeout=1500ms");
+}
+
+/// A leader's client, its validity not begun.
+struct One {
+    server: Arc<Server>,
+    client: LeaderClient,
+    validity: Arc<Validity>,
+    metrics: Metrics,
+}
+
+fn one() -> One {
+    let server = Arc::new(Server::default());
+    let clock = paused_clock();
+    let validity = Arc::new(Validity::new(clock.clone()));
+    let metrics = Metrics::new(clock);
+    let client = LeaderClient::new(
+        server.client(),
+        "n",
+        TERM_TEXT.parse().unwrap(),
+        validity.clone(),
+        metrics.clone(),
+    );
+    One {
+        server,
+        client,
+        validity,
+        metrics,
+    }
+}
+
+fn valid_for(left: Duration) -> One {
+    let one = one();
+    one.validity.set(one.validity.now() + left);
+    one
+}
+
+impl One {
+    async fn create(&self) -> kube::Result<Pod> {
+        let pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": null})).unwrap();
+        let pods = self.client.pods();
+        pods.create(&PostParams::default(), &pod).await
+    }
+
+    async fn patch(&self) -> kube::Result<Pod> {
+        let patch = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
+        let pods = self.client.pods();
+        pods.patch("p", &Default::default(), &patch).await
+    }
+
+    async fn delete(&self) -> bool {
+        let pods = self.client.pods();
+        pods.delete("p", &Default::default()).await.is_ok()
+    }
+
+    fn sent(&self) -> Vec<Asked> {
+        self.server.seen()
+    }
+
+    fn refused(&self) -> [u64; 3] {
+        [Wall::Clock, Wall::Policy, Wall::Version].map(|wall| self.metrics.refused_by(wall))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_once_validity_is_over() {
+    let one = one();
+    let all_fail =
+        async || !one.delete().await && one.create().await.is_err() && one.patch().await.is_err();
+    assert!(all_fail().await && !one.client.is_valid());
+    assert!(one.sent().is_empty());
+    one.validity.set(one.validity.now() + S(5));
+    assert!(one.client.is_valid());
+    assert!(one.create().await.is_ok());
+    sleep(MS(4999)).await;
+    assert!(one.create().await.is_ok() && one.delete().await);
+    let sent = one.sent().len();
+    // By time alone, and when it is ended.
+    sleep(MS(1)).await;
+    assert!(all_fail().await && !one.client.is_valid());
+    one.validity.set(one.validity.now() + S(5));
+    one.validity.end();
+    assert!(all_fail().await && !one.client.is_valid());
+    assert_eq!(one.sent().len(), sent);
+    assert_eq!(one.refused(), [9, 0, 0]);
+    assert_eq!(one.metrics.refused_by_clock(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_out_bears_the_term_and_is_bounded_by_what_is_left() {
+    let one = valid_for(MS(1500));
+    one.create().await.unwrap();
+    one.patch().await.unwrap();
+    assert!(one.delete().await);
+    let sent = one.sent();
+    assert_eq!(sent.len(), 3);
+    for asked in &sent {
+        assert!(asked.query.ends_with("timeout=1500ms"), "{asked:?}");
+        assert_eq!(asked.length, None, "of the body before the stamp");
+    }
+    for asked in &sent[..2] {
+        assert_eq!(asked.body["metadata"]["annotations"][TERM], TERM_TEXT);
+    }
+    assert_eq!(one.client.term().to_string(), TERM_TEXT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_answer_ends_with_validity_or_after_ten_seconds() {
+    for (left, ends) in [(S(3), S(3)), (S(60), S(10))] {
+        let one = valid_for(left);
+        one.server.on(|_| Fate::Lost);
+        let began = Instant::now();
+        assert!(one.create().await.is_err());
+        assert!(began.elapsed() >= ends && began.elapsed() < ends + MS(5));
+    }
+}
+
+/// A stale read does no harm, and a follow lasts long.
+#[tokio::test(start_paused = true)]
+async fn reads_pass_whatever_the_time() {
+    let one = one();
+    one.server.put_pod("p", json!({"metadata": {}}));
+    assert!(one.client.pods().get("p").await.is_ok());
+    assert_eq!(one.sent()[0].query, "");
+    assert_eq!(one.refused(), [0, 0, 0]);
+}
+
+/// The API server may not have seen the new Lease yet.
+#[tokio::test(start_paused = true)]
+async fn a_new_leaders_write_that_the_policy_refused_is_tried_again() {
+    let one = valid_for(S(60));
+    let server = one.server.clone();
+    one.server.on(move |_| {
+        if server.now() < MS(1900) {
+            Fate::Fenced
+        } else {
+            Fate::Answered
+        }
+    });
+    assert!(one.create().await.is_ok());
+    let sent = one.sent();
+    let gaps = sent.windows(2).map(|s| s[1].at - s[0].at);
+    assert!(gaps.clone().min() >= Some(TRY_AGAIN) && gaps.max() < Some(MS(20)));
+    assert_eq!(one.refused(), [0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deposed_leaders_write_is_refused_by_the_policy_and_counted() {
+    let one = valid_for(S(60));
+    one.server.on(|_| Fate::Fenced);
+    // Two seconds into the term it is no longer new.
+    let refused = one.create().await.unwrap_err();
+    assert!(matches!(refused, kube::Error::Api(status) if status.code == 403));
+    assert!(one.server.now() >= LEASE_UNSEEN && one.server.now() < LEASE_UNSEEN + MS(20));
+    assert_eq!(one.refused(), [0, 1, 0]);
+    let sent = one.sent().len();
+    assert!(one.create().await.is_err());
+    assert_eq!(one.sent().len(), sent + 1);
+    assert_eq!(one.refused(), [0, 2, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_refusals_are_the_callers_and_only_a_changed_object_is_counted() {
+    let one = valid_for(S(60));
+    one.server.on(|_| Fate::Refused(403));
+    assert!(one.create().await.is_err());
+    // Its message is the API server's, whole.
+    let refused = one.patch().await.unwrap_err();
+    assert!(matches!(refused, kube::Error::Api(status) if status.message == "Refused"));
+    assert_eq!(one.sent().len(), 2);
+    one.server.on(|_| Fate::Refused(500));
+    assert!(one.patch().await.is_err());
+    assert_eq!(one.refused(), [0, 0, 0]);
+    one.server.on(|_| Fate::Refused(409));
+    // Of a create: it exists.
+    assert!(one.create().await.is_err());
+    assert_eq!(one.refused(), [0, 0, 0]);
+    assert!(one.patch().await.is_err());
+    assert_eq!(one.refused(), [0, 0, 1]);
+}
+
+/// As the API server 1.37 words them, the second under load (code 422).
+#[test]
+fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
+    let denied = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n-ottoscaler-fence' with binding 'n-ottoscaler-fence-pods' denied request: ";
+    assert!(is_fenced(&format!(
+        "{denied}ottoscaler fence: the term a is over, the Lease says b"
+    )));
+    assert!(is_fenced(&format!(
+        "{denied}failed to configure binding: context deadline exceeded"
+    )));
+    assert!(!is_fenced(
+        "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity"
+    ));
+}
