@@ -1,4 +1,3 @@
-#![expect(clippy::panic)]
 use http::{Request, Response};
 use kube::client::Body;
 use tokio::time::Instant;
