@@ -44,6 +44,15 @@ pub(super) fn not_leader(message: impl Into<String>) -> Status {
     unavailable(NOT_LEADER, message.into())
 }
 
+/// A failure of the hop is not the client's: it hears that it may try again, as
+/// from a replica.
+pub(super) fn of_hop(status: Status) -> Status {
+    match status.get_details_error_info() {
+        Some(_) => status,
+        None => not_leader(format!("the leader did not answer: {}", status.message())),
+    }
+}
+
 fn unavailable(reason: &str, message: String) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     details.set_error_info(reason, DOMAIN, HashMap::new());

@@ -134,7 +134,7 @@ impl Router {
         tokio::select! {
             answer = self.forward.send(&leader, call) => match answer {
                 Ok(answer) => Try::Answered(Box::new(answer)),
-                Err(status) if errors::is_passing(status.code()) => Try::Nobody(status),
+                Err(status) if errors::is_passing(status.code()) => Try::Nobody(errors::of_hop(status)),
                 Err(status) => Try::Refused(status),
             },
             () = moved => Try::Nobody(errors::not_leader("the leader changed")),

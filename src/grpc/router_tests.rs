@@ -334,12 +334,17 @@ async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
     let (views, router) = router("127.0.0.1:1");
     views.send_replace(leader(&address, 0));
     let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
-        while strange.load(Ordering::SeqCst) < 2 {
+        let until = Instant::now() + LONG / 2;
+        while strange.load(Ordering::SeqCst) < 2 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         views.send_replace(leader(&alive.address, 1));
     });
     assert!(answer.is_ok(), "{answer:?}");
+    assert!(
+        strange.load(Ordering::SeqCst) >= 2,
+        "the stranger was not asked"
+    );
     assert_eq!(asked.requests.lock().unwrap().len(), 1);
     // And where no leader comes, its refusal is not the client's.
     views.send_replace(leader(&address, 0));
@@ -348,6 +353,7 @@ async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.get_details_retry_info().is_some());
 }
 
 #[tokio::test]
@@ -359,6 +365,12 @@ async fn a_closed_port_at_a_dead_leaders_address_is_left_for_its_successor() {
     drop(closed);
     let (views, router) = router("127.0.0.1:1");
     views.send_replace(leader(&address, 0));
+    let status = router
+        .route(call(Duration::from_millis(500)))
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.get_details_retry_info().is_some(), "{status:?}");
     let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
         tokio::time::sleep(LOOK_AGAIN * 3).await;
         views.send_replace(leader(&alive.address, 1));
