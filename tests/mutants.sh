@@ -7,6 +7,7 @@
 #   WITH=command              runs each part, where others share the machine: "flock /tmp/x"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=SCRIPTDIR/tools.sh
 . tests/tools.sh
 pinned=27.1.0
 tool cargo-mutants $pinned
