@@ -102,6 +102,10 @@ impl Fate {
         self.made.len() + self.taken + self.fenced + self.failed
     }
 
+    fn all_ended(&self) -> bool {
+        self.made.keys().all(|name| self.deletes.contains_key(name))
+    }
+
     /// How long each pod lived until somebody's `nth` delete of it: the first is
     /// when it was told to end, the last is its end.
     fn lives(&self, last: bool) -> Vec<Duration> {
@@ -228,10 +232,10 @@ fn with_the_policy_off_late_creates_find_their_names_taken_or_are_removed() {
             (now.creates() + now.stored + now.refused >= held).then_some(())
         });
         let left = if case == "running" { WORKERS } else { 0 };
-        wait_for("what came late is removed", SOON * 2, || {
-            (cell.pods(case).len() == left).then_some(())
+        let fate = wait_for("what came late is removed", SOON * 2, || {
+            let now = fate();
+            (cell.pods(case).len() == left && now.all_ended()).then_some(now)
         });
-        let fate = fate();
         fate.tell(case, held);
         assert!(fate.creates() > 0, "{fate:?}");
         assert_eq!((fate.stored, fate.fenced, fate.failed), (0, 0, 0));
@@ -285,10 +289,10 @@ fn late_creates_at_a_server_that_wakes_up_with_an_old_lease_are_refused_or_remov
         (now.creates() + now.stored + now.refused >= held).then_some(())
     });
     println!("answered within {:?} of waking", woken.elapsed());
-    wait_for("what came late is removed", SOON * 2, || {
-        cell.pods("wake").is_empty().then_some(())
+    let fate = wait_for("what came late is removed", SOON * 2, || {
+        let now = fate();
+        (cell.pods("wake").is_empty() && now.all_ended()).then_some(now)
     });
-    let fate = fate();
     fate.tell("a server that wakes up", held);
     assert_eq!(fate.stored, 0, "{fate:?}");
     assert!(fate.refused > 0, "no late status write: {fate:?}");
