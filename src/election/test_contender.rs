@@ -122,6 +122,7 @@ pub(super) struct One {
     pub(super) tenure: watch::Receiver<Option<Tenure>>,
     pub(super) shutdown: CancellationToken,
     pub(super) running: JoinHandle<()>,
+    on_real_time: bool,
 }
 
 pub(super) fn settings() -> config::Lease {
@@ -188,13 +189,16 @@ pub(super) fn start_with(
         tenure,
         shutdown,
         running,
+        on_real_time: matches!(manner, Manner::Stuck),
     }
 }
 
 impl One {
-    /// The first time from now on, within half a minute, at which it is so.
+    /// The first time from now on, within half a minute (on real time 5 s), at
+    /// which it is so.
     pub(super) async fn until(&self, is_so: impl Fn(&Self) -> bool) -> Duration {
-        for _ in 0..30_000 {
+        let patience = if self.on_real_time { 5_000 } else { 30_000 };
+        for _ in 0..patience {
             if is_so(self) {
                 return self.server.now();
             }
