@@ -22,9 +22,9 @@ pub const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
 /// A lease, and what a loaded machine adds to it.
 const TAKEOVER: Duration = Duration::from_secs(30);
 
-/// More than the leader creates at once.
+/// More than the leader creates at once when it begins.
 const WORKERS: usize = 150;
-const AT_ONCE: usize = 100;
+const AT_ONCE: usize = 32;
 const BY_CLOCK: &str = "ottoscaler_refused_writes_total{wall=\"Clock\"} ";
 
 /// Clients of one replica; what they ask while it stands still waits in its
@@ -133,8 +133,10 @@ pub fn no_longer_leads(cell: &mut Cell, replica: usize) {
     assert!(cell.replicas[replica].is_running(), "it ended");
 }
 
-/// Its writes are on their way, and more wait to be sent: each of the three walls
-/// has to stop some.
+/// Its writes are on their way, and more wait to be sent: policy and version have to
+/// stop some. Whether its work still runs when its clock is over is chance here (it
+/// is told at the same moment); `after_a_saturated_runtime_the_clock_stops_the_write`
+/// makes sure that it does.
 #[test]
 fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
     let mut cell = Cell::proxied("stop-up", QUICK);
@@ -192,7 +194,6 @@ fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
         (theirs.count() == CALLS).then_some(())
     });
     let by_clock = cell.replicas[old].metric(BY_CLOCK);
-    assert!(by_clock >= 1.0, "its own clock stopped nothing");
     let audit = judge_task(&cell, "stop-up", WORKERS);
     println!(
         "of the old leader refused: {} by policy, {} by version, {by_clock} by its clock; {} terms",
