@@ -34,7 +34,7 @@ mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler "$@"; }
 
 total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
-  seed=${SEED:-$RANDOM} parts=$((total / 12))
+  seed=${SEED:-$RANDOM} parts=$((total / 6))
   run=($((seed % parts)))
   out=$work/sample
   rm -rf "$out"

@@ -6,8 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 only=${ONLY:-}
-up=()
+up=() beside='' failed=''
 finish() {
+  [ -z "$beside" ] || { pkill -P "$beside"; kill "$beside"; } 2> /dev/null || true
   for name in "${up[@]}"; do $cluster down "$name" > /dev/null || true; done
 }
 trap finish EXIT
@@ -35,23 +36,38 @@ step "programs and images"
 deploy/local/build.sh
 if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
-step "fake cluster"
+# Both kinds at the same time: the tests wait more than they work.
+cargo test --test e2e --no-run
 export OTTO_TEST_FAKE=t-fake OTTO_TEST_NODE=t-node
-up+=(t-fake)
-$cluster up t-fake fake
-cargo test --test e2e -- --test-threads=1 --nocapture --skip node:: ${only:+"$only"}
-$cluster down t-fake
-
-if [ -z "$why" ]; then
-  step "real node"
-  up+=(t-node)
+node() {
   $cluster up t-node node
   make -s load NAME=t-node
   cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: --skip late:: --skip saturation:: --skip windows:: ${only:+"$only"}
   $cluster down t-node
+}
+if [ -z "$why" ]; then
+  up+=(t-node)
+  said=$(mktemp)
+  node > "$said" 2>&1 &
+  beside=$!
+fi
+
+step "fake cluster"
+up+=(t-fake)
+$cluster up t-fake fake
+cargo test --test e2e -- --test-threads=1 --nocapture --skip node:: ${only:+"$only"} || failed=1
+$cluster down t-fake
+
+if [ -n "$beside" ]; then
+  wait "$beside" || failed=1
+  beside=''
+  step "real node, meanwhile"
+  cat "$said"
+  rm -f "$said"
   if [ -z "$only" ]; then
     step "clusters leave no trace"
-    tests/cluster/no_trace.sh
+    tests/cluster/no_trace.sh || failed=1
   fi
 fi
+[ -z "$failed" ] || exit 1
 step "done"
