@@ -110,9 +110,10 @@ impl Fate {
     /// when it was told to end, the last is its end.
     fn lives(&self, last: bool) -> Vec<Duration> {
         let ends = self.made.iter().map(|(name, made)| {
-            let deletes = self.deletes[name].iter().filter(|at| *at >= made);
+            let deletes = self.deletes[name].iter();
             let end = if last { deletes.max() } else { deletes.min() };
-            end.unwrap().duration_since(*made).try_into().unwrap()
+            // One server may answer the delete before another answers the create.
+            Duration::try_from(end.unwrap().duration_since(*made)).unwrap_or_default()
         });
         let mut lives: Vec<Duration> = ends.collect();
         lives.sort();
