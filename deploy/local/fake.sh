@@ -51,8 +51,6 @@ options:
   kubectlBinary: $(command -v kubectl)
 componentsPatches:
   - {name: etcd, extraArgs: [{key: unsafe-no-fsync, value: "true"}]}
-  # A silent node is lost after 40 s, as on the real node.
-  - {name: kube-controller-manager, extraArgs: [{key: node-monitor-period, value: 2s}, {key: node-monitor-grace-period, value: 40s}]}
   - {name: kube-apiserver, extraArgs: [{key: audit-log-maxsize, value: "4096"}]}
 EOF
   # pods' logs from files and other behaviours: more documents for kwok, e.g. ClusterLogs
@@ -109,7 +107,9 @@ fake_component() { # action component
   else
     [ -n "$pid" ] || die "component $2 does not run"
     kill "-$(signal_for "$1")" "$pid"
+    [ "$1" != kill ] || await "the end of $2" 10 fake_ended "$2"
   fi
 }
+fake_ended() { ! recorded_process "$dir/$1.pid"; }
 
 fake_load() { say "a fake cluster runs no containers: nothing to load"; }

@@ -147,12 +147,39 @@ fn a_preempted_worker_is_tried_again() {
     cell.audit("preempt", count + 1, 1);
 }
 
-/// Lets the fake nodes answer again, also when the test fails.
-struct Silent<'a>(&'a Cell);
+/// Nodes are silent, and the node controller gives them up after 40 s, as on the
+/// real node, not after minutes. Undone when it goes, also when the test fails.
+struct Silence<'a> {
+    cell: &'a Cell,
+    /// How the controller manager was started.
+    command: (std::path::PathBuf, Vec<u8>),
+}
 
-impl Drop for Silent<'_> {
+impl<'a> Silence<'a> {
+    fn fall(cell: &'a Cell) -> Self {
+        let path = std::path::Path::new(cell.cluster.var("COMPONENTS")).join("kcm");
+        let usual = std::fs::read(&path).unwrap();
+        let hasty = b"--node-monitor-period=2s\0--node-monitor-grace-period=40s\0";
+        let silence = Self {
+            cell,
+            command: (path, usual.clone()),
+        };
+        silence.restart([&usual[..], hasty].concat());
+        cell.cluster.component("pause", "kwok");
+        silence
+    }
+
+    fn restart(&self, command: Vec<u8>) {
+        self.cell.cluster.component("kill", "kcm");
+        std::fs::write(&self.command.0, command).unwrap();
+        self.cell.cluster.component("start", "kcm");
+    }
+}
+
+impl Drop for Silence<'_> {
     fn drop(&mut self) {
-        self.0.cluster.component("resume", "kwok");
+        self.restart(self.command.1.clone());
+        self.cell.cluster.component("resume", "kwok");
     }
 }
 
@@ -165,8 +192,7 @@ fn a_lost_node_is_told_and_its_worker_fails_after_the_timeout() {
     wait_for("it runs", SOON, || {
         (worker(&cell, "lost")["status"] == "Running").then_some(())
     });
-    cell.cluster.component("pause", "kwok");
-    let silent = Silent(&cell);
+    let silent = Silence::fall(&cell);
     let told = wait_for("the loss is told", 4 * SOON, || {
         let w = worker(&cell, "lost");
         w["error"]
