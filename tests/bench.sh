@@ -34,7 +34,11 @@ replica() { # number: starts one, leaves its pid in $pid, its ports in $grpc and
   pids+=("$pid")
 }
 
-ready() { until "$probe" -addr "127.0.0.1:$health" -service readiness > /dev/null 2>&1; do sleep 0.005; done; }
+# The probe dials a refused port again only after a second: wait for the port first.
+ready() {
+  until (: < "/dev/tcp/127.0.0.1/$health") 2> /dev/null; do sleep 0.002; done
+  until "$probe" -addr "127.0.0.1:$health" -service readiness > /dev/null 2>&1; do sleep 0.005; done
+}
 
 # A control plane with 1,000 worker pods that nobody runs, and a leader for them.
 thousand() {

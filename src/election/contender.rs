@@ -1,8 +1,9 @@
 //! The contest, the term, and the way out of it; runs for the process's life.
 //!
 //! What holds: losing the Lease never ends the process; every demotion is
-//! demote → drain or abort → fresh identity → contend; the Lease is released only
-//! after the reign has returned, and never while its work lives.
+//! demote → drain or abort → fresh identity → contend. One term: [`lead`].
+mod lead;
+
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
@@ -11,17 +12,16 @@ use k8s_openapi::{
 };
 use kube::Api;
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
+use lead::Ended;
 use tokio::{
     sync::watch,
-    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Beat, Clock, Leader, LeaderClient, Leadership, Metrics, Reign, Tenure,
+    Beat, Clock, Leader, Leadership, Metrics, Reign,
     events::{self, Events},
-    fence::Validity,
     guard::Guard,
     identity, proof,
 };
@@ -40,7 +40,6 @@ const MAX_REQUEST: Duration = Duration::from_secs(3);
 const ABORT_WITHIN: Duration = Duration::from_secs(2);
 /// Before the first contest, for the kubelet to tell of our own container.
 const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
-const RELEASE_TRIES: u32 = 3;
 const ASK_EVERY: Duration = Duration::from_millis(250);
 
 /// Contends for the Lease on behalf of this replica.
@@ -80,13 +79,6 @@ impl std::fmt::Debug for Clients {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Clients")
     }
-}
-
-/// How a term ended.
-enum Ended {
-    /// We were told to stop, and the work has ended.
-    HandedOver,
-    Lost(&'static str),
 }
 
 impl Contender {
@@ -290,120 +282,6 @@ impl Contender {
         }
     }
 
-    /// Runs the reign and renews, until one of them ends.
-    async fn lead(
-        &self,
-        lock: &LeaseLock,
-        term: Term,
-        reign: &Arc<dyn Reign>,
-        lease: &mut watch::Receiver<Option<Arc<Lease>>>,
-        shutdown: &CancellationToken,
-    ) -> Ended {
-        let validity = Arc::new(Validity::new(self.clock.clone()));
-        self.extend(&validity);
-        let tenure = Tenure {
-            term: term.clone(),
-            client: LeaderClient::new(
-                self.clients.work.clone(),
-                &self.namespace,
-                term.clone(),
-                validity.clone(),
-                self.metrics.clone(),
-            ),
-            drain: CancellationToken::new(),
-            lost: CancellationToken::new(),
-        };
-        self.show(lease, Some(&term));
-        let mut work = JoinSet::new();
-        let (ruler, of) = (reign.clone(), tenure.clone());
-        work.spawn(async move { ruler.run(of).await });
-
-        let ended = tokio::select! {
-            why = self.renew(lock, &term, &validity, lease) => Ended::Lost(why),
-            why = handover(&mut work, &tenure, shutdown, self.settings.handover_timeout) => why,
-        };
-        // From here no renewal runs.
-        if let Ended::Lost(_) = ended {
-            validity.end();
-        }
-        self.show(lease, None);
-        tenure.lost.cancel();
-        let has_ended = end(&mut work, self.abort_within).await;
-        validity.end();
-        if !has_ended {
-            tracing::error!("the work of this term does not end: the Lease is left to expire");
-            return Ended::Lost("its work does not end");
-        }
-        if matches!(ended, Ended::HandedOver) {
-            release(lock).await;
-        }
-        ended
-    }
-
-    /// After an acknowledged write of the Lease.
-    fn extend(&self, validity: &Validity) {
-        let until = self.guard.valid_until();
-        let took = self.clock.boot().saturating_sub(self.guard.sent());
-        self.metrics.renewed(took, until);
-        validity.set(until);
-    }
-
-    /// Renews for as long as it is ours; returns why it no longer is.
-    async fn renew(
-        &self,
-        lock: &LeaseLock,
-        term: &Term,
-        validity: &Validity,
-        lease: &mut watch::Receiver<Option<Arc<Lease>>>,
-    ) -> &'static str {
-        let mut pause = self.settings.retry_period;
-        let mut lease_watch = lease.clone();
-        // Until the watch has come to our own write, it tells of the time before.
-        let mut caught_up = false;
-        loop {
-            self.beat.strike();
-            let taken = async {
-                loop {
-                    if lease_watch.changed().await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                    let seen = lease_watch.borrow_and_update().clone();
-                    let of = seen.as_deref().and_then(term_of);
-                    if of.as_ref() == Some(term) {
-                        caught_up = true;
-                    } else if caught_up {
-                        return match seen {
-                            None => "the Lease was deleted",
-                            Some(_) => "somebody else wrote the Lease",
-                        };
-                    }
-                }
-            };
-            tokio::select! {
-                why = taken => return why,
-                () = sleep(pause.min(validity.left())) => {}
-            }
-            if validity.left().is_zero() {
-                return "it could not be renewed in time";
-            }
-            match timeout(validity.left(), lock.try_acquire_or_renew()).await {
-                Err(_) => return "it could not be renewed in time",
-                Ok(Ok(LeaseLockResult::Acquired(renewed))) => {
-                    if term_of(&renewed).as_ref() != Some(term) {
-                        return "the Lease is another";
-                    }
-                    self.extend(validity);
-                    pause = self.settings.retry_period;
-                }
-                Ok(Ok(LeaseLockResult::NotAcquired(_))) => return "somebody else holds the Lease",
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, left_ms = validity.left().as_millis(), "not renewed; trying again");
-                    pause = self.settings.retry_period / 4;
-                }
-            }
-        }
-    }
-
     /// Publishes who leads: `ours` while our term runs.
     fn show(&self, lease: &watch::Receiver<Option<Arc<Lease>>>, ours: Option<&Term>) {
         let leader = match ours {
@@ -435,50 +313,6 @@ impl Contender {
             changed
         });
     }
-}
-
-/// Waits for the work to end: by itself, or drained after `shutdown`.
-async fn handover(
-    work: &mut JoinSet<()>,
-    tenure: &Tenure,
-    shutdown: &CancellationToken,
-    within: Duration,
-) -> Ended {
-    tokio::select! {
-        _ = work.join_next() => return Ended::Lost("its work ended by itself"),
-        () = shutdown.cancelled() => {}
-    }
-    tenure.drain.cancel();
-    if timeout(within, work.join_next()).await.is_err() {
-        tracing::warn!("the drain took longer than HANDOVER_TIMEOUT: ending the work");
-        tenure.lost.cancel();
-    }
-    Ended::HandedOver
-}
-
-/// Waits for work that was told to end, `within` twice: then it is aborted, which
-/// ends it where it next waits. Whether it has ended.
-async fn end(work: &mut JoinSet<()>, within: Duration) -> bool {
-    let all_ended = async |work: &mut JoinSet<()>| {
-        let all = async { while work.join_next().await.is_some() {} };
-        timeout(within, all).await.is_ok()
-    };
-    if all_ended(work).await {
-        return true;
-    }
-    work.abort_all();
-    all_ended(work).await
-}
-
-/// A renewal that was cut off may still arrive before it: then it is tried again.
-async fn release(lock: &LeaseLock) {
-    for _ in 0..RELEASE_TRIES {
-        match lock.step_down().await {
-            Ok(()) => return,
-            Err(error) => tracing::info!(%error, "not released"),
-        }
-    }
-    tracing::warn!("the Lease was not released; it will expire");
 }
 
 fn term_of(lease: &Lease) -> Option<Term> {

@@ -3,7 +3,7 @@ use kube::client::Body;
 use tokio::time::Instant;
 
 use super::*;
-use crate::election::Time;
+use crate::election::{Tenure, Time};
 
 /// The boot clock goes with tokio's, which is paused and skips waiting.
 struct Virtual(Instant);
