@@ -4,7 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 2] = ["ottoscaler/v1/ottoscaler.proto", "ottoscaler/v1/log.proto"];
+const PROTOS: [&str; 3] = [
+    "ottoscaler/v1/ottoscaler.proto",
+    "ottoscaler/v1/admin.proto",
+    "ottoscaler/v1/log.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -19,7 +19,7 @@ use crate::{
     },
     config::Config,
     domain::template::Policy,
-    election::{self, Clients, Clock, Contender, Reign, Tenure},
+    election::{self, Clients, Clock, Contender, Pause, PauseSwitch, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder, HandlerClient},
@@ -59,6 +59,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         lease,
         worker,
         limits,
+        paused,
         handler,
         telemetry: _,
     } = config;
@@ -79,6 +80,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
     telemetry::metrics::register(&mut registry);
+    let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
     let (contender, leadership) = Contender::new(
         lease,
         replica.clone(),
@@ -91,6 +93,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Clock::default(),
     );
     let router = Arc::new(Router::new(leadership, &replica.pod_name, &replica.address));
+    let pause = contender.pause(paused);
     let health = Health::default();
     let probe = Probe {
         index: index.clone(),
@@ -102,6 +105,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         router: router.clone(),
         index: index.clone(),
         policy: policy.clone(),
+        pause: pause.clone(),
+        switch,
         health: health.clone(),
         drain: shutdown.clone(),
     };
@@ -122,6 +127,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         logs: logs::Settings::new(&handler, &namespace),
         policy,
         limits,
+        pause,
     };
 
     let until = stop.clone();
@@ -199,6 +205,7 @@ struct Leading {
     logs: logs::Settings,
     policy: Arc<Policy>,
     limits: crate::config::Limits,
+    pause: Pause,
 }
 
 #[tonic::async_trait]
@@ -212,6 +219,7 @@ impl Reign for Leading {
             drained: drained.clone(),
             policy: self.policy.clone(),
             limits: self.limits.clone(),
+            pause: self.pause.clone(),
             caught_up: caught_up.clone(),
             drain: tenure.drain.clone(),
             lost: tenure.lost.clone(),

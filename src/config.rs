@@ -68,6 +68,7 @@ settings! {
     "LEASE_RENEW_DEADLINE" "4s" "a duration" "how long a leader acts after its last renewal";
     "LEASE_RETRY_PERIOD" "1s" "a duration" "between renewals and between attempts";
     "HANDOVER_TIMEOUT" "20s" "a duration" "for draining before the Lease is released";
+    "PAUSED" "false" "true or false" "takes work and starts none, for maintenance (also: ottoctl pause)";
     "MAX_WORKERS" "500" "a count" "pods at a time";
     "REPOSITORY_WEIGHTS" "" "repository=weight, …" "shares of MAX_WORKERS; 1 where not named";
     "MAX_FINISHED_TASKS" "10000" "a count" "finished tasks kept as history";
@@ -98,6 +99,8 @@ pub struct Config {
     /// Of workers' pods.
     pub worker: Policy,
     pub limits: Limits,
+    /// Work is taken, no worker is started.
+    pub paused: bool,
     pub handler: Handler,
     pub telemetry: Telemetry,
 }
@@ -227,6 +230,7 @@ impl Config {
                 log_drain_timeout: get.duration("LOG_DRAIN_TIMEOUT")?,
                 node_lost_timeout: get.duration("NODE_LOST_TIMEOUT")?,
             },
+            paused: get.one_of("PAUSED", &["true", "false"])? == "true",
             handler: Handler {
                 host,
                 ack: match get

@@ -208,6 +208,11 @@ fn condition(pod: &mut Pod, condition: ConditionView) {
             pod.reason = condition.reason;
             pod.message = condition.message;
         }
+        ("PodScheduled", "True") => pod.scheduled = second(condition.last_transition_time),
+        // Told again, and False, when it ends.
+        ("PodReadyToStartContainers", "True") => {
+            pod.prepared = second(condition.last_transition_time);
+        }
         ("DisruptionTarget", "True") => pod.disruption = Some(condition.reason),
         // The kubelet gives a reason where a container is not ready; the node
         // controller gives none.

@@ -21,10 +21,8 @@ use crate::domain::task::{TaskSpec, TaskStatus};
     printcolumn = r#"{"name":"Task","type":"string","jsonPath":".spec.taskId"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Wanted","type":"integer","jsonPath":".spec.workers"}"#,
-    printcolumn = r#"{"name":"Pending","type":"integer","jsonPath":".status.counts.pending"}"#,
-    printcolumn = r#"{"name":"Running","type":"integer","jsonPath":".status.counts.running"}"#,
-    printcolumn = r#"{"name":"Succeeded","type":"integer","jsonPath":".status.counts.succeeded"}"#,
-    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.counts.failed"}"#,
+    printcolumn = r#"{"name":"Workers","type":"string","jsonPath":".status.conditions[?(@.type==\"Finished\")].message"}"#,
+    printcolumn = r#"{"name":"Waits","type":"string","jsonPath":".status.conditions[?(@.type==\"Created\")].message","priority":1}"#,
     printcolumn = r#"{"name":"Repository","type":"string","jsonPath":".spec.repository","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]

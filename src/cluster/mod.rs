@@ -3,6 +3,7 @@
 pub mod client;
 pub mod convert;
 pub mod crd;
+pub mod events;
 pub mod watch;
 
 /// Which leader wrote an object; the fence policy compares it with the Lease.

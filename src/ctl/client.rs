@@ -11,7 +11,9 @@ use tonic::{
 };
 
 use crate::proto::{
-    ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
+    PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, WorkerEvent,
+    WorkerStatusRequest, WorkerStatusResponse,
+    ottoscaler_admin_service_client::OttoscalerAdminServiceClient,
     ottoscaler_service_client::OttoscalerServiceClient,
 };
 
@@ -98,6 +100,26 @@ impl Client {
                 Err(status) => return Err(status),
             }
         }
+    }
+
+    /// None ends the pause.
+    pub(super) async fn pause(&self, reason: Option<String>) -> Result<PauseState, Status> {
+        self.repeat(|| {
+            let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
+            let reason = reason.clone();
+            let pause = |reason| self.request(PauseRequest { reason }, None, true);
+            let (pause, resume) = (
+                reason.map(pause),
+                self.request(ResumeRequest {}, None, true),
+            );
+            async move {
+                match pause {
+                    Some(pause) => admin.pause(pause).await,
+                    None => admin.resume(resume).await,
+                }
+            }
+        })
+        .await
     }
 
     pub(super) async fn scale_up(

@@ -84,6 +84,14 @@ enum Command {
     },
     /// End a task for good.
     Cancel { task: String },
+    /// Start no more workers, for maintenance: work is taken and waits.
+    Pause {
+        /// Told to whoever waits.
+        #[arg(default_value = "")]
+        reason: String,
+    },
+    /// End the pause.
+    Resume,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -167,6 +175,8 @@ async fn command(args: Args) -> Result<(), Failure> {
         }
         Command::ScaleDown { task, workers } => down(&client, task, workers, output).await?,
         Command::Cancel { task } => down(&client, task, 0, output).await?,
+        Command::Pause { reason } => render::pause(&client.pause(Some(reason)).await?, output),
+        Command::Resume => render::pause(&client.pause(None).await?, output),
         Command::Status {
             task,
             state,

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use tonic_types::StatusExt as _;
 
 use super::Output;
-use crate::proto::{ScaleResponse, WorkerPodStatus, WorkerStatusResponse, scale_response};
+use crate::proto::{
+    PauseState, ScaleResponse, WorkerPodStatus, WorkerStatusResponse, scale_response,
+};
 
 /// Colours only where somebody looks, and wants them.
 fn coloured() -> bool {
@@ -39,6 +41,14 @@ pub(super) fn scaled(response: &ScaleResponse, trace: &str, output: Output) {
     }
 }
 
+pub(super) fn pause(state: &PauseState, output: Output) {
+    match (output, state.paused.as_str()) {
+        (Output::Json, paused) => println!("{}", json!({ "paused": paused })),
+        (Output::Table, "") => println!("workers are started"),
+        (Output::Table, why) => println!("paused: {why}"),
+    }
+}
+
 pub(super) fn status(response: &WorkerStatusResponse, output: Output) {
     match output {
         Output::Table => {
@@ -56,6 +66,9 @@ pub(super) fn status(response: &WorkerStatusResponse, output: Output) {
                     ""
                 }
             );
+            if !response.paused.is_empty() {
+                println!("paused: {}", response.paused);
+            }
         }
         Output::Json => println!(
             "{}",
@@ -66,6 +79,7 @@ pub(super) fn status(response: &WorkerStatusResponse, output: Output) {
                 "succeeded": response.succeeded_count,
                 "failed": response.failed_count,
                 "stale": response.stale,
+                "paused": response.paused,
                 "workers": response.workers.iter().map(worker).collect::<Vec<_>>(),
             })
         ),
@@ -81,8 +95,12 @@ pub(super) fn worker(w: &WorkerPodStatus) -> Value {
         "status": w.status,
         "node": w.node_name,
         "ip": w.pod_ip,
+        "queuedAt": w.queued_at,
         "createdAt": w.created_at,
+        "scheduledAt": w.scheduled_at,
+        "preparedAt": w.prepared_at,
         "startedAt": w.started_at,
+        "firstLineAt": w.first_line_at,
         "completedAt": w.completed_at,
         "exitCode": w.exit_code,
         "error": w.error_message,

@@ -2,6 +2,7 @@
 //! runtime, no clock. Time comes in as an argument.
 pub mod candidate;
 pub mod concurrency;
+pub mod conditions;
 pub mod failure;
 pub mod janitor;
 pub mod lease;
@@ -12,6 +13,7 @@ pub mod quantity;
 pub mod queue;
 pub mod request;
 pub mod retry;
+pub mod story;
 pub mod task;
 pub mod template;
 pub mod term;

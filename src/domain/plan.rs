@@ -9,14 +9,15 @@
 //! was notified; a finished task is never revived.
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::{
+    conditions,
     failure::{self, Outlook},
     pod::Pod,
     queue::Attempt,
     retry::{self, Ending, Verdict},
-    task::{
-        Counts, FormerAttempt, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
-    },
+    task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
     view,
 };
 
@@ -32,6 +33,10 @@ pub struct Observed<'a> {
     pub notified: &'a dyn Fn(u32) -> Option<Notified>,
     /// The API server refused this worker's pod for good, and why.
     pub refused: &'a dyn Fn(u32) -> Option<String>,
+    /// When the first line of this pod's log was written (Unix seconds).
+    pub first_line: &'a dyn Fn(&str) -> Option<i64>,
+    /// What workers without a pod wait for, for people.
+    pub lacks: &'a str,
 }
 
 impl std::fmt::Debug for Observed<'_> {
@@ -102,7 +107,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         {
             record.notified = Some(told);
         }
-        p.deletions(&stored, &mut record);
+        p.deletions(&stored);
         workers.push(record);
     }
     let status = p.status(workers);
@@ -178,8 +183,13 @@ impl Planner<'_> {
             }
         }
         if !record.phase.is_final() && record.uid.is_none() {
+            record.queued = record.queued.or(Some(self.now));
             self.create(&mut record);
         }
+        let first_line = |uid: &String| (self.seen.first_line)(uid);
+        record.first_line = record
+            .first_line
+            .or_else(|| record.uid.as_ref().and_then(first_line));
         record
     }
 
@@ -195,8 +205,7 @@ impl Planner<'_> {
             self.wake(at);
             return;
         }
-        // An earlier attempt that still holds its pod is not terminal or gone
-        // unless it is recorded as former.
+        // By an earlier attempt that is neither terminal nor gone.
         let blocked = self.seen.pods.iter().any(|p| {
             p.index == record.index && p.attempt < record.attempt && !p.phase.is_terminal()
         });
@@ -240,18 +249,16 @@ impl Planner<'_> {
     }
 
     fn next_attempt(&mut self, record: &mut WorkerRecord, delay: i64, counts: bool) {
-        let mut former = std::mem::take(&mut record.former);
-        former.extend(record.uid.take().map(|uid| FormerAttempt {
-            attempt: record.attempt,
-            uid,
-        }));
         *record = WorkerRecord {
             index: record.index,
             attempt: record.attempt + 1,
             failures: record.failures + u32::from(counts),
             notified: record.notified,
             not_before: (delay > 0).then_some(self.now + delay),
-            former,
+            queued: Some(self.now),
+            // Why, until the new pod says something itself.
+            reason: std::mem::take(&mut record.reason),
+            message: std::mem::take(&mut record.message),
             ..WorkerRecord::default()
         };
     }
@@ -282,33 +289,28 @@ impl Planner<'_> {
     /// Pods whose uid the stored record is done with go, once drained; and so do
     /// pods that came into being when their attempt was over, those that still
     /// live at once.
-    fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
+    fn deletions(&mut self, stored: &WorkerRecord) {
         let pods = self
             .seen
             .pods
             .iter()
-            .filter(|p| p.index == record.index && !p.deleting);
+            .filter(|p| p.index == stored.index && !p.deleting);
         let pods: Vec<Arc<Pod>> = pods.cloned().collect();
         for pod in pods {
-            let former = stored.former.iter().any(|f| f.uid == pod.uid);
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());
             let stopped = current && stored.stopping && !stored.phase.is_final();
             // Stays true: attempts only grow, and a final record keeps its uid.
             let over = pod.attempt < stored.attempt
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
-            let stray = over && !former && !current;
-            let at_once = stopped || (stray && !pod.phase.is_terminal());
-            if at_once || ((over || former) && self.is_drained(&pod)) {
+            // A retry waits for the end of the attempt before: what lives came late.
+            let stray = over && !current && !pod.phase.is_terminal();
+            if stopped || stray || (over && self.is_drained(&pod)) {
                 self.actions.push(Action::Delete {
                     name: pod.name.clone(),
                     uid: pod.uid.clone(),
                 });
             }
         }
-        // A former attempt whose pod is gone needs no record.
-        record.former.retain(|f| {
-            self.seen.pods.iter().any(|p| p.uid == f.uid) || !stored.former.contains(f)
-        });
     }
 
     fn is_drained(&mut self, pod: &Pod) -> bool {
@@ -323,7 +325,8 @@ impl Planner<'_> {
         cap <= self.now
     }
 
-    fn status(&self, workers: Vec<WorkerRecord>) -> TaskStatus {
+    fn status(&self, mut workers: Vec<WorkerRecord>) -> TaskStatus {
+        task::fit(&mut workers);
         let mut counts = Counts::default();
         let stored = &self.task.status;
         let mut everything_final = true;
@@ -349,10 +352,18 @@ impl Planner<'_> {
         let finished_at = phase
             .is_finished()
             .then(|| stored.finished_at.unwrap_or(self.now));
+        let seen = conditions::Seen {
+            phase,
+            workers: &workers,
+            lacks: self.seen.lacks,
+        };
+        let now = Timestamp::from_second(self.now).unwrap_or_default();
+        let conditions = conditions::conditions(seen, &stored.conditions, &now.to_string());
         TaskStatus {
             term: stored.term.clone(),
             phase,
             counts,
+            conditions,
             workers,
             finished_at,
         }

@@ -45,6 +45,8 @@ fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, n
         drained: &|_| drained,
         notified: &|_| None,
         refused: &|_| None,
+        first_line: &|_| None,
+        lacks: "",
     };
     plan(task, seen, LIMITS, now)
 }

@@ -44,6 +44,10 @@ pub struct Pod {
     pub started: Option<i64>,
     pub finished: Option<i64>,
     pub created: Option<i64>,
+    /// It has a node.
+    pub scheduled: Option<i64>,
+    /// Its volumes and network are there; images come next.
+    pub prepared: Option<i64>,
     /// The kubelet has taken the pod.
     pub accepted: Option<i64>,
     /// Its deletion was asked for.

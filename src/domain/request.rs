@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use super::{
     names,
-    task::MAX_TASK_WORKERS,
+    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, WORKER_BYTES},
     template::{Policy, Template},
 };
 
@@ -13,6 +13,8 @@ const MAX_TEXT: usize = 256;
 const MAX_ENTRIES: usize = 128;
 const MAX_VALUE: usize = 32 * 1024;
 const MAX_MAP_BYTES: usize = 128 * 1024;
+/// Of a stored task beside its workers and what the request carries.
+const TASK_OVERHEAD: usize = 24 * 1024;
 
 /// A request as it came: unchecked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -114,6 +116,9 @@ impl ScaleRequest {
             found.0.extend(keys);
         }
         found.map("metadata", &self.metadata);
+        if found.0.is_empty() {
+            found.size(self);
+        }
         found.done()
     }
 
@@ -133,6 +138,13 @@ impl ScaleRequest {
         }
         found.done()
     }
+}
+
+/// Bytes of build_config, metadata and reason that a task of so many workers may
+/// carry: in JSON, as they are stored.
+pub fn room_for_maps(workers: u32) -> usize {
+    let workers = WORKER_BYTES * workers.min(MAX_TASK_WORKERS) as usize;
+    MAX_TASK_BYTES.saturating_sub(TASK_OVERHEAD + workers)
 }
 
 /// Which workers a status request selects.
@@ -193,6 +205,21 @@ impl Violations {
             self.add("task_id", "must not be empty".to_owned());
         }
         self.text("task_id", text);
+    }
+
+    fn size(&mut self, request: &ScaleRequest) {
+        let carried = (&request.build_config, &request.metadata, &request.reason);
+        let bytes = serde_json::to_string(&carried).map_or(usize::MAX, |json| json.len());
+        let workers = request.worker_count.unsigned_abs();
+        let room = room_for_maps(workers);
+        if bytes > room {
+            self.add(
+                "build_config",
+                format!(
+                    "with metadata and reason a task of {workers} workers may carry {room} bytes, not {bytes}; take fewer workers a task, or less"
+                ),
+            );
+        }
     }
 
     fn text(&mut self, field: &str, text: &str) {
@@ -325,6 +352,13 @@ mod tests {
             fields(&r),
             ["task_id", "worker_count", "build_config", "metadata"]
         );
+        // What many workers share must be small.
+        let mut r = legal();
+        r.build_config = [("K".into(), "v".repeat(20_000))].into();
+        r.worker_count = 900;
+        assert!(fields(&r).is_empty());
+        r.worker_count = 1_000;
+        assert_eq!(fields(&r), ["build_config"]);
     }
 
     #[test]

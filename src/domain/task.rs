@@ -1,4 +1,6 @@
 //! A task and its workers, as the WorkerTask stores them.
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
@@ -6,9 +8,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::names;
+pub(super) use stored::fit;
 
-/// Workers a task may have; holds the stored object well under etcd's limit.
+/// Workers a task may have.
 pub const MAX_TASK_WORKERS: u32 = 1_000;
+/// Of a WorkerTask, as etcd holds it: each change writes, and tells, all of it.
+pub const MAX_TASK_BYTES: usize = 384 * 1024;
+/// Of these a worker takes at most so many.
+pub const WORKER_BYTES: usize = 350;
 /// Request ids that a task remembers.
 pub const REMEMBERED_REQUESTS: usize = 16;
 
@@ -87,23 +94,34 @@ impl TaskSpec {
     }
 }
 
-/// What became of it. Written by the leader only.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+/// What became of it. Written by the leader only; etcd holds it more compact
+/// ([`stored`]).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "stored::Stored", into = "stored::Stored")]
 pub struct TaskStatus {
     /// Term of the leader that wrote this.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub term: String,
-    #[serde(default)]
     pub phase: TaskPhase,
-    #[serde(default)]
     pub counts: Counts,
+    pub conditions: Vec<Condition>,
     /// One record per worker that was ever wanted, by index.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workers: Vec<WorkerRecord>,
     /// When the last worker was final (Unix seconds).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<i64>,
+}
+
+/// As the Kubernetes API conventions have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub status: String,
+    pub reason: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// RFC 3339.
+    pub last_transition_time: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -155,10 +173,8 @@ impl WorkerPhase {
     }
 }
 
-/// One worker, compact: a task of 1,000 is one object in etcd. Times are Unix
-/// seconds.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+/// One worker. Times are Unix seconds, of its newest attempt.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkerRecord {
     /// From 1.
     pub index: u32,
@@ -167,58 +183,42 @@ pub struct WorkerRecord {
     pub phase: WorkerPhase,
     /// The attempt's pod, once seen. A pod whose record is final may be deleted
     /// once its logs are drained.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub node: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ip: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// From then on it waited to be created.
+    pub queued: Option<i64>,
     pub created: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// It had a node.
+    pub scheduled: Option<i64>,
+    /// Its volumes and network were there; then its image was pulled.
+    pub prepared: Option<i64>,
     pub started: Option<i64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Its first line of log.
+    pub first_line: Option<i64>,
     pub finished: Option<i64>,
     /// ScaleDown took this worker: its pod may be deleted at once.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopping: bool,
     /// The last transition that otto-handler took.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notified: Option<Notified>,
-    /// Attempts before this one whose pods are still to be removed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub former: Vec<FormerAttempt>,
     /// No pod of this attempt before this time (backoff).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<i64>,
     /// Failures counted against the retry budget so far.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub failures: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct FormerAttempt {
-    pub attempt: u32,
-    pub uid: String,
-}
-
 /// A transition of an attempt, as otto-handler knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notified {
     pub attempt: u32,
     pub state: NotifiedState,
 }
 
 /// In the order in which an attempt passes through them.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NotifiedState {
     Created,
     Running,
@@ -227,12 +227,14 @@ pub enum NotifiedState {
     Terminated,
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
-fn is_zero(n: &u32) -> bool {
-    *n == 0
+impl NotifiedState {
+    pub const ALL: [Self; 5] = [
+        Self::Created,
+        Self::Running,
+        Self::Completed,
+        Self::Failed,
+        Self::Terminated,
+    ];
 }
 
 /// A WorkerTask as the API server last told of it.

@@ -81,18 +81,21 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
 
 /// The record of a worker as stored, or a queued one.
 pub fn record(task: &Task, index: u32) -> WorkerRecord {
-    let stored = &task.status.workers;
-    // Records are sorted by index and mostly without holes.
-    stored
-        .get(index as usize - 1)
-        .filter(|w| w.index == index)
-        .or_else(|| stored.iter().find(|w| w.index == index))
+    stored(&task.status.workers, index)
         .cloned()
         .unwrap_or_else(|| WorkerRecord {
             index,
             attempt: 1,
             ..WorkerRecord::default()
         })
+}
+
+/// Records are sorted by index and mostly without holes.
+pub(super) fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
+    workers
+        .get(index as usize - 1)
+        .filter(|w| w.index == index)
+        .or_else(|| workers.iter().find(|w| w.index == index))
 }
 
 /// Moves a record on by what its pod says. A final record stays: history is not
@@ -106,9 +109,9 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
             index: record.index,
             attempt: pod.attempt,
             notified: record.notified,
-            former: std::mem::take(&mut record.former),
             failures: record.failures,
             stopping: record.stopping,
+            queued: record.queued,
             ..WorkerRecord::default()
         };
     }
@@ -139,6 +142,8 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     keep(&mut record.node, &pod.node);
     keep(&mut record.ip, &pod.ip);
     record.created = pod.created.or(record.created);
+    record.scheduled = pod.scheduled.or(record.scheduled);
+    record.prepared = pod.prepared.or(record.prepared);
     record.started = pod.started.or(record.started);
     record.finished = pod.finished.or(record.finished);
 }

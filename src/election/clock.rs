@@ -1,5 +1,5 @@
 //! The clocks that leadership reads; a test may put its own in their place.
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, fs, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
@@ -10,8 +10,9 @@ pub trait Time: Send + Sync + 'static {
     /// decides is decided by this.
     fn boot(&self) -> Duration;
 
-    /// What people set: only compared with what this node's kubelet says.
-    fn wall(&self) -> Timestamp;
+    /// When this process was forked, by the clock that people set: only compared
+    /// with what this node's kubelet says.
+    fn started(&self) -> Timestamp;
 }
 
 /// Cheap to clone; the system's clocks by default.
@@ -27,8 +28,8 @@ impl Clock {
         self.0.boot()
     }
 
-    pub(super) fn wall(&self) -> Timestamp {
-        self.0.wall()
+    pub(super) fn started(&self) -> Timestamp {
+        self.0.started()
     }
 }
 
@@ -44,8 +45,8 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// CLOCK_BOOTTIME (CLOCK_MONOTONIC would stop while the machine sleeps) and the
-/// system's wall clock.
+/// CLOCK_BOOTTIME (CLOCK_MONOTONIC would stop while the machine sleeps), and the
+/// process's age taken from the system's wall clock.
 #[derive(Debug)]
 pub struct System;
 
@@ -56,21 +57,56 @@ impl Time for System {
         Duration::new(s.unwrap_or(0), n.unwrap_or(0))
     }
 
-    fn wall(&self) -> Timestamp {
-        Timestamp::now()
+    /// The runtime forks a container's process before it stamps the container as
+    /// started; where /proc tells nothing, now is near enough.
+    fn started(&self) -> Timestamp {
+        let age = fs::read_to_string("/proc/self/stat")
+            .ok()
+            .and_then(|stat| forked_at(&stat))
+            .map(|forked| self.boot().saturating_sub(forked));
+        let age = age.unwrap_or_default();
+        let now = Timestamp::now();
+        now.checked_sub(age).unwrap_or(now)
     }
+}
+
+/// Since boot (proc_pid_stat(5), field 22, in hundredths of a second everywhere).
+fn forked_at(stat: &str) -> Option<Duration> {
+    // The second field is the program's name, which may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    Some(Duration::from_millis(ticks * 10))
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn the_systems_clocks_tell_the_time() {
         let clock = Clock::default();
-        let (boot, wall) = (clock.boot(), clock.wall());
+        let boot = clock.boot();
         assert!(boot > Duration::ZERO && clock.boot() >= boot);
-        let now = Timestamp::now();
-        assert!(wall <= now && now.duration_since(wall).as_secs() < 60);
+        let age = Timestamp::now().duration_since(clock.started());
+        assert!((0..86_400).contains(&age.as_secs()), "{age:?}");
+    }
+
+    #[test]
+    fn a_process_began_when_it_was_forked() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 12345 99 98";
+        assert_eq!(forked_at(stat), Some(Duration::from_millis(123_450)));
+        assert_eq!(forked_at("7 (a) S 1"), None);
+        // A child that sleeps for a while is as old as that.
+        let boot = Clock::default().boot();
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        let forked = forked_at(&stat).unwrap();
+        assert!(forked + Duration::from_millis(20) > boot && forked <= Clock::default().boot());
     }
 }

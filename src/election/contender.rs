@@ -23,7 +23,9 @@ use super::{
     Beat, Clock, Leader, Leadership, Metrics, Reign,
     events::{self, Events},
     guard::Guard,
-    identity, proof,
+    identity,
+    pause::{self, Pause},
+    proof,
 };
 use crate::{
     cluster::watch::{self as cluster_watch, Select, Sink},
@@ -53,6 +55,7 @@ pub struct Contender {
     started: Timestamp,
     leader: watch::Sender<Option<Arc<Leader>>>,
     beat: Beat,
+    paused: watch::Sender<Option<Arc<str>>>,
     metrics: Metrics,
     /// See [`ABORT_WITHIN`].
     pub(super) abort_within: Duration,
@@ -105,9 +108,10 @@ impl Contender {
             namespace: namespace.to_owned(),
             clients,
             guard,
-            started: clock.wall(),
+            started: clock.started(),
             leader,
             beat: Beat::new(clock.clone()),
+            paused: watch::channel(None).0,
             clock,
             metrics,
             abort_within: ABORT_WITHIN,
@@ -117,6 +121,11 @@ impl Contender {
 
     pub fn beat(&self) -> Beat {
         self.beat.clone()
+    }
+
+    /// `configured`: paused whatever the Lease says.
+    pub fn pause(&self, configured: bool) -> Pause {
+        Pause::new(configured, self.paused.subscribe())
     }
 
     /// Runs until `shutdown`, then until the work is drained and the Lease
@@ -131,6 +140,7 @@ impl Contender {
             guard: self.guard.clone(),
             lease: seen,
             wake: wake.clone(),
+            paused: self.paused.clone(),
         };
         let name = Select::Name(self.guard.lease_name().to_owned());
         let watches = futures::future::join(
@@ -143,7 +153,7 @@ impl Contender {
                 stop.clone(),
             ),
         );
-        let (events, publisher) = events::channel(
+        let (events, mut publisher) = events::channel(
             self.clients.work.clone(),
             &self.namespace,
             &self.settings.name,
@@ -336,11 +346,18 @@ struct Seen {
     guard: Arc<Guard>,
     lease: watch::Sender<Option<Arc<Lease>>>,
     wake: watch::Sender<()>,
+    paused: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Seen {
     fn see(&self, lease: Option<Lease>) {
         self.guard.observe(lease.as_ref());
+        let paused = pause::of(lease.as_ref());
+        self.paused.send_if_modified(|shown| {
+            let changed = *shown != paused;
+            *shown = paused;
+            changed
+        });
         self.lease.send_replace(lease.map(Arc::new));
         self.wake.send_replace(());
     }

@@ -13,7 +13,7 @@ impl Time for Virtual {
         Duration::from_secs(1_000) + self.0.elapsed()
     }
 
-    fn wall(&self) -> Timestamp {
+    fn started(&self) -> Timestamp {
         Timestamp::UNIX_EPOCH
     }
 }

@@ -14,7 +14,10 @@ use std::{
 
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{ObjectReference, Pod},
+};
 use kube::{Api, client::Body};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -137,6 +140,28 @@ impl LeaderClient {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Names an object of our namespace.
+    pub fn reference<K>(&self, name: &str, uid: &str) -> ObjectReference
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        let kind = K::DynamicType::default();
+        ObjectReference {
+            api_version: Some(K::api_version(&kind).into_owned()),
+            kind: Some(K::kind(&kind).into_owned()),
+            name: Some(name.to_owned()),
+            namespace: Some(self.namespace.to_string()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        }
+    }
+
+    /// For what only takes a client: the same fence.
+    pub fn client(&self) -> kube::Client {
+        self.client.clone()
     }
 
     pub fn term(&self) -> &Term {

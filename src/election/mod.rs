@@ -18,6 +18,7 @@ mod fence;
 mod guard;
 mod identity;
 mod metrics;
+mod pause;
 mod proof;
 #[cfg(test)]
 mod test_contender;
@@ -34,6 +35,7 @@ pub use clock::{Clock, System, Time};
 pub use contender::{Clients, Contender};
 pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;
+pub use pause::{NotSet, Pause, PauseSwitch};
 
 use crate::domain::term::Term;
 

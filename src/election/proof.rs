@@ -24,7 +24,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 const TOLD_WITHIN: i64 = 10;
 
 /// Our own proof, or None while the kubelet has not told of our container.
-/// `started` is this process's start: an older container is not ours.
+/// `started` is when this process was forked, which is before its container counts
+/// as started: an older container is not ours.
 pub(super) async fn own(
     pods: &Api<Pod>,
     pod: &str,

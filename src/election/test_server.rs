@@ -397,7 +397,7 @@ impl Time for Paused {
         Duration::from_secs(1000) + self.0.elapsed()
     }
 
-    fn wall(&self) -> Timestamp {
+    fn started(&self) -> Timestamp {
         STARTED.parse().unwrap()
     }
 }

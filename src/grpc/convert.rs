@@ -75,6 +75,10 @@ pub(super) fn worker(worker: &Worker) -> proto::WorkerPodStatus {
         worker_index: i32::try_from(record.index).unwrap_or(i32::MAX),
         attempt: i32::try_from(record.attempt).unwrap_or(i32::MAX),
         exit_code: record.exit_code,
+        queued_at: time(record.queued),
+        scheduled_at: time(record.scheduled),
+        prepared_at: time(record.prepared),
+        first_line_at: time(record.first_line),
     }
 }
 

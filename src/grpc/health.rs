@@ -100,7 +100,7 @@ mod tests {
             Duration::from_millis(self.0.load(Ordering::Relaxed))
         }
 
-        fn wall(&self) -> jiff::Timestamp {
+        fn started(&self) -> jiff::Timestamp {
             jiff::Timestamp::UNIX_EPOCH
         }
     }

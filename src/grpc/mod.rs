@@ -2,6 +2,7 @@
 //!
 //! A handler is: check, one call, convert. ScaleUp and ScaleDown go through the
 //! [`Router`] to the leader; status is answered from the index.
+mod admin;
 mod call;
 mod convert;
 mod errors;
@@ -17,7 +18,7 @@ pub use health::{Health, Probe};
 pub use router::Router;
 pub use server::{Server, Stopped};
 
-use crate::{domain::template::Policy, index::Index};
+use crate::{domain::template::Policy, election::Pause, index::Index};
 
 /// The OttoscalerService of this replica.
 #[derive(Debug, Clone)]
@@ -26,5 +27,6 @@ pub struct Service {
     index: Index,
     /// The leader's too: a bad request ends where it came in.
     policy: std::sync::Arc<Policy>,
+    pause: Pause,
     drain: tokio_util::sync::CancellationToken,
 }

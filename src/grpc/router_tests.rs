@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     domain::request::{Outcome, OutcomeKind, ScaleRequest},
-    election::Leader,
+    election::{Leader, Pause, PauseSwitch},
     grpc::{Health, Server},
     index::Index,
     proto,
@@ -107,10 +107,14 @@ async fn replica(asked: Option<Arc<Asked>>) -> Replica {
         router.lead(asked);
     }
     let config = crate::config::Config::from_lookup(&|_| None).unwrap();
+    let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let nowhere = kube::Client::try_from(nowhere).unwrap();
     let server = Server {
         router: router.clone(),
         index: Index::default(),
         policy: Arc::new(config.worker),
+        pause: Pause::channel(false).1,
+        switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
         drain: CancellationToken::new(),
     };

@@ -7,12 +7,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Health, Router, Service, call::Verb, status, watch};
+use super::{Health, Router, Service, admin::Admin, call::Verb, status, watch};
 use crate::{
     domain::template::Policy,
+    election::{Pause, PauseSwitch},
     index::Index,
     proto::{
         self, ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
+        ottoscaler_admin_service_server::OttoscalerAdminServiceServer,
         ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
     },
     telemetry,
@@ -43,6 +45,8 @@ pub struct Server {
     pub router: Arc<Router>,
     pub index: Index,
     pub policy: Arc<Policy>,
+    pub pause: Pause,
+    pub switch: PauseSwitch,
     pub health: Health,
     /// Long streams end, so that clients go elsewhere.
     pub drain: CancellationToken,
@@ -71,7 +75,12 @@ impl Server {
             router: self.router,
             index: self.index,
             policy: self.policy,
+            pause: self.pause.clone(),
             drain: self.drain,
+        };
+        let admin = Admin {
+            pause: self.pause,
+            switch: self.switch,
         };
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -93,6 +102,7 @@ impl Server {
                     .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
                     .send_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
+            .add_service(OttoscalerAdminServiceServer::new(admin))
             .add_service(HealthServer::new(self.health.service()))
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)
@@ -153,7 +163,7 @@ fn span(request: &http::Request<()>) -> tracing::Span {
     span
 }
 
-fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
+pub(super) fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
     let code = result
         .as_ref()
         .map_or_else(Status::code, |_| tonic::Code::Ok);

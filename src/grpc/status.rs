@@ -46,6 +46,7 @@ impl Service {
             failed_count: count(State::Failed),
             workers: found.iter().map(convert::worker).collect(),
             stale: staleness > STALE,
+            paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),
         });
         put(
             response.metadata_mut(),

@@ -89,6 +89,7 @@ impl Forwarder {
             pod: pod.clone(),
             source: source.clone(),
             pods: self.index.clone(),
+            drained: self.drained.clone(),
             handler: self.handler.clone(),
             settings: self.settings.clone(),
             term: tenure.term.to_string(),

@@ -30,6 +30,7 @@ use crate::{
         otto_handler_log_service_client::OttoHandlerLogServiceClient,
     },
     telemetry,
+    workers::Drained,
 };
 
 /// Bytes of a worker's entries under way.
@@ -63,6 +64,7 @@ pub(super) struct Session<S, P> {
     pub(super) pod: Arc<Pod>,
     pub(super) source: Arc<S>,
     pub(super) pods: P,
+    pub(super) drained: Drained,
     pub(super) handler: HandlerClient,
     pub(super) settings: Settings,
     pub(super) term: String,
@@ -411,6 +413,9 @@ impl<S: Source, P: Pods> Session<S, P> {
     }
 
     fn take(&self, state: &mut State, line: Line) {
+        if let Some(second) = line.second.filter(|_| state.read.next() == 1) {
+            self.drained.began(&self.pod.uid, second);
+        }
         let entry = self.maker().line(&state.read, line);
         if let Some((second, hash)) = entry.line {
             state.read.pass(second, hash);

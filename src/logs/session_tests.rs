@@ -164,6 +164,7 @@ async fn run(
         pod: pod.clone(),
         source: source.clone(),
         pods: Still(pod),
+        drained: Drained::default(),
         handler: HandlerClient::new(&handler).unwrap(),
         settings: Settings::new(&handler, "n"),
         term: "t".into(),

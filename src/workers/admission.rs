@@ -1,4 +1,4 @@
-//! Lets waiting workers in: as many pods as MAX_WORKERS, the namespace's quota and
+//! Lets waiting workers in unless paused: as many pods as MAX_WORKERS, the namespace's quota and
 //! the API server allow, in the order of [`crate::domain::queue`].
 //!
 //! What holds: what is in use is counted from the index and from the creates
@@ -71,6 +71,10 @@ impl Admission {
     /// Those that may be created now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Create> {
         if self.queue.is_empty() {
+            return Vec::new();
+        }
+        if let Some(why) = self.shared.pause.why() {
+            self.shared.room(Room::Paused(why));
             return Vec::new();
         }
         let now = Instant::now();

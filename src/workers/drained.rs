@@ -1,6 +1,7 @@
-//! Which pods' logs are acknowledged to the last line.
+//! What the log forwarder tells the worker manager: which pods' logs are
+//! acknowledged to the last line, and when they began.
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -16,6 +17,8 @@ pub struct Drained(Arc<Inner>);
 struct Inner {
     /// By pod uid.
     done: RwLock<HashSet<String>>,
+    /// Unix seconds, by pod uid.
+    first_line: RwLock<HashMap<String, i64>>,
     changes: broadcast::Sender<Arc<str>>,
 }
 
@@ -23,6 +26,7 @@ impl Default for Drained {
     fn default() -> Self {
         Self(Arc::new(Inner {
             done: RwLock::default(),
+            first_line: RwLock::default(),
             changes: broadcast::channel(CHANGES).0,
         }))
     }
@@ -35,6 +39,24 @@ impl Drained {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .contains(uid)
+    }
+
+    pub fn first_line(&self, uid: &str) -> Option<i64> {
+        let first_line = self.0.first_line.read();
+        first_line
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(uid)
+            .copied()
+    }
+
+    /// Told to nobody: it goes with the next record that is stored.
+    pub fn began(&self, uid: &str, second: i64) {
+        let mut first_line = self
+            .0
+            .first_line
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        first_line.entry(uid.to_owned()).or_insert(second);
     }
 
     /// Names of tasks of which a pod was drained.
@@ -59,5 +81,10 @@ impl Drained {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|uid| lives(uid));
+        self.0
+            .first_line
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, _| lives(uid));
     }
 }

@@ -22,7 +22,7 @@ use super::{
     status,
 };
 use crate::domain::{
-    janitor,
+    conditions, janitor,
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::Task,
@@ -81,6 +81,7 @@ impl Engine {
         let caught_up = caught_up.cancelled();
         tokio::pin!(caught_up);
         let mut knows = false;
+        let mut pause = self.shared.pause.clone();
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !drain.is_cancelled() {
@@ -101,6 +102,8 @@ impl Engine {
                     knows = true;
                     self.everything_is_due();
                 }
+                // What waits is looked at again.
+                () = pause.changed() => {}
                 _ = sweep.tick(), if knows => self.sweep(),
                 () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
             }
@@ -285,7 +288,8 @@ impl Engine {
         }
         let unchanged = task.status.phase == status.phase
             && task.status.workers == status.workers
-            && task.status.finished_at == status.finished_at;
+            && task.status.finished_at == status.finished_at
+            && !conditions::differ(&task.status.conditions, &status.conditions);
         if !unchanged {
             self.store(name, task, status);
         }
@@ -302,6 +306,7 @@ impl Engine {
         let (pods, gone) = (ours(pods), ours(gone));
         let notified = self.shared.notified();
         let refused = self.shared.refused();
+        let lacks = self.shared.lacks();
         let limits = &self.shared.limits;
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let seen = Observed {
@@ -313,6 +318,8 @@ impl Engine {
                 let attempt = crate::domain::view::record(task, index).attempt;
                 refused.get(&(name.clone(), index, attempt)).cloned()
             },
+            first_line: &|uid| self.shared.drained.first_line(uid),
+            lacks: &lacks,
         };
         let limits = Limits {
             pending_timeout: seconds(limits.pending_timeout),

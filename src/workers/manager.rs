@@ -1,5 +1,5 @@
 //! The leader's worker manager: what it works with, and its life.
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -10,10 +10,17 @@ use super::{
     notify::{self, Courier, Tell},
     shared::Shared,
 };
-use crate::{config, domain::template::Policy, election::LeaderClient, index::Index};
+use crate::{
+    cluster::events::{self, Publisher},
+    config,
+    domain::template::Policy,
+    election::{LeaderClient, Pause},
+    index::Index,
+};
 
 /// Seals under way when a leader starts; new work has the rest of the API server.
 const SEALS: usize = 16;
+
 /// What the manager works with.
 #[derive(Clone)]
 pub struct Parts {
@@ -22,6 +29,7 @@ pub struct Parts {
     pub drained: Drained,
     pub policy: Arc<Policy>,
     pub limits: config::Limits,
+    pub pause: Pause,
     /// Until then only tasks of our own making are worked on.
     pub caught_up: CancellationToken,
     /// Calls that wait are given back then.
@@ -41,18 +49,24 @@ impl std::fmt::Debug for Parts {
 #[derive(Debug, Clone)]
 pub struct Manager {
     pub(super) shared: Arc<Shared>,
+    /// Taken by [`Manager::run`].
+    publisher: Arc<Mutex<Option<Publisher>>>,
 }
 
 impl Manager {
     pub fn new(parts: &Parts) -> Self {
+        let (events, publisher) = events::channel(parts.client.client(), None);
         Self {
+            publisher: Arc::new(Mutex::new(Some(publisher))),
             shared: Arc::new(Shared {
+                events,
                 client: parts.client.clone(),
                 term: parts.client.term().to_string(),
                 index: parts.index.clone(),
                 policy: parts.policy.clone(),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
+                pause: parts.pause.clone(),
                 seals: Semaphore::new(SEALS),
                 caught_up: parts.caught_up.clone(),
                 drain: parts.drain.clone(),
@@ -76,9 +90,22 @@ impl Manager {
             let mut engine = Engine::new(self.shared.clone(), offers);
             engine.run(changes, &drain).await;
         };
+        let publisher = self
+            .publisher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let tell_people = async {
+            match publisher {
+                Some(mut publisher) => publisher.run().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = lost.cancelled() => {}
             ((), ()) = futures::future::join(work, courier.run(drain.clone())) => {}
+            // Until the others have ended.
+            () = tell_people => {}
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     cluster::{
         convert,
         crd::{WorkerTask, WorkerTaskSpec},
+        events::Note,
     },
     domain::{
         names,
@@ -81,7 +82,17 @@ impl Manager {
             ));
         }
         let workers = self.wait_created(&task, deadline).await;
-        Ok(self.outcome(&task, &workers, changed))
+        let outcome = self.outcome(&task, &workers, changed);
+        if outcome.kind == OutcomeKind::Partial {
+            let note = Note {
+                warning: true,
+                reason: "WorkersWait",
+                action: "ScaleUp",
+                text: outcome.message.clone(),
+            };
+            self.shared.tell(&task, note);
+        }
+        Ok(outcome)
     }
 
     async fn down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {

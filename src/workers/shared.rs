@@ -9,12 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::drained::Drained;
 use crate::{
+    cluster::{
+        crd::WorkerTask,
+        events::{Events, Note},
+    },
     config,
     domain::{
         task::{Notified, Task},
         template::Policy,
     },
-    election::LeaderClient,
+    election::{LeaderClient, Pause},
     index::Index,
     telemetry,
 };
@@ -29,7 +33,10 @@ pub(super) struct Shared {
     pub(super) client: LeaderClient,
     pub(super) term: String,
     pub(super) index: Index,
+    pub(super) events: Events,
     pub(super) policy: Arc<Policy>,
+    /// Of new pods; all else goes on.
+    pub(super) pause: Pause,
     pub(super) seals: Semaphore,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
@@ -60,6 +67,8 @@ pub(super) enum Room {
     Full,
     /// In the API server's words.
     Quota(String),
+    /// For the end of a pause, and why there is one.
+    Paused(Arc<str>),
 }
 
 impl Shared {
@@ -102,8 +111,15 @@ impl Shared {
         match &*room {
             Room::Busy => "wait for the API server".to_owned(),
             Room::Full => format!("wait for room (MAX_WORKERS is {})", self.limits.max_workers),
+            Room::Paused(why) => format!("wait for the end of the pause ({why})"),
             Room::Quota(why) => format!("wait for room in the quota ({why})"),
         }
+    }
+
+    /// Tells people of a task, by an Event on its WorkerTask.
+    pub(super) fn tell(&self, task: &Task, note: Note) {
+        let about = self.client.reference::<WorkerTask>(&task.name, &task.uid);
+        self.events.tell(note, about);
     }
 
     pub(super) fn refused(&self) -> MutexGuard<'_, Refused> {

@@ -5,21 +5,47 @@ use serde_json::json;
 
 use super::{effect::End, shared::Shared};
 use crate::{
-    cluster::{TERM, convert, crd::WorkerTask},
-    domain::task::{Task, TaskStatus},
+    cluster::{TERM, convert, crd::WorkerTask, events::Note},
+    domain::{
+        story::{self, News},
+        task::{Task, TaskPhase, TaskStatus},
+    },
 };
 
 /// Stores a status that was planned on `task`.
-pub(super) async fn write(shared: &Shared, task: &Task, status: TaskStatus) -> End {
+pub(super) async fn write(shared: &Shared, task: &Task, planned: TaskStatus) -> End {
     let patch = json!({
         "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
-        "status": status,
+        "status": planned,
     });
     let tasks = shared.client.api::<WorkerTask>();
     let answer = tasks
         .patch_status(&task.name, &PatchParams::default(), &Patch::Merge(&patch))
         .await;
-    taken(shared, answer)
+    let took = answer.is_ok();
+    let end = taken(shared, answer);
+    if took {
+        for news in story::news(&task.status, &planned) {
+            shared.tell(task, note(news));
+        }
+    }
+    end
+}
+
+fn note(news: News) -> Note {
+    let (warning, reason, action, text) = match news {
+        News::Retried(text) => (true, "WorkerRetried", "Retry", text),
+        News::Failed(text) => (true, "WorkerFailed", "Run", text),
+        News::Finished(TaskPhase::Succeeded, text) => (false, "TaskSucceeded", "Run", text),
+        News::Finished(TaskPhase::Cancelled, text) => (false, "TaskCancelled", "ScaleDown", text),
+        News::Finished(_, text) => (true, "TaskFailed", "Run", text),
+    };
+    Note {
+        warning,
+        reason,
+        action,
+        text,
+    }
 }
 
 /// Marks a task as this leader's: a predecessor's write that is still on its way

@@ -60,8 +60,8 @@ impl Time for Warp {
         self.began + passed.mul_f64(self.rate) + *self.boot_ahead.lock().unwrap()
     }
 
-    fn wall(&self) -> Timestamp {
-        System.wall() + self.wall_ahead()
+    fn started(&self) -> Timestamp {
+        System.started() + self.wall_ahead()
     }
 }
 

@@ -1,0 +1,181 @@
+//! A task's conditions: what `kubectl get workertasks` and an SRE read first.
+//!
+//! Types after the Kubernetes API conventions: `Created` (each wanted worker has,
+//! or had, its pod) and `Finished`. A condition's time changes with its status only.
+use std::collections::BTreeMap;
+
+use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
+
+/// What the conditions are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    pub phase: TaskPhase,
+    pub workers: &'a [WorkerRecord],
+    /// What workers without a pod wait for.
+    pub lacks: &'a str,
+}
+
+/// The conditions at `now` (RFC 3339), after those stored `before`.
+pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condition> {
+    let Seen {
+        phase,
+        workers,
+        lacks,
+    } = seen;
+    let queued = workers
+        .iter()
+        .filter(|w| w.uid.is_none() && !w.phase.is_final())
+        .count();
+    let created = if queued == 0 {
+        (true, "AllCreated", String::new())
+    } else {
+        let message = format!("{queued} of {} workers {lacks}", workers.len());
+        (false, "Queued", message)
+    };
+    let reason = match phase {
+        TaskPhase::Pending | TaskPhase::Running => "Working",
+        TaskPhase::Succeeded => "Succeeded",
+        TaskPhase::Failed => "Failed",
+        TaskPhase::Cancelled => "Cancelled",
+    };
+    let finished = (phase.is_finished(), reason, tally(workers));
+    [("Created", created), ("Finished", finished)]
+        .into_iter()
+        .map(|(kind, (is, reason, message))| {
+            let status = if is { "True" } else { "False" };
+            let since = before
+                .iter()
+                .find(|c| c.kind == kind && c.status == status)
+                .map_or(now, |c| &c.last_transition_time);
+            Condition {
+                kind: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message,
+                last_transition_time: since.to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// Whether `new` says something that `old` does not; counts may differ.
+pub fn differ(old: &[Condition], new: &[Condition]) -> bool {
+    let said = |c: &Condition| (c.kind.clone(), c.status.clone(), c.reason.clone());
+    old.iter().map(said).ne(new.iter().map(said))
+}
+
+/// `3 succeeded, 2 failed (OOMKilled)`.
+pub(super) fn tally(workers: &[WorkerRecord]) -> String {
+    let mut counts: BTreeMap<u8, (&str, usize)> = BTreeMap::new();
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for w in workers {
+        let (order, word) = match w.phase {
+            WorkerPhase::Succeeded => (0, "succeeded"),
+            WorkerPhase::Running => (1, "running"),
+            WorkerPhase::Pending => (2, "pending"),
+            WorkerPhase::Queued => (3, "queued"),
+            WorkerPhase::Terminated => (4, "terminated"),
+            WorkerPhase::Failed => {
+                *reasons.entry(&w.reason).or_default() += 1;
+                (5, "failed")
+            }
+        };
+        counts.entry(order).or_insert((word, 0)).1 += 1;
+    }
+    let mut told: Vec<String> = counts
+        .values()
+        .map(|(word, n)| format!("{n} {word}"))
+        .collect();
+    let most = reasons
+        .into_iter()
+        .filter(|(r, _)| !r.is_empty())
+        .max_by_key(|(_, n)| *n);
+    if let (Some(failed), Some((reason, n))) = (told.last_mut(), most) {
+        let all = counts.get(&5).is_some_and(|(_, failed)| *failed == n);
+        failed.push_str(&format!(
+            " ({}{reason})",
+            if all { "" } else { "most of them " }
+        ));
+    }
+    told.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(phase: WorkerPhase, reason: &str) -> WorkerRecord {
+        WorkerRecord {
+            phase,
+            reason: reason.into(),
+            uid: (phase != WorkerPhase::Queued).then(|| "u".into()),
+            ..WorkerRecord::default()
+        }
+    }
+
+    fn of(
+        phase: TaskPhase,
+        workers: &[WorkerRecord],
+        before: &[Condition],
+        now: &str,
+    ) -> Vec<Condition> {
+        let lacks = "wait for room (MAX_WORKERS is 1)";
+        conditions(
+            Seen {
+                phase,
+                workers,
+                lacks,
+            },
+            before,
+            now,
+        )
+    }
+
+    #[test]
+    fn a_task_tells_its_story() {
+        let workers = [
+            worker(WorkerPhase::Succeeded, ""),
+            worker(WorkerPhase::Running, ""),
+            worker(WorkerPhase::Queued, ""),
+            worker(WorkerPhase::Failed, "OOMKilled"),
+        ];
+        let told = of(TaskPhase::Running, &workers, &[], "t1");
+        let (created, finished) = (&told[0], &told[1]);
+        assert_eq!(
+            (&*created.status, &*created.message),
+            ("False", "1 of 4 workers wait for room (MAX_WORKERS is 1)")
+        );
+        assert_eq!(
+            (&*finished.status, &*finished.message),
+            (
+                "False",
+                "1 succeeded, 1 running, 1 queued, 1 failed (OOMKilled)"
+            )
+        );
+    }
+
+    #[test]
+    fn a_conditions_time_is_that_of_its_status() {
+        let queued = [worker(WorkerPhase::Queued, "")];
+        let first = of(TaskPhase::Pending, &queued, &[], "t1");
+        let later = of(TaskPhase::Running, &queued, &first, "t2");
+        assert_eq!(later[0].last_transition_time, "t1");
+        let running = [worker(WorkerPhase::Running, "")];
+        let then = of(TaskPhase::Running, &running, &later, "t3");
+        assert_eq!(
+            (
+                &*then[0].last_transition_time,
+                &*then[1].last_transition_time
+            ),
+            ("t3", "t1")
+        );
+        assert!(differ(&later, &then) && !differ(&first, &later));
+    }
+
+    #[test]
+    fn several_reasons_are_told_by_the_most_frequent() {
+        let failed = |reason| worker(WorkerPhase::Failed, reason);
+        let told = tally(&[failed("Error"), failed("OOMKilled"), failed("Error")]);
+        assert_eq!(told, "3 failed (most of them Error)");
+    }
+}

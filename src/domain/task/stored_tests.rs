@@ -1,0 +1,182 @@
+#![expect(clippy::unwrap_used)]
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, REMEMBERED_REQUESTS, TaskSpec};
+
+fn stored(status: &TaskStatus) -> String {
+    serde_json::to_string(status).unwrap()
+}
+
+fn loaded(text: &str) -> TaskStatus {
+    serde_json::from_str(text).unwrap()
+}
+
+fn time() -> impl Strategy<Value = Option<i64>> {
+    prop::option::of(1_700_000_000_i64..1_800_000_000)
+}
+
+fn phase() -> impl Strategy<Value = WorkerPhase> {
+    use WorkerPhase::{Failed, Pending, Queued, Running, Succeeded, Terminated};
+    prop::sample::select(vec![
+        Queued, Pending, Running, Succeeded, Failed, Terminated,
+    ])
+}
+
+fn record() -> impl Strategy<Value = WorkerRecord> {
+    let times = prop::array::uniform7(time());
+    let texts = ("[a-c]?", "[a-z]{0,2}", "[n-p]?", "[0-9]?");
+    let told = prop::option::of((1_u32..4, prop::sample::select(NotifiedState::ALL.to_vec())));
+    let rest = (
+        told,
+        time(),
+        0_u32..4,
+        any::<bool>(),
+        prop::option::of(any::<i32>()),
+    );
+    (phase(), 1_u32..4, times, texts, rest).prop_map(|(phase, attempt, times, texts, rest)| {
+        let [
+            queued,
+            created,
+            scheduled,
+            prepared,
+            started,
+            first_line,
+            finished,
+        ] = times;
+        let (reason, message, node, ip) = texts;
+        let (told, not_before, failures, stopping, exit_code) = rest;
+        WorkerRecord {
+            attempt,
+            phase,
+            uid: created.map(|at| at.to_string()),
+            reason,
+            message,
+            exit_code,
+            node,
+            ip,
+            queued,
+            created,
+            scheduled,
+            prepared,
+            started,
+            first_line,
+            finished,
+            stopping,
+            notified: told.map(|(attempt, state)| Notified { attempt, state }),
+            not_before,
+            failures,
+            ..WorkerRecord::default()
+        }
+    })
+}
+
+fn status(mut workers: Vec<WorkerRecord>) -> TaskStatus {
+    for (n, worker) in (1..).zip(&mut workers) {
+        worker.index = n;
+    }
+    fit(&mut workers);
+    TaskStatus {
+        workers,
+        ..TaskStatus::default()
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_stored_comes_back(workers in prop::collection::vec(record(), 0..150)) {
+        let status = status(workers);
+        prop_assert_eq!(loaded(&stored(&status)), status);
+    }
+}
+
+fn worker(reason: &str, message: &str) -> WorkerRecord {
+    WorkerRecord {
+        reason: reason.into(),
+        message: message.into(),
+        ..WorkerRecord::default()
+    }
+}
+
+#[test]
+fn beyond_64_messages_a_worker_keeps_its_reason() {
+    let many = (0..100).map(|n| worker("Error", &format!("message {n}")));
+    let kept = status(many.collect()).workers;
+    assert_eq!(kept.iter().filter(|w| !w.message.is_empty()).count(), 64);
+    assert!(kept.iter().all(|w| w.reason == "Error"));
+    let many = (0..100).map(|n| worker(&format!("Reason{n}"), ""));
+    let kept = status(many.collect()).workers;
+    assert_eq!(kept.iter().filter(|w| w.reason == OTHER).count(), 36);
+}
+
+#[test]
+fn fitting_twice_changes_nothing() {
+    let many = (0..200).map(|n| worker(&format!("Reason{}", n % 99), &format!("m{}", n % 77)));
+    let once = status(many.collect());
+    assert_eq!(status(once.workers.clone()), once);
+}
+
+/// Everything at its longest, all at once: what no task can exceed.
+pub(in crate::domain) fn longest() -> (TaskSpec, TaskStatus) {
+    let long = |c: char, n: usize| c.to_string().repeat(n);
+    let spec = TaskSpec {
+        task_id: long('t', 256),
+        repository: long('r', 256),
+        commit_sha: long('c', 256),
+        workers: MAX_TASK_WORKERS,
+        triggered_by: long('b', 256),
+        digest: long('d', 32),
+        request_ids: vec![long('q', 128); REMEMBERED_REQUESTS],
+        traceparent: Some(long('p', 55)),
+        ..TaskSpec::default()
+    };
+    let workers = (1..=MAX_TASK_WORKERS).map(|n| WorkerRecord {
+        attempt: 11,
+        phase: WorkerPhase::Terminated,
+        uid: Some(format!("{n:036}")),
+        reason: format!("{n:026}"),
+        message: format!("{n:0128}"),
+        exit_code: Some(255),
+        node: format!("{n:063}"),
+        ip: "fd00:1234:5678:9abc:def0:1234:5678:9abc".into(),
+        queued: Some(1_764_032_000),
+        created: Some(1_764_032_001),
+        scheduled: Some(1_764_032_002),
+        prepared: Some(1_764_032_012),
+        started: Some(1_764_033_000),
+        first_line: Some(1_764_033_000),
+        finished: Some(1_764_118_400),
+        stopping: true,
+        notified: Some(Notified {
+            attempt: 10,
+            state: NotifiedState::Terminated,
+        }),
+        failures: 10,
+        ..WorkerRecord::default()
+    });
+    let mut status = status(workers.collect());
+    status.term = long('l', 200);
+    status.finished_at = Some(1_764_118_400);
+    let condition = Condition {
+        kind: "Finished".into(),
+        status: "True".into(),
+        reason: "Cancelled".into(),
+        message: long('m', 256),
+        last_transition_time: "2026-11-25T01:00:00Z".into(),
+    };
+    status.conditions = vec![condition; 2];
+    (spec, status)
+}
+
+#[test]
+fn a_thousand_workers_with_the_longest_names_fit_beside_what_a_request_may_carry() {
+    let (spec, status) = longest();
+    let status = stored(&status).len();
+    let spec_alone = serde_json::to_string(&spec).unwrap().len();
+    println!("status {status} bytes, spec without maps {spec_alone}");
+    let carried = crate::domain::request::room_for_maps(MAX_TASK_WORKERS);
+    // Name, uid, term, managed fields.
+    let metadata = 4 * 1024;
+    assert!(carried >= 16 * 1024, "{carried}");
+    assert!(status + spec_alone + carried + metadata <= MAX_TASK_BYTES);
+}

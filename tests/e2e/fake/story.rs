@@ -1,0 +1,259 @@
+//! What people see: a pause, kubectl's view of a task, how big it may become.
+use std::{io::Write as _, process::Stdio};
+
+use ottoscaler::domain::{
+    request::room_for_maps,
+    task::{
+        MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, TaskSpec, TaskStatus,
+        WorkerPhase, WorkerRecord,
+    },
+};
+use serde_json::{Value, json};
+
+use super::{Cell, QUICK, SOON, scale_up, wait_for};
+
+fn events(cell: &Cell, task: &str) -> Vec<(String, String)> {
+    let all = cell.cluster.json(&["-n", &cell.namespace, "get", "events"]);
+    let text = |e: &Value, key: &str| e[key].as_str().unwrap_or_default().to_owned();
+    all["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|e| e["involvedObject"]["kind"] == "WorkerTask")
+        .filter(|e| text(&e["involvedObject"], "name").contains(task))
+        .map(|e| (text(e, "reason"), text(e, "message")))
+        .collect()
+}
+
+#[test]
+fn a_pause_outlives_its_leader_and_is_told_until_it_ends() {
+    let mut cell = Cell::start("pause", QUICK);
+    cell.ask(0, &scale_up("before", "1"));
+    let leader = cell.leader().unwrap();
+    let follower = (leader + 1) % 3;
+    assert_eq!(
+        cell.ask(follower, &["pause", "node upgrade"])["paused"],
+        "node upgrade"
+    );
+    wait_for("every replica knows", SOON, || {
+        (0..3)
+            .all(|n| cell.ask(n, &["status"])["paused"] == "node upgrade")
+            .then_some(())
+    });
+    let answer = cell.ask(follower, &scale_up("waits", "2"));
+    assert_eq!(answer["status"], "PARTIAL_SUCCESS", "{answer}");
+    let message = answer["message"].as_str().unwrap();
+    assert!(
+        message.contains("2 of 2") && message.contains("pause (node upgrade)"),
+        "{message}"
+    );
+    // What runs goes on, to its end.
+    cell.succeed("otto-agent-before-1");
+    wait_for("the other task ends", SOON, || {
+        (cell.ask(follower, &["status", "before"])["succeeded"] == 1).then_some(())
+    });
+
+    cell.replicas[leader].signal("TERM");
+    cell.replicas[leader].wait_exit();
+    wait_for("the next leader has taken the task over", SOON, || {
+        let next = cell.holder().filter(|h| !h.is_empty())?;
+        let tasks = cell.cluster.json(&["-n", "pause", "get", "workertasks"]);
+        let tasks = tasks["items"].as_array().unwrap().clone();
+        tasks
+            .iter()
+            .find(|t| t["spec"]["taskId"] == "waits")?
+            .pointer("/metadata/annotations/ottoscaler.io~1term")?
+            .as_str()?
+            .ends_with(&next)
+            .then_some(())
+    });
+    let status = cell.ask(follower, &["status", "waits"]);
+    assert_eq!(
+        (&status["pending"], &status["paused"]),
+        (&json!(2), &json!("node upgrade"))
+    );
+    assert!(cell.pods("waits").is_empty());
+    let told = wait_for("an event tells what is waited for", SOON, || {
+        events(&cell, "waits")
+            .into_iter()
+            .find(|(reason, _)| reason == "WorkersWait")
+    });
+    assert!(told.1.contains("pause (node upgrade)"), "{told:?}");
+
+    assert_eq!(cell.ask(follower, &["resume"])["paused"], "");
+    wait_for("they start", SOON, || {
+        (cell.pods("waits").len() == 2).then_some(())
+    });
+    // kubectl does as well.
+    let lease = ["-n", "pause", "annotate", "lease", "ottoscaler-leader"];
+    cell.cluster
+        .kubectl(&[&lease[..], &["ottoscaler.io/paused="]].concat());
+    wait_for("it is told", SOON, || {
+        (cell.ask(follower, &["status"])["paused"] == "no reason given").then_some(())
+    });
+    cell.audit("waits", 2, 1);
+}
+
+#[test]
+fn kubectl_tells_a_tasks_story() {
+    let cell = Cell::start("story", QUICK);
+    cell.ask(0, &scale_up("story", "3"));
+    wait_for("they run", SOON, || {
+        (cell.ask(1, &["status", "story"])["running"] == 3).then_some(())
+    });
+    cell.succeed("otto-agent-story-1");
+    cell.succeed("otto-agent-story-2");
+    let end = json!({"status": {"phase": "Failed", "containerStatuses": [{"name": "worker", "ready": false,
+        "restartCount": 0, "image": "i", "imageID": "", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled",
+        "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:01:00Z"}}}]}});
+    cell.cluster.kubectl(&[
+        "-n",
+        "story",
+        "patch",
+        "pod",
+        "otto-agent-story-3",
+        "--subresource=status",
+        "-p",
+        &end.to_string(),
+    ]);
+    let told = "2 succeeded, 1 failed (OOMKilled)";
+    wait_for("a line tells it", SOON, || {
+        let lines = cell.cluster.kubectl(&["-n", "story", "get", "wt"]);
+        lines.contains(told).then_some(())
+    });
+    let tasks = cell.cluster.json(&["-n", "story", "get", "wt"]);
+    let conditions = tasks["items"][0]["status"]["conditions"].clone();
+    let said = |n: usize| {
+        (
+            conditions[n]["type"].clone(),
+            conditions[n]["status"].clone(),
+            conditions[n]["reason"].clone(),
+        )
+    };
+    assert_eq!(
+        said(0),
+        (json!("Created"), json!("True"), json!("AllCreated"))
+    );
+    assert_eq!(said(1), (json!("Finished"), json!("True"), json!("Failed")));
+    let all = wait_for("events tell it", SOON, || {
+        let all = events(&cell, "story");
+        all.iter()
+            .any(|(reason, _)| reason == "TaskFailed")
+            .then_some(all)
+    });
+    assert!(all.contains(&("TaskFailed".into(), told.into())), "{all:?}");
+    assert!(
+        all.contains(&(
+            "WorkerFailed".into(),
+            "1 worker(s) failed: OOMKilled (index 3)".into()
+        )),
+        "{all:?}"
+    );
+    // How a worker came to start stays on its record, here after its pod went.
+    wait_for("the pods are gone", SOON, || {
+        cell.pods("story").is_empty().then_some(())
+    });
+    let worker = cell.ask(2, &["status", "story"])["workers"][2].clone();
+    let times: Vec<&str> = [
+        "queuedAt",
+        "createdAt",
+        "scheduledAt",
+        "startedAt",
+        "completedAt",
+    ]
+    .iter()
+    .map(|key| worker[key].as_str().unwrap())
+    .collect();
+    assert!(times.iter().all(|at| at.len() == 20), "{worker}");
+    assert!(times[..3].is_sorted(), "{worker}");
+    cell.audit("story", 3, 1);
+}
+
+/// A name of this length that tells a number.
+fn long(n: u32, length: usize) -> String {
+    format!("{n:0length$}")
+}
+
+/// Everything at its longest at once, in an object that a real API server stores
+/// (custom resources as the JSON that it serves).
+#[test]
+fn a_thousand_workers_with_the_longest_names_and_reasons_stay_within_384_kib() {
+    let cell = Cell::installed("longest", QUICK, "--set fence.policy.enabled=false");
+    // Quotes around key and value, a colon, braces and brackets around the maps.
+    let config = "v".repeat(room_for_maps(MAX_TASK_WORKERS) - 24);
+    let spec = TaskSpec {
+        task_id: long(1, 256),
+        repository: long(2, 256),
+        commit_sha: long(3, 256),
+        workers: MAX_TASK_WORKERS,
+        build_config: [("K".to_owned(), config)].into(),
+        triggered_by: long(4, 256),
+        digest: long(5, 32),
+        request_ids: (0..16).map(|n| long(n, 128)).collect(),
+        traceparent: Some(long(6, 55)),
+        ..TaskSpec::default()
+    };
+    let workers = (1..=MAX_TASK_WORKERS).map(|index| WorkerRecord {
+        index,
+        attempt: 11,
+        phase: WorkerPhase::Failed,
+        uid: Some(long(index, 36)),
+        reason: long(index % 64, 26),
+        message: long(index % 64, 128),
+        exit_code: Some(255),
+        node: long(index, 63),
+        ip: "fd00:1234:5678:9abc:def0:1234:5678:9abc".into(),
+        queued: Some(1_764_032_000),
+        created: Some(1_764_032_001),
+        scheduled: Some(1_764_032_002),
+        prepared: Some(1_764_032_012),
+        started: Some(1_764_033_000),
+        first_line: Some(1_764_033_000),
+        finished: Some(1_764_118_400),
+        notified: Some(Notified {
+            attempt: 10,
+            state: NotifiedState::Running,
+        }),
+        failures: 10,
+        ..WorkerRecord::default()
+    });
+    let status = TaskStatus {
+        term: long(7, 200),
+        workers: workers.collect(),
+        ..TaskStatus::default()
+    };
+    let put = |verb: &[&str], object: &Value| {
+        let args = [&["kubectl", "-n", &cell.namespace], verb, &["-f", "-"]].concat();
+        let mut put = cell.cluster.command(&args);
+        let mut put = put
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let text = object.to_string();
+        put.stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        assert!(put.wait().unwrap().success());
+    };
+    let mut object = json!({"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask",
+        "metadata": {"name": long(8, 63), "annotations": {"ottoscaler.io/term": long(7, 200)}}, "spec": spec});
+    put(&["create"], &object);
+    object["status"] = json!(status);
+    put(&["replace", "--subresource=status"], &object);
+    let path = format!(
+        "/apis/ottoscaler.io/v1alpha1/namespaces/{}/workertasks/{}",
+        cell.namespace,
+        long(8, 63)
+    );
+    let stored = cell.cluster.kubectl(&["get", "--raw", &path]);
+    println!("stored: {} bytes of {MAX_TASK_BYTES}", stored.len());
+    assert!(stored.contains("managedFields") && stored.contains(&long(MAX_TASK_WORKERS, 63)));
+    assert!((MAX_TASK_BYTES / 2..=MAX_TASK_BYTES).contains(&stored.len()));
+    // And what is read is what was stored.
+    let back: Value = serde_json::from_str(&stored).unwrap();
+    let back: TaskStatus = serde_json::from_value(back["status"].clone()).unwrap();
+    assert_eq!(back.workers, status.workers);
+}
