@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use hyper::{
     Request, Response,
     body::{Body, Frame, Incoming},
+    http::request::Parts,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -44,14 +45,21 @@ pub enum Fault {
     ResetAfter,
     /// Answered by this code, without reaching the server.
     Status(u16),
+    /// Its sender dies before it is sent: it is lost, and all that follows, of
+    /// whatever kind.
+    DeadBefore,
+    /// Its sender dies before it is answered.
+    DeadAfter,
 }
 
-/// Applies to requests of this method (empty: any) whose path has this text;
-/// `nth` of them only (0: all), counted since the rules were set.
+/// Applies to requests of these methods (`A|B`; empty: any) whose path has one of
+/// these texts, and that tell of `about` in path or body; `nth` of them only (0:
+/// all), counted since the rules were set.
 #[derive(Debug, Clone)]
 pub struct Rule {
     pub method: &'static str,
     pub path: &'static str,
+    pub about: String,
     pub nth: usize,
     pub fault: Fault,
 }
@@ -61,6 +69,7 @@ impl Rule {
         Self {
             method: "",
             path: "/",
+            about: String::new(),
             nth: 0,
             fault,
         }
@@ -70,9 +79,21 @@ impl Rule {
         Self {
             method,
             path,
+            about: String::new(),
             nth: 0,
             fault,
         }
+    }
+
+    fn is_for(&self, request: &Parts, body: &[u8]) -> bool {
+        let path = request.uri.path_and_query().map_or("", |p| p.as_str());
+        let about = self.about.as_bytes();
+        let mut methods = self.method.split('|');
+        (self.method.is_empty() || methods.any(|m| request.method == *m))
+            && self.path.split('|').any(|text| path.contains(text))
+            && (about.is_empty()
+                || path.contains(&self.about)
+                || body.windows(about.len()).any(|text| text == about))
     }
 }
 
@@ -90,6 +111,8 @@ struct State {
     rules: watch::Sender<Arc<Rules>>,
     hit: AtomicUsize,
     holding: AtomicUsize,
+    /// The replica counts as dead until the rules change.
+    dead: AtomicBool,
 }
 
 /// One request that is held.
@@ -159,6 +182,7 @@ impl Proxy {
             rules: watch::channel(Arc::new(rules)).0,
             hit: AtomicUsize::new(0),
             holding: AtomicUsize::new(0),
+            dead: AtomicBool::new(false),
         });
         runtime.spawn(accept(listener, state.clone()));
         Self {
@@ -171,6 +195,7 @@ impl Proxy {
     /// From now on; what is held goes on, what was lost stays lost.
     pub fn set(&self, rules: Vec<Rule>) {
         self.state.hit.store(0, Ordering::SeqCst);
+        self.state.dead.store(false, Ordering::SeqCst);
         self.state.rules.send_modify(|current| {
             *current = Arc::new(Rules {
                 seen: rules.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -234,15 +259,17 @@ struct Cut;
 
 impl State {
     /// The fault that a request meets, and the version of the rules that say so.
-    fn fault(&self, request: &Request<Incoming>) -> (Option<Fault>, usize) {
+    fn fault(&self, request: &Parts, body: &[u8]) -> (Option<Fault>, usize) {
         let rules = self.rules.borrow().clone();
+        if self.dead.load(Ordering::SeqCst) {
+            return (Some(Fault::RequestLost), rules.version);
+        }
         for (rule, seen) in rules.rules.iter().zip(&rules.seen) {
-            let path = request.uri().path_and_query().map_or("", |p| p.as_str());
-            if (rule.method.is_empty() || request.method() == rule.method)
-                && path.contains(rule.path)
-            {
+            if rule.is_for(request, body) {
                 let n = seen.fetch_add(1, Ordering::SeqCst) + 1;
                 if rule.nth == 0 || rule.nth == n {
+                    let dies = matches!(rule.fault, Fault::DeadBefore | Fault::DeadAfter);
+                    self.dead.fetch_or(dies, Ordering::SeqCst);
                     self.hit.fetch_add(1, Ordering::SeqCst);
                     return (Some(rule.fault), rules.version);
                 }
@@ -258,15 +285,15 @@ impl State {
 }
 
 async fn serve(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Stream>, Cut> {
-    let (fault, version) = state.fault(&request);
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
+    let (fault, version) = state.fault(&parts, &body);
     match fault {
         Some(Fault::Hold) => {
             let _held = Held::one(&state.holding);
             state.changed_since(version).await;
         }
-        Some(Fault::RequestLost) => std::future::pending().await,
+        Some(Fault::RequestLost | Fault::DeadBefore) => std::future::pending().await,
         Some(Fault::Reset) => return Err(Cut),
         Some(Fault::Status(code)) => {
             let status = serde_json::json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
@@ -289,7 +316,7 @@ async fn serve(state: Arc<State>, request: Request<Incoming>) -> Result<Response
     });
     let response = answered.await.map_err(|_| Cut)?.map_err(|_| Cut)?;
     match fault {
-        Some(Fault::AnswerLost) => std::future::pending().await,
+        Some(Fault::AnswerLost | Fault::DeadAfter) => std::future::pending().await,
         Some(Fault::AnswerLate(by)) => tokio::time::sleep(by).await,
         Some(Fault::ResetAfter) => return Err(Cut),
         _ => {}

@@ -25,6 +25,25 @@ pub fn wait_for<T>(what: &str, within: Duration, mut fact: impl FnMut() -> Optio
     }
 }
 
+/// The same, where what does not hold tells why.
+pub fn wait_for_ok<T>(
+    what: &str,
+    within: Duration,
+    mut fact: impl FnMut() -> Result<T, String>,
+) -> T {
+    let deadline = Instant::now() + within;
+    wait_for(what, 2 * within, || match fact() {
+        Ok(found) => Some(found),
+        Err(why) => {
+            assert!(
+                Instant::now() < deadline,
+                "not within {within:?}: {what}: {why}"
+            );
+            None
+        }
+    })
+}
+
 /// A count that the full run sets by an environment variable.
 pub fn count_of(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
@@ -36,6 +55,14 @@ pub fn pass(time: Duration) {
     wait_for("time passes", time + Duration::from_secs(5), || {
         (Instant::now() >= until).then_some(())
     });
+}
+
+/// To a moment, sharper than looks are: where the moment is what is tried out.
+pub fn until(moment: Instant) {
+    let left = || moment.saturating_duration_since(Instant::now());
+    while !left().is_zero() {
+        std::thread::park_timeout(left());
+    }
 }
 
 pub fn root() -> PathBuf {
