@@ -15,6 +15,7 @@ use super::{
     ATTEMPT, LOG_CHECKPOINT, REPOSITORY, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX, crd::WorkerTask,
 };
 use crate::domain::{
+    names,
     pod::{Pod, PodPhase},
     task::Task,
 };
@@ -111,8 +112,8 @@ fn version(meta: &ObjectMeta) -> u64 {
         .unwrap_or(0)
 }
 
-/// None for a pod that no WorkerTask owns: not ours (the Go original's carry
-/// the same labels).
+/// None for a pod that is not ours: no WorkerTask owns it, and no leader's term is
+/// on it (the Go original's carry the same labels).
 pub fn pod(view: PodView) -> Option<Pod> {
     let PodView {
         metadata: meta,
@@ -120,20 +121,23 @@ pub fn pod(view: PodView) -> Option<Pod> {
         status,
     } = view;
     let resource_version = version(&meta);
-    let owner = meta
-        .owner_references
-        .as_ref()?
-        .iter()
-        .find(|o| o.kind == "WorkerTask")?;
-    let labels = meta.labels.unwrap_or_default();
     let annotation = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
+    let task_id = annotation(TASK_ID)?;
+    let mut owners = meta.owner_references.iter().flatten();
+    let (task, task_uid) = match owners.find(|o| o.kind == "WorkerTask") {
+        Some(owner) => (owner.name.clone(), owner.uid.clone()),
+        // Its task was deleted without it: it is left over, whatever task there is.
+        None if annotation(TERM).is_some() => (names::task_name(&task_id), String::new()),
+        None => return None,
+    };
+    let labels = meta.labels.unwrap_or_default();
     let number = |key: &str| labels.get(key).and_then(|v| v.parse().ok());
     let mut pod = Pod {
         name: meta.name?,
         uid: meta.uid?,
-        task: Arc::from(owner.name.as_str()),
-        task_uid: Arc::from(owner.uid.as_str()),
-        task_id: Arc::from(annotation(TASK_ID)?),
+        task: Arc::from(task),
+        task_uid: Arc::from(task_uid),
+        task_id: Arc::from(task_id),
         repository: Arc::from(annotation(REPOSITORY).unwrap_or_default()),
         index: number(WORKER_INDEX)?,
         attempt: number(ATTEMPT).unwrap_or(1),
@@ -372,8 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_our_owner_is_not_ours() {
-        let view = json!({"metadata": {"name": "otto-agent-t-1", "uid": "u", "labels": {"worker-index": "1"}}});
-        assert_eq!(pod(serde_json::from_value(view).unwrap()), None);
+    fn a_pod_without_our_owner_or_term_is_not_ours() {
+        let decode = |annotations: serde_json::Value| {
+            let view = json!({"metadata": {"name": "otto-agent-t-1", "uid": "u",
+                "labels": {"worker-index": "1"}, "annotations": annotations}});
+            pod(serde_json::from_value(view).unwrap())
+        };
+        assert_eq!(decode(json!({})), None);
+        assert_eq!(decode(json!({"ottoscaler.io/task-id": "t"})), None);
+        let left = json!({"ottoscaler.io/task-id": "t", "ottoscaler.io/term": "u/1/h"});
+        let left = decode(left).unwrap();
+        assert_eq!((&*left.task, &*left.task_uid), ("t", ""));
     }
 }

@@ -124,6 +124,8 @@ impl Index {
     pub fn workers_of(&self, task: &Task) -> Vec<WorkerView> {
         let (mut pods, gone) = self.pods_of(&task.name);
         pods.extend(gone);
+        // An older task of this name may have left some.
+        pods.retain(|p| *p.task_uid == *task.uid);
         view::workers(task, &pods)
     }
 

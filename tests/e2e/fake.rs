@@ -1,8 +1,11 @@
 //! On the fake cluster: a real control plane, replicas as processes, pods that
 //! nobody runs.
 mod failures;
+mod janitor;
 mod story;
 mod template;
+
+use std::{io::Write as _, process::Stdio};
 
 use serde_json::Value;
 
@@ -24,6 +27,25 @@ fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
         "--commit",
         "abc",
     ]
+}
+
+/// Puts an object into the cell's namespace, as admin.
+fn apply(cell: &Cell, object: &Value) {
+    let mut apply = cell
+        .cluster
+        .command(&["kubectl", "-n", &cell.namespace, "apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = object.to_string();
+    apply
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    assert!(apply.wait().unwrap().success());
 }
 
 #[test]

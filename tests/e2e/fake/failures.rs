@@ -1,28 +1,8 @@
 //! The rest of the failure matrix: what the API server, the scheduler and the node
 //! controller say. Nobody runs these pods; their states are put in by the test.
-use std::io::Write as _;
-
 use serde_json::{Value, json};
 
-use super::{Cell, QUICK, SOON, scale_up, wait_for};
-
-fn apply(cell: &Cell, object: Value) {
-    let mut apply = cell
-        .cluster
-        .command(&["kubectl", "-n", &cell.namespace, "apply", "-f", "-"])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let text = object.to_string();
-    apply
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
-    assert!(apply.wait().unwrap().success());
-}
+use super::{Cell, QUICK, SOON, apply, scale_up, wait_for};
 
 fn worker(cell: &Cell, task: &str) -> Value {
     cell.ask(0, &["status", task])["workers"][0].clone()
@@ -33,7 +13,7 @@ fn beyond_a_quota_workers_wait_and_start_when_there_is_room() {
     let cell = Cell::start("quota", QUICK);
     apply(
         &cell,
-        json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}),
+        &json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}),
     );
     wait_for("the quota is counted", SOON, || {
         let quota = cell
@@ -65,7 +45,7 @@ fn what_admission_refuses_fails_with_its_reason() {
     let cell = Cell::start("refused", QUICK);
     apply(
         &cell,
-        json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"},
+        &json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"},
             "spec": {"limits": [{"type": "Container", "max": {"cpu": "100m"}}]}}),
     );
     let answer = cell.ask(1, &scale_up("refused", "1"));
@@ -104,7 +84,7 @@ fn a_preempted_worker_is_tried_again() {
     );
     apply(
         &cell,
-        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "otto-test-urgent"}, "value": 1000}),
+        &json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "otto-test-urgent"}, "value": 1000}),
     );
     // On every node one, so that there is no room left.
     let count = nodes["items"].as_array().unwrap().len();
@@ -120,7 +100,7 @@ fn a_preempted_worker_is_tried_again() {
     });
     apply(
         &cell,
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "urgent"}, "spec": {
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "urgent"}, "spec": {
             "priorityClassName": "otto-test-urgent",
             "containers": [{"name": "c", "image": "none", "resources": {"requests": {"cpu": most.to_string()}}}]}}),
     );
