@@ -20,7 +20,11 @@ impl Sink<PodView> for PodFeed {
         let pods: Vec<_> = all.into_iter().filter_map(convert::pod).collect();
         let listed: BTreeSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
         for pod in pods {
-            self.0.change(|s| s.apply_pod(pod));
+            // A list beside the watch may be older than what that has told.
+            self.0.change(|s| {
+                let old = version < self.0.told().1 && !s.knows_pod(&pod);
+                if old { None } else { s.apply_pod(pod) }
+            });
         }
         let mut lost = Vec::new();
         self.0.change(|s| {
@@ -58,7 +62,10 @@ impl Sink<WorkerTask> for TaskFeed {
         let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();
         let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
         for task in tasks {
-            self.0.change(|s| s.apply_task(task));
+            self.0.change(|s| {
+                let old = version < self.0.told().0 && !s.knows_task(&task);
+                if old { None } else { s.apply_task(task) }
+            });
         }
         let mut lost = Vec::new();
         self.0.change(|s| {
@@ -88,6 +95,12 @@ impl Sink<WorkerTask> for TaskFeed {
             .0
             .reached
             .send_modify(|(tasks, _)| *tasks = version.max(*tasks));
+        if self.0.read().has_unclaimed() {
+            self.0.change(|s| {
+                s.heard_of_tasks(version);
+                None
+            });
+        }
     }
 }
 

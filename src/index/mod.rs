@@ -5,6 +5,8 @@
 //! arrival; a pod that went leaves a tombstone until its task's record is final;
 //! a change is announced after it can be read. Readers share one lock, never held
 //! across an await.
+#[cfg(test)]
+mod drift_tests;
 mod feed;
 mod state;
 
@@ -205,13 +207,25 @@ impl Index {
         let _ = reached.wait_for(|_| self.synced()).await;
     }
 
-    /// Takes a task as a write answered it.
-    pub fn wrote_task(&self, task: Task) {
-        self.change(|s| s.apply_task(task));
+    /// How far the watches have told: (tasks, pods).
+    fn told(&self) -> (u64, u64) {
+        *self.0.reached.borrow()
     }
 
-    /// Takes a pod as a write answered it.
+    /// Takes a task as a write answered it. What the watch has told and dropped since
+    /// does not come back with a late answer.
+    pub fn wrote_task(&self, task: Task) {
+        self.change(|s| {
+            let over = task.resource_version <= self.told().0 && !s.knows_task(&task);
+            if over { None } else { s.apply_task(task) }
+        });
+    }
+
+    /// Takes a pod as a write answered it, likewise.
     pub fn wrote_pod(&self, pod: Pod) {
-        self.change(|s| s.apply_pod(pod));
+        self.change(|s| {
+            let over = pod.resource_version <= self.told().1 && !s.knows_pod(&pod);
+            if over { None } else { s.apply_pod(pod) }
+        });
     }
 }

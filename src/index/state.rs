@@ -6,11 +6,10 @@ use std::{
 
 use crate::domain::{pod::Pod, task::Task};
 
-/// Tombstones kept at most; beyond it the oldest go, and their workers count as
-/// lost.
+/// Tombstones kept at most; the workers of pods that go beyond it count as lost.
 const MAX_GONE: usize = 20_000;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct State {
     pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
     /// Live pods by name.
@@ -21,6 +20,9 @@ pub(super) struct State {
     /// Pods that went before their task's record was final, by uid.
     gone: HashMap<String, Arc<Pod>>,
     gone_by_task: HashMap<Arc<str>, Vec<String>>,
+    /// Tombstones whose task is not known, by (version, uid): the tasks' watch is
+    /// behind, or the task went first.
+    unclaimed: BTreeSet<(u64, String)>,
 }
 
 impl State {
@@ -42,15 +44,47 @@ impl State {
             return None;
         }
         let (name, _) = self.tasks.remove_entry(name)?;
-        for uid in self.gone_by_task.remove(&name).unwrap_or_default() {
-            self.gone.remove(&uid);
-        }
+        self.unearth(&name, |pod| *pod.task_uid == *uid);
         Some(name)
+    }
+
+    /// The tasks' watch has told everything up to `version` (one count for tasks
+    /// and pods): who is not known by now has gone, with all that his pods left.
+    pub(super) fn heard_of_tasks(&mut self, version: u64) {
+        while self.unclaimed.first().is_some_and(|(v, _)| *v <= version) {
+            let Some((_, uid)) = self.unclaimed.pop_first() else {
+                return;
+            };
+            if let Some(pod) = self.gone.get(&uid).filter(|p| !self.is_known(p)) {
+                let task = pod.task.clone();
+                self.unearth(&task, |pod| pod.uid == uid);
+            }
+        }
+    }
+
+    pub(super) fn has_unclaimed(&self) -> bool {
+        !self.unclaimed.is_empty()
+    }
+
+    pub(super) fn knows_task(&self, task: &Task) -> bool {
+        let known = self.tasks.get(task.name.as_str());
+        known.is_some_and(|t| t.uid == task.uid)
+    }
+
+    pub(super) fn knows_pod(&self, pod: &Pod) -> bool {
+        let known = self.pods.get(&pod.name);
+        known.is_some_and(|p| p.uid == pod.uid)
+    }
+
+    /// The pod's task is.
+    fn is_known(&self, pod: &Pod) -> bool {
+        let task = self.tasks.get(&pod.task);
+        task.is_some_and(|t| *t.uid == *pod.task_uid)
     }
 
     pub(super) fn apply_pod(&mut self, pod: Pod) -> Option<Arc<str>> {
         if self.gone.contains_key(&pod.uid) {
-            return None;
+            return self.recall(pod);
         }
         if let Some(known) = self.pods.get(&pod.name) {
             if known.uid == pod.uid && known.resource_version >= pod.resource_version {
@@ -81,7 +115,9 @@ impl State {
 
     /// `last` is the pod as the deletion told it.
     pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Arc<str>> {
-        let known = self.pods.get(&last.name).filter(|p| p.uid == last.uid)?;
+        let Some(known) = self.pods.get(&last.name).filter(|p| p.uid == last.uid) else {
+            return self.recall(last);
+        };
         // A forced deletion may tell an older status than we know.
         let last = if known.phase.is_terminal() {
             known.clone()
@@ -145,6 +181,11 @@ impl State {
         self.by_repository.get(repository).copied().unwrap_or(0)
     }
 
+    #[cfg(test)]
+    pub(super) fn tombstones(&self) -> usize {
+        self.gone.len()
+    }
+
     fn uncount(&mut self, pod: &Pod) {
         if let Some(count) = self.by_repository.get_mut(&pod.repository) {
             *count -= 1;
@@ -167,13 +208,13 @@ impl State {
     }
 
     fn entomb(&mut self, pod: &Arc<Pod>) {
-        if self.gone.len() >= MAX_GONE
-            || self
-                .tasks
-                .get(&pod.task)
-                .is_some_and(|t| is_recorded(t, pod))
-        {
+        let task = self.tasks.get(&pod.task);
+        if self.gone.len() >= MAX_GONE || task.is_some_and(|t| is_recorded(t, pod)) {
             return;
+        }
+        if !self.is_known(pod) {
+            self.unclaimed
+                .insert((pod.resource_version, pod.uid.clone()));
         }
         if self.gone.insert(pod.uid.clone(), pod.clone()).is_none() {
             self.gone_by_task
@@ -183,33 +224,51 @@ impl State {
         }
     }
 
-    /// Drops the tombstones that the task's new record makes needless.
+    /// What a watch tells late of a pod that a list has shown to be gone: its end
+    /// may be news.
+    fn recall(&mut self, late: Pod) -> Option<Arc<str>> {
+        let stone = self.gone.get_mut(&late.uid)?;
+        if stone.phase.is_terminal() || stone.resource_version >= late.resource_version {
+            return None;
+        }
+        let task = late.task.clone();
+        *stone = Arc::new(late);
+        Some(task)
+    }
+
+    /// Drops the tombstones that the task's new record makes needless, and those of
+    /// an older task of its name.
     fn bury(&mut self, name: &Arc<str>, task: &Task) {
-        let Some(uids) = self.gone_by_task.get_mut(name) else {
+        self.unearth(name, |pod| {
+            let ours = *pod.task_uid == *task.uid;
+            is_recorded(task, pod) || (!ours && pod.resource_version < task.resource_version)
+        });
+    }
+
+    fn unearth(&mut self, task: &Arc<str>, needless: impl Fn(&Pod) -> bool) {
+        let Some(uids) = self.gone_by_task.get_mut(task) else {
             return;
         };
         uids.retain(|uid| {
-            let keep = self
-                .gone
-                .get(uid)
-                .is_some_and(|pod| !is_recorded(task, pod));
+            let keep = self.gone.get(uid).is_some_and(|pod| !needless(pod));
             if !keep {
                 self.gone.remove(uid);
             }
             keep
         });
         if uids.is_empty() {
-            self.gone_by_task.remove(name);
+            self.gone_by_task.remove(task);
         }
     }
 }
 
 /// The record has nothing more to learn from this pod.
 fn is_recorded(task: &Task, pod: &Pod) -> bool {
-    task.status.workers.iter().any(|w| {
-        w.index == pod.index
-            && (w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final()))
-    })
+    *task.uid == *pod.task_uid
+        && task.status.workers.iter().any(|w| {
+            w.index == pod.index
+                && (w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final()))
+        })
 }
 
 #[cfg(test)]
@@ -262,6 +321,29 @@ mod tests {
         }];
         s.apply_task(task);
         assert!(s.gone_of("t").is_empty());
+    }
+
+    #[test]
+    fn a_list_may_overtake_the_watch_that_tells_how_a_pod_ended() {
+        let mut s = State::default();
+        s.apply_pod(pod(5, PodPhase::Running));
+        s.retain_pods(&BTreeSet::new(), 9);
+        assert!(s.apply_pod(pod(6, PodPhase::Succeeded)).is_some());
+        assert!(s.delete_pod(pod(7, PodPhase::Failed)).is_none());
+        let stones = s.gone_of("t");
+        assert_eq!((stones.len(), stones[0].phase), (1, PodPhase::Succeeded));
+    }
+
+    #[test]
+    fn a_tombstone_whose_task_is_gone_too_is_not_kept() {
+        let mut s = State::default();
+        s.apply_pod(pod(5, PodPhase::Running));
+        s.delete_pod(pod(6, PodPhase::Running));
+        // The tasks' watch may be behind.
+        s.heard_of_tasks(5);
+        assert_eq!(s.gone_of("t").len(), 1);
+        s.heard_of_tasks(6);
+        assert!(s == State::default());
     }
 
     #[test]

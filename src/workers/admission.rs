@@ -4,7 +4,11 @@
 //! What holds: what is in use is counted from the index and from the creates
 //! under way, never remembered; after a refusal for quota one create at a time
 //! asks whether there is room again.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -51,10 +55,14 @@ impl Admission {
         }
     }
 
-    /// What a task's plan asks for now.
+    /// What a task's plan asks for now. A worker whose create is under way gets no
+    /// other, of a later attempt either: the plan does not know that pod yet.
     pub(super) fn ask(&mut self, name: &Arc<str>, task: &Task, creates: Vec<Attempt>) {
-        let under_way = |a: &Attempt| self.under_way.contains_key(&(name.clone(), *a));
-        let attempts = creates.into_iter().filter(|a| !under_way(a)).collect();
+        let under_way = self.under_way.keys().filter(|(task, _)| task == name);
+        let under_way: HashSet<u32> = under_way.map(|(_, a)| a.index).collect();
+        let mut attempts = creates;
+        attempts.retain(|a| !under_way.contains(&a.index));
+        let attempts = attempts.into();
         let waiting = Waiting {
             repository: Arc::from(task.spec.repository.as_str()),
             priority: task.spec.priority(),

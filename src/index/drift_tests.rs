@@ -1,0 +1,566 @@
+//! Random events through the index and the planning core, against a server of a
+//! few lines: three replicas whose watches lag, break and relist on their own, a
+//! leader that changes, calls and answers that are late. Whenever all is quiet the
+//! indexes equal a fresh list, and the pods are the wanted ones.
+//!
+//! `OTTO_TEST_SEED` for the same events again.
+#![expect(clippy::unwrap_used, clippy::panic)]
+mod leader;
+mod server;
+
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+};
+
+use kube::Resource;
+
+use self::{
+    leader::{Answer, Call, Leader, carry_out},
+    server::{Event, Kind, Server, is_terminal, uid},
+};
+use super::{Index, PodFeed, TaskFeed};
+use crate::{
+    cluster::{
+        convert::{self, PodView},
+        crd::WorkerTask,
+        watch::Sink,
+    },
+    domain::{names, task::TaskSpec, victims},
+};
+
+const REPLICAS: usize = 3;
+/// Task ids in use; those of forgotten tasks come again.
+const TASKS: usize = 10;
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        usize::try_from((z ^ (z >> 31)) % sides as u64).unwrap()
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn pick<T: Clone>(&mut self, all: &[T]) -> Option<T> {
+        (!all.is_empty()).then(|| all[self.below(all.len())].clone())
+    }
+}
+
+/// What happened, counted where it takes effect.
+#[derive(Debug, Default)]
+struct Seen {
+    events: usize,
+    told: usize,
+    tombstones: usize,
+    gone_410: usize,
+    relists: usize,
+    leaders: usize,
+    quiet: usize,
+    pods: usize,
+}
+
+/// A watch as `cluster/watch.rs` runs it, event by event.
+struct Watch<S> {
+    sink: S,
+    /// None: it lists next.
+    from: Option<u64>,
+}
+
+impl<S> Watch<S> {
+    fn new(sink: S) -> Self {
+        Self { sink, from: None }
+    }
+
+    /// One step; false: nothing to tell.
+    fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
+    where
+        K: Resource + Clone,
+        S: Sink<K>,
+    {
+        let Some(from) = self.from else {
+            self.sink.reset(kind.list(), version);
+            self.from = Some(version);
+            seen.relists += 1;
+            return true;
+        };
+        match kind.after(from) {
+            Err(_) => {
+                self.from = None;
+                seen.gone_410 += 1;
+                true
+            }
+            Ok(None) => {
+                // A bookmark.
+                self.from = Some(version);
+                self.sink.heard(version);
+                false
+            }
+            Ok(Some((at, event))) => {
+                match event {
+                    Event::Applied(object) => self.sink.applied(object),
+                    Event::Deleted(object) => self.sink.deleted(object),
+                }
+                self.from = Some(at);
+                self.sink.heard(at);
+                seen.told += 1;
+                true
+            }
+        }
+    }
+}
+
+struct Replica {
+    index: Index,
+    tasks: Watch<TaskFeed>,
+    pods: Watch<PodFeed>,
+}
+
+impl Replica {
+    fn new() -> Self {
+        let index = Index::default();
+        Self {
+            tasks: Watch::new(TaskFeed(index.clone())),
+            pods: Watch::new(PodFeed(index.clone())),
+            index,
+        }
+    }
+
+    fn step(&mut self, tasks: bool, server: &Server, seen: &mut Seen) -> bool {
+        if tasks {
+            return self.tasks.step(&server.tasks, server.version, seen);
+        }
+        let before = self.index.read().tombstones();
+        let more = self.pods.step(&server.pods, server.version, seen);
+        let after = self.index.read().tombstones();
+        seen.tombstones += after.saturating_sub(before);
+        more
+    }
+}
+
+/// What a new leader lists beside its watches, on the way to its index.
+struct Listed {
+    tasks: Vec<WorkerTask>,
+    pods: Vec<PodView>,
+    version: u64,
+}
+
+struct World {
+    dice: Dice,
+    seen: Seen,
+    server: Server,
+    replicas: Vec<Replica>,
+    leader: Leader,
+    listed: Option<Listed>,
+    /// Calls of former leaders that are still on their way.
+    stale: Vec<(leader::Work, String)>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut world = Self {
+            dice: Dice(seed),
+            seen: Seen::default(),
+            server: Server::new(),
+            replicas: (0..REPLICAS).map(|_| Replica::new()).collect(),
+            leader: Leader::new(0, String::new()),
+            listed: None,
+            stale: Vec::new(),
+        };
+        world.change_leader();
+        world
+    }
+
+    fn event(&mut self) {
+        self.seen.events += 1;
+        match self.dice.below(1_000) {
+            0..380 => self.tell(),
+            380..540 => self.pods_go_on(),
+            540..680 => self.plan(),
+            680..850 => (0..self.dice.below(12)).for_each(|_| self.call()),
+            850..880 => self.list(),
+            880..892 => self.change_leader(),
+            892..915 => self.compact(),
+            915..920 => self.restart(),
+            920..985 => self.scale(),
+            985..990 => self.remove_task(),
+            990..995 => self.late_call(),
+            _ => self.server.now += 1 + i64::try_from(self.dice.below(5)).unwrap(),
+        }
+    }
+
+    fn tell(&mut self) {
+        let replica = self.dice.below(REPLICAS);
+        let (tasks, burst) = (self.dice.chance(50), self.dice.chance(10));
+        let replica = &mut self.replicas[replica];
+        while replica.step(tasks, &self.server, &mut self.seen) && burst {}
+    }
+
+    fn pods_go_on(&mut self) {
+        let names: Vec<String> = self.server.pods.objects.keys().cloned().collect();
+        let Some(name) = self.dice.pick(&names) else {
+            return;
+        };
+        let pod = &self.server.pods.objects[&name];
+        let recorded = self.server.is_recorded(pod);
+        let deleting = pod.metadata.deletion_timestamp.is_some();
+        let runs = !pod.spec.node_name.is_empty();
+        let fate = self.dice.below(100);
+        match (is_terminal(pod), runs) {
+            (true, _) => {
+                let uid = uid(&pod.metadata).to_owned();
+                match fate {
+                    0..20 if recorded || deleting => self.server.remove_pod(&name),
+                    _ => drop(self.leader.drained.insert(uid)),
+                }
+            }
+            (false, _) if deleting => match fate {
+                0..40 => self.server.remove_pod(&name),
+                _ => self.server.terminate(&name, 143, false),
+            },
+            (false, false) => match fate {
+                0..80 => self.server.run(&name),
+                80..90 => self.server.terminate(&name, 0, true),
+                _ if recorded => self.server.remove_pod(&name),
+                _ => {}
+            },
+            (false, true) => match fate {
+                0..40 => self.server.terminate(&name, 0, false),
+                40..55 => self.server.terminate(&name, 1, false),
+                55..75 => self.server.terminate(&name, 137, true),
+                // By hand, with its grace period and without.
+                75..85 if recorded => self.server.end(&name),
+                85..95 if recorded => self.server.remove_pod(&name),
+                _ => {}
+            },
+        }
+        if self.dice.chance(10) {
+            self.server.collect();
+        }
+    }
+
+    fn index(&self) -> Index {
+        self.replicas[self.leader.replica].index.clone()
+    }
+
+    fn plan(&mut self) {
+        let index = self.index();
+        let names: Vec<String> = index.tasks().iter().map(|t| t.name.clone()).collect();
+        let tell = self.dice.chance(50);
+        if self.leader.caught_up && self.dice.chance(5) {
+            self.leader.sweep(&index);
+        }
+        let all = self.dice.chance(20);
+        let some = if all {
+            names
+        } else {
+            self.dice.pick(&names).into_iter().collect()
+        };
+        for name in some {
+            self.leader.plan(&index, &name, self.server.now, tell);
+        }
+    }
+
+    fn call(&mut self) {
+        if !self.leader.calls.is_empty() {
+            let at = self.dice.below(self.leader.calls.len());
+            // Creates take longer than what is decided meanwhile.
+            if self.leader.calls[at].is_create() && self.dice.chance(90) {
+                return;
+            }
+            let index = self.index();
+            self.leader.step(at, &mut self.server, &index);
+        }
+    }
+
+    fn late_call(&mut self) {
+        if !self.stale.is_empty() {
+            let at = self.dice.below(self.stale.len());
+            let (work, term) = self.stale.swap_remove(at);
+            carry_out(&mut self.server, &work, &term);
+        }
+    }
+
+    fn change_leader(&mut self) {
+        self.seen.leaders += 1;
+        let term = format!("term-{}", self.seen.leaders);
+        self.server.term.clone_from(&term);
+        let next = Leader::new(self.dice.below(REPLICAS), term);
+        let former = std::mem::replace(&mut self.leader, next);
+        self.listed = None;
+        for call in former.calls {
+            if let Call::Sent { work, term } = call
+                && self.dice.chance(50)
+            {
+                self.stale.push((work, term));
+            }
+        }
+    }
+
+    /// The list that a new leader judges by: it is asked for, then it arrives.
+    fn list(&mut self) {
+        let index = self.index();
+        if self.leader.caught_up || !index.synced() {
+            return;
+        }
+        let Some(listed) = self.listed.take() else {
+            self.listed = Some(Listed {
+                tasks: self.server.tasks.list(),
+                pods: self.server.pods.list(),
+                version: self.server.version,
+            });
+            return;
+        };
+        TaskFeed(index.clone()).reset(listed.tasks, listed.version);
+        PodFeed(index).reset(listed.pods, listed.version);
+        self.leader.caught_up = true;
+        self.seen.relists += 2;
+    }
+
+    fn compact(&mut self) {
+        let back = self.dice.below(20) as u64;
+        let version = self.server.version.saturating_sub(back);
+        self.server.tasks.compact(version);
+        self.server.pods.compact(version);
+    }
+
+    /// A replica that does not lead starts anew.
+    fn restart(&mut self) {
+        let replica = self.dice.below(REPLICAS);
+        if replica != self.leader.replica {
+            self.replicas[replica] = Replica::new();
+        }
+    }
+
+    /// ScaleUp and ScaleDown as `workers/scale.rs` writes them.
+    fn scale(&mut self) {
+        let name = format!("t{}", self.dice.below(TASKS));
+        let wanted = u32::try_from(self.dice.below(6)).unwrap();
+        let Some(object) = self.server.tasks.objects.get(&name).cloned() else {
+            let made = self.server.make_task(TaskSpec {
+                task_id: name,
+                repository: format!("r{}", wanted % 2),
+                workers: wanted.max(1),
+                ..TaskSpec::default()
+            });
+            let task = convert::task(made).unwrap();
+            if !self.leader.caught_up {
+                self.leader.made.insert(task.uid.clone());
+            }
+            self.leader.answered(Answer::Task(Box::new(task)));
+            return;
+        };
+        let task = convert::task(object.clone()).unwrap();
+        let over = task.status.phase.is_finished() || task.spec.workers == 0 || task.deleting;
+        if over || !self.leader.caught_up {
+            return;
+        }
+        let mut changed = object;
+        let spec = &mut changed.spec.0;
+        if wanted > spec.workers {
+            spec.ended = spec.ended_after_growth(wanted);
+            spec.workers = wanted;
+        } else {
+            let index = self.index();
+            index.wrote_task(task.clone());
+            let victims = victims::victims(&task, &index.workers_of(&task), wanted);
+            spec.workers = match wanted {
+                0 => 0,
+                _ => spec.workers - u32::try_from(victims.len()).unwrap(),
+            };
+            spec.ended.extend(victims);
+        }
+        let annotations = changed.metadata.annotations.get_or_insert_default();
+        annotations.insert(crate::cluster::TERM.to_owned(), self.server.term.clone());
+        let written = self.server.put_task(changed);
+        let task = convert::task(written).unwrap();
+        self.leader.answered(Answer::Task(Box::new(task)));
+    }
+
+    /// By hand: at once, or after a while.
+    fn remove_task(&mut self) {
+        let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
+        let Some(name) = self.dice.pick(&names) else {
+            return;
+        };
+        let mut task = self.server.tasks.objects[&name].clone();
+        if task.metadata.deletion_timestamp.is_some() || self.dice.chance(50) {
+            self.server.remove_task(&name);
+        } else {
+            task.metadata.deletion_timestamp = task.metadata.creation_timestamp.clone();
+            self.server.put_task(task);
+        }
+    }
+
+    /// Nothing new happens, and everything that is on its way arrives.
+    fn quiet(&mut self) {
+        self.seen.quiet += 1;
+        for _ in 0..500 {
+            if !self.settle() {
+                self.check();
+                return;
+            }
+        }
+        panic!("it does not settle: {:?}", self.leader.calls);
+    }
+
+    /// False: nothing is left to do.
+    fn settle(&mut self) -> bool {
+        let before = self.server.version;
+        let mut busy = !self.stale.is_empty();
+        while !self.stale.is_empty() {
+            self.late_call();
+        }
+        while !self.leader.calls.is_empty() {
+            busy = true;
+            self.call();
+        }
+        let going = |p: &PodView| p.metadata.deletion_timestamp.is_some();
+        for (name, pod) in self.server.pods.objects.clone() {
+            if going(&pod) {
+                self.server.remove_pod(&name);
+            } else if is_terminal(&pod) {
+                self.leader.drained.insert(uid(&pod.metadata).to_owned());
+            }
+        }
+        for (name, task) in self.server.tasks.objects.clone() {
+            if task.metadata.deletion_timestamp.is_some() {
+                self.server.remove_task(&name);
+            }
+        }
+        self.server.collect();
+        for replica in &mut self.replicas {
+            for tasks in [true, false] {
+                while replica.step(tasks, &self.server, &mut self.seen) {}
+            }
+        }
+        while !self.leader.caught_up {
+            self.list();
+        }
+        let index = self.index();
+        self.leader.wake_at = None;
+        for task in index.tasks() {
+            self.leader.plan(&index, &task.name, self.server.now, true);
+        }
+        self.leader.sweep(&index);
+        busy |= !self.leader.calls.is_empty() || self.server.version != before;
+        // A retry that waits for its time.
+        let soon = self.leader.wake_at.filter(|at| *at <= self.server.now + 16);
+        if let Some(at) = soon.filter(|_| !busy) {
+            self.server.now = at;
+        }
+        busy || soon.is_some()
+    }
+
+    fn check(&mut self) {
+        let fresh = Replica::new();
+        TaskFeed(fresh.index.clone()).reset(self.server.tasks.list(), self.server.version);
+        PodFeed(fresh.index.clone()).reset(self.server.pods.list(), self.server.version);
+        for (n, replica) in self.replicas.iter().enumerate() {
+            assert!(
+                *replica.index.read() == *fresh.index.read(),
+                "replica {n} drifted by event {}: {}, the list has: {}",
+                self.seen.events,
+                summary(&replica.index),
+                summary(&fresh.index)
+            );
+        }
+        let mut wanted = BTreeMap::new();
+        for task in fresh.index.tasks() {
+            for record in &task.status.workers {
+                let wants = task.spec.wants(record.index) && task.spec.workers > 0;
+                assert!(
+                    record.phase.is_final() || wants,
+                    "{record:?} goes on: {task:?}"
+                );
+                if !record.phase.is_final() {
+                    let name = names::pod_name(&task.spec.task_id, record.index, record.attempt);
+                    wanted.insert(name, record.uid.clone().unwrap_or_default());
+                }
+            }
+            let known = task.status.workers.len();
+            assert!(known >= task.spec.workers as usize, "{task:?}");
+        }
+        let pods = &self.server.pods.objects;
+        let there: BTreeMap<_, _> = pods
+            .iter()
+            .map(|(name, pod)| (name.clone(), uid(&pod.metadata).to_owned()))
+            .collect();
+        assert_eq!(there, wanted, "pods that are, and pods that are wanted");
+        self.seen.pods += there.len();
+    }
+
+    /// All workers succeed, and their tasks are forgotten.
+    fn end(&mut self) {
+        for _ in 0..20 {
+            self.quiet();
+            for (name, pod) in self.server.pods.objects.clone() {
+                if pod.spec.node_name.is_empty() {
+                    self.server.run(&name);
+                }
+                if !is_terminal(&pod) {
+                    self.server.terminate(&name, 0, false);
+                }
+            }
+            self.server.now += 100;
+        }
+        self.quiet();
+    }
+}
+
+fn summary(index: &Index) -> String {
+    let tasks = index.tasks();
+    let tasks = tasks.iter().map(|t| (&t.name, &t.uid, t.resource_version));
+    let pods = index.pods();
+    let pods: BTreeMap<_, _> = pods
+        .iter()
+        .map(|p| (&p.name, (&p.uid, p.resource_version)))
+        .collect();
+    let stones = index.read().tombstones();
+    format!(
+        "{:?} {pods:?} {stones} tombstones",
+        tasks.collect::<Vec<_>>()
+    )
+}
+
+#[test]
+fn index_and_plan_do_not_drift_whatever_happens_to_watches_calls_and_leaders() {
+    let (events, least) = (100_000, 1_000);
+    let seed = std::env::var("OTTO_TEST_SEED").map_or_else(
+        |_| RandomState::new().hash_one(0),
+        |text| text.parse().unwrap(),
+    );
+    println!("OTTO_TEST_SEED={seed}");
+    let mut world = World::new(seed);
+    for event in 1..=events {
+        world.event();
+        if event % 250 == 0 {
+            world.quiet();
+        }
+    }
+    world.end();
+    let seen = &world.seen;
+    println!("no drift: {seen:?}");
+    assert!(world.server.tasks.objects.is_empty() && world.server.pods.objects.is_empty());
+    let empty = Index::default();
+    for replica in &world.replicas {
+        assert_eq!(*replica.index.read(), *empty.read(), "something is kept");
+    }
+    for (what, count) in [
+        ("tombstones", seen.tombstones),
+        ("410 Gone", seen.gone_410),
+        ("relists beside those", seen.relists - seen.gone_410),
+        ("changes of leader", seen.leaders),
+        ("pods of quiet moments", seen.pods),
+    ] {
+        assert!(count >= least, "only {count} {what}: {seen:?}");
+    }
+    assert_eq!(seen.events, events);
+}

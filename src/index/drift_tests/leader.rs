@@ -1,0 +1,242 @@
+//! A leader's worker manager without its loop: plans from its replica's index, and
+//! calls the server in two steps, so that each call can be late, and each answer.
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    super::Index,
+    server::{Server, uid},
+};
+use crate::{
+    cluster::convert,
+    domain::{
+        janitor,
+        plan::{self, Action, Limits, Observed},
+        pod::Pod,
+        queue::Attempt,
+        task::{Notified, Task, TaskStatus},
+        transition,
+    },
+};
+
+const LIMITS: Limits = Limits {
+    pending_timeout: 900,
+    node_lost_timeout: 300,
+    log_drain_timeout: 900,
+    task_ttl: 60,
+};
+
+/// Finished tasks kept.
+const MAX_FINISHED: usize = 8;
+
+#[derive(Debug, Clone)]
+pub(super) enum Work {
+    Create(Arc<Task>, Attempt),
+    Delete { name: String, uid: String },
+    DeleteOrphan(Arc<Pod>),
+    Seal(Arc<Task>),
+    Store(Arc<Task>, TaskStatus),
+    Forget(Arc<Task>),
+}
+
+impl Work {
+    /// Of each at most one is under way, as in `workers/engine.rs`.
+    fn key(&self) -> String {
+        match self {
+            // A worker's attempts wait for each other.
+            Self::Create(task, which) => format!("create {} {}", task.name, which.index),
+            Self::Delete { uid, .. } => format!("delete {uid}"),
+            Self::DeleteOrphan(pod) => format!("delete {}", pod.uid),
+            Self::Seal(task) => format!("seal {}", task.name),
+            Self::Store(task, _) => format!("store {}", task.name),
+            Self::Forget(task) => format!("forget {}", task.name),
+        }
+    }
+}
+
+/// What a call answered that the index takes.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    Nothing,
+    Task(Box<Task>),
+    Pod(Box<Pod>),
+}
+
+#[derive(Debug)]
+pub(super) enum Call {
+    Sent { work: Work, term: String },
+    Answered { key: String, answer: Answer },
+}
+
+impl Call {
+    pub(super) fn is_create(&self) -> bool {
+        match self {
+            Self::Sent { work, .. } => matches!(work, Work::Create(..)),
+            Self::Answered { answer, .. } => matches!(answer, Answer::Pod(_)),
+        }
+    }
+}
+
+/// Carries a call out, as the server judges it.
+pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer {
+    let task = match work {
+        Work::Create(task, which) => {
+            let pod = server.create(task, *which, term);
+            let ours = pod
+                .and_then(convert::pod)
+                .filter(|p| *p.task_uid == *task.uid && p.attempt == which.attempt && !p.deleting);
+            return ours.map_or(Answer::Nothing, |p| Answer::Pod(Box::new(p)));
+        }
+        Work::Delete { name, uid } => {
+            server.delete(name, uid);
+            None
+        }
+        Work::DeleteOrphan(pod) => {
+            let task = server.tasks.objects.get(&*pod.task);
+            if task.is_none_or(|t| uid(&t.metadata) != &*pod.task_uid) {
+                server.delete(&pod.name, &pod.uid);
+            }
+            None
+        }
+        Work::Seal(task) => server.seal(task, term),
+        Work::Store(task, status) => server.store(task, status.clone(), term),
+        Work::Forget(task) => {
+            server.forget(task);
+            None
+        }
+    };
+    let task = task.and_then(convert::task);
+    task.map_or(Answer::Nothing, |t| Answer::Task(Box::new(t)))
+}
+
+pub(super) struct Leader {
+    pub(super) replica: usize,
+    pub(super) term: String,
+    pub(super) caught_up: bool,
+    /// Uids of tasks of its own making, from before it had caught up.
+    pub(super) made: HashSet<String>,
+    pub(super) calls: Vec<Call>,
+    busy: HashSet<String>,
+    /// Pods whose logs are acknowledged, by uid.
+    pub(super) drained: HashSet<String>,
+    told: HashMap<(String, u32), Notified>,
+    /// The earliest time that a plan waits for.
+    pub(super) wake_at: Option<i64>,
+}
+
+impl Leader {
+    pub(super) fn new(replica: usize, term: String) -> Self {
+        Self {
+            replica,
+            term,
+            caught_up: false,
+            made: HashSet::new(),
+            calls: Vec::new(),
+            busy: HashSet::new(),
+            drained: HashSet::new(),
+            told: HashMap::new(),
+            wake_at: None,
+        }
+    }
+
+    fn start(&mut self, work: Work) {
+        if self.busy.insert(work.key()) {
+            let term = self.term.clone();
+            self.calls.push(Call::Sent { work, term });
+        }
+    }
+
+    /// An answer that arrives with no call of the loop's: ScaleUp, ScaleDown.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        let key = String::new();
+        self.calls.push(Call::Answered { key, answer });
+    }
+
+    /// Lets the server do a call, or the index take its answer.
+    pub(super) fn step(&mut self, at: usize, server: &mut Server, index: &Index) {
+        match self.calls.swap_remove(at) {
+            Call::Sent { work, term } => {
+                let answer = carry_out(server, &work, &term);
+                let key = work.key();
+                self.calls.push(Call::Answered { key, answer });
+            }
+            Call::Answered { key, answer } => {
+                match answer {
+                    Answer::Task(task) => index.wrote_task(*task),
+                    Answer::Pod(pod) => index.wrote_pod(*pod),
+                    Answer::Nothing => {}
+                }
+                self.busy.remove(&key);
+            }
+        }
+    }
+
+    fn may_judge(&self, task: &Task) -> bool {
+        if self.caught_up {
+            task.status.phase.is_finished() || task.term == self.term
+        } else {
+            self.made.contains(&task.uid)
+        }
+    }
+
+    pub(super) fn plan(&mut self, index: &Index, name: &str, now: i64, tell: bool) {
+        let Some(task) = index.task(name).filter(|t| !t.deleting) else {
+            return;
+        };
+        if !self.may_judge(&task) {
+            if self.caught_up {
+                self.start(Work::Seal(task));
+            }
+            return;
+        }
+        let (mut pods, mut gone) = index.pods_of(name);
+        pods.retain(|p| *p.task_uid == *task.uid);
+        gone.retain(|p| *p.task_uid == *task.uid);
+        let told = &self.told;
+        let seen = Observed {
+            pods: &pods,
+            gone: &gone,
+            drained: &|uid| self.drained.contains(uid),
+            notified: &|index| told.get(&(task.uid.clone(), index)).copied(),
+            refused: &|_| None,
+            first_line: &|_| None,
+            lacks: "",
+        };
+        let plan = plan::plan(&task, seen, LIMITS, now);
+        self.wake_at = self.wake_at.into_iter().chain(plan.wake_at).min();
+        for record in plan.status.workers.iter().filter(|_| tell) {
+            if let Some(next) = transition::next(record) {
+                self.told.insert((task.uid.clone(), record.index), next);
+            }
+        }
+        for which in plan.creates {
+            self.start(Work::Create(task.clone(), which));
+        }
+        for action in plan.actions {
+            self.start(match action {
+                Action::Delete { name, uid } => Work::Delete { name, uid },
+                Action::Forget => Work::Forget(task.clone()),
+            });
+        }
+        let (old, new) = (&task.status, &plan.status);
+        if old.phase != new.phase
+            || old.workers != new.workers
+            || old.finished_at != new.finished_at
+        {
+            self.start(Work::Store(task.clone(), plan.status));
+        }
+    }
+
+    /// What `Engine::sweep` does.
+    pub(super) fn sweep(&mut self, index: &Index) {
+        let left_over = janitor::left_over(&index.tasks(), &index.pods(), MAX_FINISHED);
+        for pod in left_over.pods.iter().filter_map(|name| index.pod(name)) {
+            self.start(Work::DeleteOrphan(pod));
+        }
+        for task in left_over.tasks.iter().filter_map(|name| index.task(name)) {
+            self.start(Work::Forget(task));
+        }
+    }
+}

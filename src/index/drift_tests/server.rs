@@ -1,0 +1,396 @@
+//! The API server's own truth: objects, one count of versions, what its watches
+//! tell. It judges each of the leader's writes by what it has.
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use kube::Resource;
+
+use crate::{
+    cluster::{
+        ATTEMPT, REPOSITORY, TASK_ID, TERM, WORKER_INDEX,
+        convert::{
+            ContainerStateView, ContainerStatusView, PodSpecView, PodStatusView, PodView,
+            RunningView, TerminatedView,
+        },
+        crd::{WorkerTask, WorkerTaskSpec},
+    },
+    domain::{
+        names,
+        queue::Attempt,
+        task::{Task, TaskSpec, TaskStatus},
+    },
+};
+
+#[derive(Debug, Clone)]
+pub(super) enum Event<K> {
+    Applied(K),
+    Deleted(K),
+}
+
+/// The version asked for is no longer kept: 410 Gone.
+#[derive(Debug)]
+pub(super) struct Expired;
+
+/// All objects of a kind, and what happened to them.
+pub(super) struct Kind<K> {
+    pub(super) objects: BTreeMap<String, K>,
+    events: VecDeque<(u64, Event<K>)>,
+    /// Events up to here are forgotten.
+    compacted: u64,
+}
+
+impl<K> Default for Kind<K> {
+    fn default() -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            events: VecDeque::new(),
+            compacted: 0,
+        }
+    }
+}
+
+impl<K: Resource + Clone> Kind<K> {
+    fn put(&mut self, version: u64, mut object: K) -> K {
+        object.meta_mut().resource_version = Some(version.to_string());
+        let name = object.meta().name.clone().unwrap();
+        self.objects.insert(name, object.clone());
+        self.events
+            .push_back((version, Event::Applied(object.clone())));
+        object
+    }
+
+    fn remove(&mut self, version: u64, name: &str) {
+        let mut last = self.objects.remove(name).unwrap();
+        last.meta_mut().resource_version = Some(version.to_string());
+        self.events.push_back((version, Event::Deleted(last)));
+    }
+
+    /// The first event after `version`.
+    pub(super) fn after(&self, version: u64) -> Result<Option<(u64, Event<K>)>, Expired> {
+        if version < self.compacted {
+            return Err(Expired);
+        }
+        let at = self.events.partition_point(|(v, _)| *v <= version);
+        Ok(self.events.get(at).cloned())
+    }
+
+    pub(super) fn compact(&mut self, version: u64) {
+        while let Some((v, _)) = self.events.front().filter(|(v, _)| *v <= version) {
+            self.compacted = *v;
+            self.events.pop_front();
+        }
+    }
+
+    pub(super) fn list(&self) -> Vec<K> {
+        self.objects.values().cloned().collect()
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Server {
+    pub(super) version: u64,
+    pub(super) now: i64,
+    /// The Lease's: writes of another one are refused.
+    pub(super) term: String,
+    pub(super) tasks: Kind<WorkerTask>,
+    pub(super) pods: Kind<PodView>,
+    uids: u64,
+    /// (uid of the task, index, attempt) of each pod that ever was.
+    made: BTreeSet<(String, u32, u32)>,
+}
+
+pub(super) fn uid(meta: &ObjectMeta) -> &str {
+    meta.uid.as_deref().unwrap()
+}
+
+fn owner(pod: &PodView) -> &OwnerReference {
+    &pod.metadata.owner_references.as_ref().unwrap()[0]
+}
+
+fn number(pod: &PodView, label: &str) -> u32 {
+    pod.metadata.labels.as_ref().unwrap()[label]
+        .parse()
+        .unwrap()
+}
+
+pub(super) fn is_terminal(pod: &PodView) -> bool {
+    matches!(pod.status.phase.as_str(), "Succeeded" | "Failed")
+}
+
+impl Server {
+    pub(super) fn new() -> Self {
+        Self {
+            now: 1_000_000,
+            ..Self::default()
+        }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    fn meta(&mut self, name: String) -> ObjectMeta {
+        self.uids += 1;
+        ObjectMeta {
+            name: Some(name),
+            uid: Some(format!("uid-{}", self.uids)),
+            creation_timestamp: Some(self.time()),
+            ..ObjectMeta::default()
+        }
+    }
+
+    fn time(&self) -> Time {
+        Time(jiff::Timestamp::from_second(self.now).unwrap())
+    }
+
+    pub(super) fn make_task(&mut self, spec: TaskSpec) -> WorkerTask {
+        let metadata = ObjectMeta {
+            annotations: Some([(TERM.to_owned(), self.term.clone())].into()),
+            ..self.meta(spec.task_id.clone())
+        };
+        let task = WorkerTask {
+            metadata,
+            spec: WorkerTaskSpec(spec),
+            status: None,
+        };
+        let version = self.next();
+        self.tasks.put(version, task)
+    }
+
+    pub(super) fn put_task(&mut self, task: WorkerTask) -> WorkerTask {
+        let version = self.next();
+        self.tasks.put(version, task)
+    }
+
+    /// The stored task that this one was read from.
+    fn task(&self, task: &Task) -> Option<&WorkerTask> {
+        let stored = self.tasks.objects.get(&task.name);
+        stored.filter(|t| uid(&t.metadata) == task.uid)
+    }
+
+    pub(super) fn seal(&mut self, task: &Task, term: &str) -> Option<WorkerTask> {
+        if term != self.term {
+            return None;
+        }
+        let mut sealed = self.task(task)?.clone();
+        let annotations = sealed.metadata.annotations.get_or_insert_default();
+        annotations.insert(TERM.to_owned(), term.to_owned());
+        Some(self.put_task(sealed))
+    }
+
+    pub(super) fn store(
+        &mut self,
+        task: &Task,
+        status: TaskStatus,
+        term: &str,
+    ) -> Option<WorkerTask> {
+        let read = task.resource_version.to_string();
+        let stored = self.task(task)?;
+        if term != self.term || stored.metadata.resource_version.as_ref() != Some(&read) {
+            return None;
+        }
+        let status = TaskStatus {
+            term: term.to_owned(),
+            ..status
+        };
+        let written = WorkerTask {
+            status: Some(status),
+            ..stored.clone()
+        };
+        Some(self.put_task(written))
+    }
+
+    pub(super) fn forget(&mut self, task: &Task) {
+        let read = task.resource_version.to_string();
+        let current = self
+            .task(task)
+            .is_some_and(|t| t.metadata.resource_version.as_ref() == Some(&read));
+        if current {
+            self.remove_task(&task.name);
+        }
+    }
+
+    pub(super) fn remove_task(&mut self, name: &str) {
+        let version = self.next();
+        self.tasks.remove(version, name);
+    }
+
+    /// As `workers/create.rs` asks: the pod that has the name, whoever made it.
+    pub(super) fn create(&mut self, task: &Task, which: Attempt, term: &str) -> Option<PodView> {
+        if term != self.term {
+            return None;
+        }
+        let Attempt { index, attempt } = which;
+        let name = names::pod_name(&task.spec.task_id, index, attempt);
+        if let Some(there) = self.pods.objects.get(&name) {
+            return Some(there.clone());
+        }
+        assert!(
+            self.made.insert((task.uid.clone(), index, attempt)),
+            "{name} is made a second time"
+        );
+        let of_worker = |p: &&PodView| owner(p).uid == task.uid && number(p, WORKER_INDEX) == index;
+        if let Some(other) = self
+            .pods
+            .objects
+            .values()
+            .filter(of_worker)
+            .find(|p| !is_terminal(p))
+        {
+            panic!(
+                "{name} is made while {} is alive",
+                other.metadata.name.as_ref().unwrap()
+            );
+        }
+        let labels = [(WORKER_INDEX, index), (ATTEMPT, attempt)];
+        let annotations = [
+            (TASK_ID, &task.spec.task_id),
+            (REPOSITORY, &task.spec.repository),
+        ];
+        let metadata = ObjectMeta {
+            labels: Some(
+                labels
+                    .map(|(k, v)| (k.to_owned(), v.to_string()))
+                    .into_iter()
+                    .collect(),
+            ),
+            annotations: Some(
+                annotations
+                    .map(|(k, v)| (k.to_owned(), v.clone()))
+                    .into_iter()
+                    .collect(),
+            ),
+            owner_references: Some(vec![OwnerReference {
+                kind: "WorkerTask".to_owned(),
+                name: task.name.clone(),
+                uid: task.uid.clone(),
+                ..OwnerReference::default()
+            }]),
+            ..self.meta(name)
+        };
+        let status = PodStatusView {
+            phase: "Pending".to_owned(),
+            ..PodStatusView::default()
+        };
+        let pod = PodView {
+            metadata,
+            spec: PodSpecView::default(),
+            status,
+        };
+        Some(self.put_pod(pod))
+    }
+
+    fn put_pod(&mut self, pod: PodView) -> PodView {
+        let version = self.next();
+        self.pods.put(version, pod)
+    }
+
+    /// A delete of ours: only what the stored record is done with.
+    pub(super) fn delete(&mut self, name: &str, asked: &str) {
+        let Some(pod) = self.pods.objects.get(name) else {
+            return;
+        };
+        if uid(&pod.metadata) != asked {
+            return;
+        }
+        let done = self.task_of(pod).is_none_or(|t| {
+            let (index, attempt) = (number(pod, WORKER_INDEX), number(pod, ATTEMPT));
+            let records = t.status.iter().flat_map(|s| &s.workers);
+            records.filter(|r| r.index == index).any(|r| {
+                r.attempt > attempt
+                    || r.former.iter().any(|f| f.uid == asked)
+                    || (r.attempt == attempt && r.phase.is_final())
+                    || (r.stopping && r.uid.as_deref() == Some(asked))
+            })
+        });
+        assert!(done, "{name} is deleted, and no record is done with it");
+        self.end(name);
+    }
+
+    /// A pod on a node gets its time to end; another one goes at once.
+    pub(super) fn end(&mut self, name: &str) {
+        let mut pod = self.pods.objects[name].clone();
+        if pod.spec.node_name.is_empty() || is_terminal(&pod) {
+            self.remove_pod(name);
+        } else if pod.metadata.deletion_timestamp.is_none() {
+            pod.metadata.deletion_timestamp = Some(self.time());
+            self.put_pod(pod);
+        }
+    }
+
+    pub(super) fn remove_pod(&mut self, name: &str) {
+        let version = self.next();
+        self.pods.remove(version, name);
+    }
+
+    pub(super) fn task_of(&self, pod: &PodView) -> Option<&WorkerTask> {
+        let stored = self.tasks.objects.get(&owner(pod).name);
+        stored.filter(|t| uid(&t.metadata) == owner(pod).uid)
+    }
+
+    /// Whether the stored record of the pod's worker names it, or will never need it.
+    /// The loss of another one cannot be told from a pod that was never made.
+    pub(super) fn is_recorded(&self, pod: &PodView) -> bool {
+        self.task_of(pod).is_none_or(|t| {
+            let mut records = t.status.iter().flat_map(|s| &s.workers);
+            records.any(|r| r.uid.as_deref() == Some(uid(&pod.metadata)))
+        })
+    }
+
+    pub(super) fn run(&mut self, name: &str) {
+        let mut pod = self.pods.objects[name].clone();
+        pod.spec.node_name = "node".to_owned();
+        "Running".clone_into(&mut pod.status.phase);
+        let running = RunningView {
+            started_at: Some(self.time()),
+        };
+        pod.status.container_statuses = vec![ContainerStatusView {
+            name: "worker".to_owned(),
+            state: ContainerStateView {
+                running: Some(running),
+                ..ContainerStateView::default()
+            },
+            ..ContainerStatusView::default()
+        }];
+        self.put_pod(pod);
+    }
+
+    /// Its container ends by itself, or the kubelet evicts it.
+    pub(super) fn terminate(&mut self, name: &str, exit_code: i32, evicted: bool) {
+        let mut pod = self.pods.objects[name].clone();
+        let phase = if exit_code == 0 && !evicted {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+        phase.clone_into(&mut pod.status.phase);
+        if evicted {
+            "Evicted".clone_into(&mut pod.status.reason);
+        }
+        let now = self.time();
+        for container in &mut pod.status.container_statuses {
+            let running = container.state.running.take();
+            container.state.terminated = Some(TerminatedView {
+                exit_code,
+                started_at: running.and_then(|r| r.started_at),
+                finished_at: Some(now.clone()),
+                ..TerminatedView::default()
+            });
+        }
+        self.put_pod(pod);
+    }
+
+    /// The garbage collector: pods whose task is gone.
+    pub(super) fn collect(&mut self) {
+        let orphans = self
+            .pods
+            .objects
+            .values()
+            .filter(|p| self.task_of(p).is_none());
+        let names: Vec<String> = orphans.filter_map(|p| p.metadata.name.clone()).collect();
+        for name in names {
+            self.end(&name);
+        }
+    }
+}
