@@ -437,7 +437,8 @@ impl World {
         }
         self.server.collect();
         for replica in &mut self.replicas {
-            for tasks in [true, false] {
+            // The next bookmark of the tasks tells that a pod has no task.
+            for tasks in [true, false, true] {
                 while replica.step(tasks, &self.server, &mut self.seen) {}
             }
         }
@@ -523,9 +524,9 @@ fn summary(index: &Index) -> String {
         .iter()
         .map(|p| (&p.name, (&p.uid, p.resource_version)))
         .collect();
-    let stones = index.read().tombstones();
+    let stones = index.read().graves();
     format!(
-        "{:?} {pods:?} {stones} tombstones",
+        "{:?} {pods:?} tombstones {stones:?}",
         tasks.collect::<Vec<_>>()
     )
 }

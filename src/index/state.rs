@@ -186,6 +186,12 @@ impl State {
         self.gone.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn graves(&self) -> Vec<String> {
+        let of = |p: &Arc<Pod>| format!("{} {} of {}", p.name, p.uid, p.task_uid);
+        self.gone.values().map(of).collect()
+    }
+
     fn uncount(&mut self, pod: &Pod) {
         if let Some(count) = self.by_repository.get_mut(&pod.repository) {
             *count -= 1;

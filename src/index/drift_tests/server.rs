@@ -226,8 +226,10 @@ impl Server {
         if let Some(there) = self.pods.objects.get(&name) {
             return Some(there.clone());
         }
+        let first = self.made.insert((task.uid.clone(), index, attempt));
+        // A task that went takes its pods along: what is made for it late goes too.
         assert!(
-            self.made.insert((task.uid.clone(), index, attempt)),
+            first || self.task(task).is_none(),
             "{name} is made a second time"
         );
         let of_worker = |p: &&PodView| owner(p).uid == task.uid && number(p, WORKER_INDEX) == index;
@@ -299,7 +301,6 @@ impl Server {
             let records = t.status.iter().flat_map(|s| &s.workers);
             records.filter(|r| r.index == index).any(|r| {
                 r.attempt > attempt
-                    || r.former.iter().any(|f| f.uid == asked)
                     || (r.attempt == attempt && r.phase.is_final())
                     || (r.stopping && r.uid.as_deref() == Some(asked))
             })
