@@ -35,6 +35,14 @@ pub struct Share {
     pub weight: u32,
 }
 
+/// A worker whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picked {
+    pub task: Arc<str>,
+    pub repository: Arc<str>,
+    pub attempt: Attempt,
+}
+
 type Task = Arc<str>;
 type Level = BTreeMap<Arc<str>, BTreeSet<(i64, Task)>>;
 
@@ -91,8 +99,8 @@ impl Queue {
 
     /// Takes at most `places` workers out, each for the repository that has the
     /// least of its share then.
-    pub fn pick(&mut self, places: usize, share: impl Fn(&str) -> Share) -> Vec<(Task, Attempt)> {
-        let mut picked = Vec::new();
+    pub fn pick(&mut self, places: usize, share: impl Fn(&str) -> Share) -> Vec<Picked> {
+        let mut picked: Vec<Picked> = Vec::new();
         while picked.len() < places {
             let Some((priority, level)) = self.levels.first_key_value() else {
                 break;
@@ -103,9 +111,7 @@ impl Queue {
                 .map(|repository| {
                     let Share { taken, weight } = share(repository);
                     // Those picked from a higher priority are taken too.
-                    let more = picked
-                        .iter()
-                        .filter(|(_, r, _): &&(Task, Arc<str>, Attempt)| r == repository);
+                    let more = picked.iter().filter(|p| p.repository == *repository);
                     let load = Load {
                         taken: taken + more.count(),
                         weight: weight.max(1),
@@ -120,12 +126,16 @@ impl Queue {
                 let Some((task, attempt)) = self.next_of(priority, &repository) else {
                     continue;
                 };
-                picked.push((task, repository.clone(), attempt));
+                picked.push(Picked {
+                    task,
+                    repository: repository.clone(),
+                    attempt,
+                });
                 load.taken += 1;
                 heap.push(Reverse((load, repository)));
             }
         }
-        picked.into_iter().map(|(task, _, a)| (task, a)).collect()
+        picked
     }
 
     /// The next worker of a repository at a priority.
@@ -200,7 +210,7 @@ mod tests {
         let picked = queue.pick(places, share);
         picked
             .into_iter()
-            .map(|(t, a)| format!("{t}-{}", a.index))
+            .map(|p| format!("{}-{}", p.task, p.attempt.index))
             .collect()
     }
 

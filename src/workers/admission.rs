@@ -18,7 +18,7 @@ use super::{
 };
 use crate::domain::{
     concurrency::Concurrency,
-    queue::{Attempt, Queue, Share, Waiting},
+    queue::{Attempt, Picked, Queue, Share, Waiting},
     task::Task,
 };
 
@@ -101,28 +101,29 @@ impl Admission {
             _ => Some(usize::from(self.under_way.is_empty())),
         };
         most = most.min(quota.unwrap_or(most));
-        let picked = self.pick(most);
-        for (name, attempt) in &picked {
-            let task = self.shared.index.task(name);
-            let repository =
-                task.map_or_else(|| Arc::from(""), |t| Arc::from(t.spec.repository.as_str()));
-            let under_way = UnderWay {
-                repository,
-                sent: now,
-            };
-            self.under_way.insert((name.clone(), *attempt), under_way);
+        let mut admitted = Vec::new();
+        for Picked {
+            task,
+            repository,
+            attempt,
+        } in self.pick(most)
+        {
+            let sent = now;
+            let one = UnderWay { repository, sent };
+            self.under_way.insert((task.clone(), attempt), one);
+            admitted.push((task, attempt));
         }
         if !self.queue.is_empty() && quota.is_none() {
-            self.shared.room(if places <= picked.len() {
+            self.shared.room(if places <= admitted.len() {
                 Room::Full
             } else {
                 Room::Busy
             });
         }
-        picked
+        admitted
     }
 
-    fn pick(&mut self, most: usize) -> Vec<Create> {
+    fn pick(&mut self, most: usize) -> Vec<Picked> {
         let mut creating: HashMap<&str, usize> = HashMap::new();
         for one in self.under_way.values() {
             *creating.entry(&one.repository).or_default() += 1;

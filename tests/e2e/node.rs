@@ -2,6 +2,7 @@
 //! logs, Jaeger. The oracles are the printers' truth, the handler's record and the
 //! API server's audit log.
 mod failures;
+mod rollout;
 
 use std::{
     collections::BTreeSet,
@@ -326,6 +327,21 @@ fn a_scale_up_through_a_follower_runs_three_workers_to_their_end() {
 
     i.check_logs(&task, 3, 360);
     i.check_audit(&task, 3, 1);
+    // How it came to start, by phase.
+    let times: Vec<&str> = [
+        "queuedAt",
+        "createdAt",
+        "scheduledAt",
+        "preparedAt",
+        "startedAt",
+        "firstLineAt",
+        "completedAt",
+    ]
+    .iter()
+    .map(|key| after["workers"][0][key].as_str().unwrap())
+    .collect();
+    assert!(times.iter().all(|at| at.len() == 20), "{times:?}");
+    assert!(times.is_sorted(), "{times:?}");
 
     // One connected trace: follower, leader, Kubernetes calls, forwarder.
     let spans = wait_for("the whole trace", SOON, || {

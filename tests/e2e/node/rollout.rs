@@ -1,0 +1,59 @@
+//! A rollout while work comes in.
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{DONE, NAMESPACE, installed, wait_for};
+
+#[test]
+fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
+    let i = installed();
+    let before = i.leader().unwrap();
+    let is_over = AtomicBool::new(false);
+    let answers: Vec<(String, Duration)> = std::thread::scope(|s| {
+        let client = s.spawn(|| {
+            let mut answers = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let task = format!("roll-{}", answers.len());
+                let asked = Instant::now();
+                // Any refusal ends the test here.
+                let answer = i.scale_up(&task, 1, &[("LINES", "3".to_owned())]);
+                assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
+                answers.push((task, asked.elapsed()));
+            }
+            answers
+        });
+        let rollout = |args: &[&str]| {
+            i.cluster
+                .kubectl(&[&["-n", NAMESPACE, "rollout"], args].concat())
+        };
+        rollout(&["restart", "deployment/ottoscaler"]);
+        let watch = ["status", "deployment/ottoscaler", "--timeout=150s"];
+        rollout(&watch);
+        wait_for("the last replica of before is gone", DONE, || {
+            i.cluster
+                .try_run(&["kubectl", "-n", NAMESPACE, "get", "pod", &before])
+                .status
+                .code()
+                .filter(|code| *code != 0)
+        });
+        is_over.store(true, Ordering::Relaxed);
+        client.join().unwrap()
+    });
+    let slowest = answers.iter().map(|(_, took)| took).max().unwrap();
+    println!(
+        "{} calls during the rollout, the slowest took {slowest:?}",
+        answers.len()
+    );
+    assert!(answers.len() >= 10);
+    assert_ne!(i.leader(), Some(before));
+    let (last, _) = answers.last().unwrap();
+    for task in ["roll-0", last] {
+        i.wait_done(task, 1);
+        i.check_logs(task, 1, 3);
+    }
+    for (task, _) in &answers {
+        i.check_audit(task, 1, 1);
+    }
+}
