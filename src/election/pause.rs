@@ -113,41 +113,5 @@ impl PauseSwitch {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    fn lease(annotation: Option<&str>) -> Lease {
-        let mut lease = Lease::default();
-        let pair = annotation.map(|why| (PAUSED.to_owned(), why.to_owned()));
-        lease.metadata.annotations = Some(pair.into_iter().collect::<BTreeMap<_, _>>());
-        lease
-    }
-
-    #[test]
-    fn any_value_of_the_annotation_pauses() {
-        assert_eq!(
-            of(Some(&lease(Some("node upgrade")))).as_deref(),
-            Some("node upgrade")
-        );
-        assert_eq!(
-            of(Some(&lease(Some("")))).as_deref(),
-            Some("no reason given")
-        );
-        assert_eq!(of(Some(&lease(None))), None);
-        assert_eq!(of(Some(&Lease::default())), None);
-        assert_eq!(of(None), None);
-    }
-
-    #[test]
-    fn the_setting_pauses_whatever_the_lease_says() {
-        let (set, pause) = Pause::channel(true);
-        set.send_replace(None);
-        assert_eq!(pause.why().as_deref(), Some("by the setting PAUSED"));
-        let (set, pause) = Pause::channel(false);
-        assert_eq!(pause.why(), None);
-        set.send_replace(Some("x".into()));
-        assert_eq!(pause.why().as_deref(), Some("x"));
-    }
-}
+#[path = "pause_tests.rs"]
+mod tests;
