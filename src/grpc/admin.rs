@@ -1,7 +1,7 @@
 //! OttoscalerAdminService: any replica writes the pause, every replica sees it.
 use tonic::{Request, Response, Status};
 
-use super::server::answered;
+use super::errors::answered;
 use crate::{
     election::{Pause, PauseSwitch},
     proto::{

@@ -14,6 +14,16 @@ const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Puts the outcome of a call on its span.
+pub(super) fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
+    let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+    tracing::Span::current().record("rpc.response.status_code", format!("{code:?}"));
+    if let Err(status) = &result {
+        tracing::info!(%code, message = status.message(), "call refused");
+    }
+    result
+}
+
 pub(super) fn status(refusal: Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Health, Router, Service, admin::Admin, call::Verb, status, watch};
+use super::{Health, Router, Service, admin::Admin, call::Verb, errors::answered, status, watch};
 use crate::{
     domain::template::Policy,
     election::{Pause, PauseSwitch},
@@ -161,17 +161,6 @@ fn span(request: &http::Request<()>) -> tracing::Span {
     );
     telemetry::set_parent_from_headers(&span, request.headers());
     span
-}
-
-pub(super) fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
-    let code = result
-        .as_ref()
-        .map_or_else(Status::code, |_| tonic::Code::Ok);
-    tracing::Span::current().record("rpc.response.status_code", format!("{code:?}"));
-    if let Err(status) = &result {
-        tracing::info!(%code, message = status.message(), "call refused");
-    }
-    result
 }
 
 #[tonic::async_trait]
