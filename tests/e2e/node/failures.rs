@@ -3,6 +3,7 @@
 //! log: `system:node:…` wrote the status.
 use std::{collections::BTreeMap, io::Write as _, process::Stdio, sync::OnceLock, time::Duration};
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::{Installed, NAMESPACE, SOON, installed, wait_for};
@@ -156,6 +157,11 @@ fn cancel(task: &str) {
 
 /// The metadata of a notification of a task's worker.
 fn notified(i: &Installed, task: &str, status: &str) -> Value {
+    told(i, task, status)["metadata"].clone()
+}
+
+/// What otto-handler recorded of it.
+fn told(i: &Installed, task: &str, status: &str) -> Value {
     wait_for(&format!("{task}: {status} told"), SOON, || {
         let text = std::fs::read_to_string(i.truth().join("handler.jsonl")).unwrap();
         let records = text
@@ -164,28 +170,34 @@ fn notified(i: &Installed, task: &str, status: &str) -> Value {
         records
             .filter(|r| r["kind"] == "notify" && r["task"] == format!("fail-{task}"))
             .find(|r| r["status"] == status)
-            .map(|r| r["metadata"].clone())
     })
 }
 
 /// Whether the kubelet itself wrote this into the status of the task's pod.
 fn kubelet_said(task: &str, what: &str) {
-    let i = started();
     wait_for(&format!("the kubelet's {what} of {task}"), SOON, || {
-        let log = std::fs::read_to_string(i.cluster.audit_log()).unwrap();
-        log.lines()
-            .filter(|l| l.contains("\"system:node:") && l.contains(what))
-            .filter_map(|l| serde_json::from_str::<Value>(l).ok())
-            .any(|e| {
-                let of = &e["objectRef"];
-                of["resource"] == "pods"
-                    && of["subresource"] == "status"
-                    && of["name"]
-                        .as_str()
-                        .is_some_and(|n| n.starts_with(&format!("otto-agent-fail-{task}-")))
-            })
-            .then_some(())
+        kubelets_word(task, what)
     });
+}
+
+/// When the kubelet first wrote this into the status of a pod of the task.
+fn kubelets_word(task: &str, what: &str) -> Option<Timestamp> {
+    let log = std::fs::read_to_string(started().cluster.audit_log()).unwrap();
+    let pods = format!("otto-agent-fail-{task}-");
+    let words = log
+        .lines()
+        .filter(|l| l.contains("\"system:node:") && l.contains(&pods) && l.contains(what))
+        .filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    let mut words = words.filter(|e| {
+        let of = &e["objectRef"];
+        let ours = of["name"].as_str().is_some_and(|n| n.starts_with(&pods));
+        ours && of["resource"] == "pods" && of["subresource"] == "status"
+    });
+    words.next().map(|e| time(&e["stageTimestamp"]))
+}
+
+fn time(text: &Value) -> Timestamp {
+    text.as_str().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -232,6 +244,28 @@ fn an_image_that_cannot_be_pulled_fails_within_a_minute_with_the_kubelets_reason
     assert!(error.contains("ImagePull"), "{end}");
     assert!(error.contains("localhost:1/none:1"), "{end}");
     kubelet_said("pull", "ImagePull");
+}
+
+/// A name that is none to the kubelet only: it reads 64 digits as an id. Begun when
+/// the node has little else to do.
+#[test]
+fn an_invalid_image_name_is_told_within_two_seconds_of_the_pods_start() {
+    let i = started();
+    let image = "0123456789abcdef".repeat(4);
+    i.scale_up("fail-invalid", 1, &[("OTTO_IMAGE", image)]);
+    let end = failed("invalid");
+    let error = end["error"].as_str().unwrap();
+    assert!(error.contains("InvalidImageName"), "{end}");
+    assert_eq!(end["attempt"], 1);
+    kubelet_said("invalid", "InvalidImageName");
+    let taken = kubelets_word("invalid", "").unwrap();
+    let told = time(&told(i, "invalid", "FAILED")["at"]).duration_since(taken);
+    let said = kubelets_word("invalid", "InvalidImageName").unwrap();
+    println!(
+        "invalid: told {told:#} after the kubelet took the pod, which said so after {:#}",
+        said.duration_since(taken)
+    );
+    assert!(told <= SignedDuration::from_secs(2), "{told:#}");
 }
 
 #[test]
