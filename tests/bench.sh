@@ -2,7 +2,7 @@
 # Measures, one line per figure:
 #   <figure> <value> <unit> reference <value> ratio <r> target <t> met|short
 # Exits 0 unless a figure could not be measured. Raw samples: $XDG_CACHE_HOME/ottoscaler/bench.
-#   ONLY=<group>   start, memory, election (workers, status and logs come with their issues)
+#   ONLY=<group>   start, memory, election, workers (status and logs come with their issues)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
@@ -10,7 +10,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$cache/target}
 bin=$CARGO_TARGET_DIR/release
 raw=$cache/bench/$(date -u +%Y%m%dT%H%M%SZ)
-name=bench ns=bench pids=()
+name=${BENCH_CLUSTER:-bench} ns=bench task_ttl=24h pids=()
 mkdir -p "$raw"
 finish() {
   [ ${#pids[@]} = 0 ] || kill "${pids[@]}" 2> /dev/null || true
@@ -24,12 +24,21 @@ figure() { # name value unit target (at most) [reference]
     printf "%-28s %10.3f %-5s reference %s ratio %s target %s %s\n", n, v, u, r, ratio, t, (v <= t ? "met" : "short") }'
 }
 
+linear() { # name value unit target (the ratio at most) reference
+  awk -v n="$1" -v v="$2" -v u="$3" -v t="$4" -v r="$5" 'BEGIN {
+    printf "%-28s %10.3f %-5s reference %s ratio %.3f target <=%s %s\n", n, v, u, r, v / r, t, (v / r <= t ? "met" : "short") }'
+}
+least() { # name value unit target (the ratio at least) reference
+  awk -v n="$1" -v v="$2" -v u="$3" -v t="$4" -v r="$5" 'BEGIN {
+    printf "%-28s %10.3f %-5s reference %s ratio %.3f target >=%s %s\n", n, v, u, r, v / r, t, (v / r >= t ? "met" : "short") }'
+}
+
 k() { $cluster run $name kubectl "$@"; }
 
 replica() { # number: starts one, leaves its pid in $pid, its ports in $grpc and $health
   grpc=$((31000 + $1 * 3)) health=$((31001 + $1 * 3))
-  KUBECONFIG=$kubeconfig NAMESPACE=$ns POD_NAME=replica-$1 GRPC_PORT=$grpc HEALTH_PORT=$health METRICS_PORT=$((health + 1)) MAX_WORKERS=1000 \
-    OTTO_HANDLER_HOST=127.0.0.1:9 LOG_LEVEL=error "$bin/ottoscaler" 2> "$raw/replica-$1.log" &
+  KUBECONFIG=$kubeconfig NAMESPACE=$ns POD_NAME=replica-$1 GRPC_PORT=$grpc HEALTH_PORT=$health METRICS_PORT=$((health + 1)) MAX_WORKERS=12000 \
+    OTTO_HANDLER_HOST=127.0.0.1:$handler TASK_TTL=$task_ttl LOG_DRAIN_TIMEOUT=2s LOG_LEVEL=error "$bin/ottoscaler" 2> "$raw/replica-$1.log" &
   pid=$!
   pids+=("$pid")
 }
@@ -40,22 +49,34 @@ ready() {
   until "$probe" -addr "127.0.0.1:$health" -service readiness > /dev/null 2>&1; do sleep 0.005; done
 }
 
-# A control plane with 1,000 worker pods that nobody runs, and a leader for them.
-thousand() {
-  [ -z "${kubeconfig:-}" ] || return 0
+# A control plane, the chart without its Deployment, and an otto-handler.
+plane() {
   NODES=20 $cluster up $name fake 1>&2
   make -s install NAME=$name NAMESPACE=$ns HELM_FLAGS="--set replicas=1" > /dev/null
   k -n $ns delete deployment ottoscaler > /dev/null
   kubeconfig=$($cluster kubeconfig-for $name $ns ottoscaler)
+  admin=$($cluster env $name | sed -n "s/^KUBECONFIG='\(.*\)'/\1/p")
+  audit=$($cluster env $name | sed -n "s/^AUDIT_LOG='\(.*\)'/\1/p")
   probe=$(PATH=$(deploy/local/build.sh --path)$PATH command -v grpc-health-probe)
+  handler=30990 record=$raw/handler-$EPOCHSECONDS.jsonl
+  "$bin/recording-handler" serve --listen "127.0.0.1:$handler" --out "$record" 2> /dev/null &
+  pids+=("$!")
+}
+
+# 1,000 worker pods that nobody runs, and a leader for them.
+thousand() {
+  [ -z "${leader:-}" ] || return 0
+  plane
   replica 0
   leader=$pid
   ready
-  figure_idle=$(awk '/VmRSS/ {print $2 / 1024}' "/proc/$leader/status")
+  figure_idle=$(resident)
   "$bin/ottoctl" --server "127.0.0.1:$grpc" --timeout 60 scale-up bench -n 1000 --repository r --commit c > "$raw/scale-up.txt"
   # Settled, not in the middle of a ScaleUp.
   until [ "$(k -n $ns get pods --no-headers 2> /dev/null | grep -c Running)" = 1000 ]; do sleep 0.2; done
+  leader_grpc=$grpc
 }
+resident() { awk '/VmRSS/ {print $2 / 1024}' "/proc/$leader/status"; }
 
 start() { # exec → ready, synced with 1,000 pods; the worst of five
   thousand
@@ -72,18 +93,23 @@ start() { # exec → ready, synced with 1,000 pods; the worst of five
   figure image_size "$(stat -c %s "$cache/images/ottoscaler-dev.tar" | awk '{print $1 / 1048576}')" MiB 40
 }
 
-memory() {
-  thousand
-  figure memory_leader_idle "$figure_idle" MiB 20
-}
-
 # shellcheck source=SCRIPTDIR/bench/election.sh
 . tests/bench/election.sh
+# shellcheck source=SCRIPTDIR/bench/memory.sh
+. tests/bench/memory.sh
+# shellcheck source=SCRIPTDIR/bench/workers.sh
+. tests/bench/workers.sh
 
-make -s image > /dev/null
 case ${ONLY:-all} in
-  start | memory | election) "$ONLY" ;;
-  all) start; memory; $cluster down $name > /dev/null; election ;;
-  workers | status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
+  memory | workers) make -s build ;;
+  *) make -s image > /dev/null ;;
+esac
+case ${ONLY:-all} in
+  start | memory | election | workers) "$ONLY" ;;
+  all)
+    start; memory; $cluster down $name > /dev/null
+    election; $cluster down $name > /dev/null
+    workers ;;
+  status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
   *) echo "ONLY=$ONLY: takes start, memory, election, workers, status or logs" >&2; exit 64 ;;
 esac

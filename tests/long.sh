@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The long checks in full: tests/long.sh model|soak|fence-windows|crashes. `make test` runs
+# The long checks in full: tests/long.sh model|soak|fence-windows|crashes|tasks. `make test` runs
 # the same at a reduced count. What was seen goes to tests/results/<check>.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
-check=${1:?which: model, soak, fence-windows, crashes}
+check=${1:?which: model, soak, fence-windows, crashes, tasks}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -30,7 +30,7 @@ model() {
 
 soak() {
   export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv
-  on_a_fake_cluster faults:: contenders:: late:: saturation:: windows::
+  on_a_fake_cluster faults:: contenders:: late:: saturation:: windows:: tasks::
 }
 
 # What remains of the fence's windows, and renewals under saturation: a part of soak.
@@ -39,17 +39,20 @@ fence-windows() { on_a_fake_cluster late:: saturation:: windows::; }
 # The leader's death at each write of a ScaleUp: a part of soak.
 crashes() { on_a_fake_cluster faults::boundaries::; }
 
+# Half an hour of 20 tasks a second, each forgotten after a minute: a part of soak.
+tasks() { on_a_fake_cluster tasks::; }
+
 on_a_fake_cluster() { # module…
   cargo build --release --workspace --bins
-  up+=("$check")
-  export OTTO_TEST_FAKE=$check OTTO_TEST_FULL=1 OTTO_TEST_SAMPLES_DIR=$PWD/tests/results
-  $cluster up "$check" fake
-  keep '^test |SEED|crashes:|changes|growth|terms|late|refused|outage|took|renewals|test result' \
+  export OTTO_TEST_FAKE=${OTTO_TEST_FAKE:-$check} OTTO_TEST_FULL=1 OTTO_TEST_SAMPLES_DIR=$PWD/tests/results
+  up+=("$OTTO_TEST_FAKE")
+  $cluster up "$OTTO_TEST_FAKE" fake
+  keep '^test |SEED|crashes:|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "$@"
 }
 
 case $check in
-model | soak | fence-windows | crashes) "$check" ;;
+model | soak | fence-windows | crashes | tasks) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {

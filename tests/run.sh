@@ -42,7 +42,7 @@ export OTTO_TEST_FAKE=t-fake OTTO_TEST_NODE=t-node
 node() {
   $cluster up t-node node
   make -s load NAME=t-node
-  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: --skip late:: --skip saturation:: --skip windows:: ${only:+"$only"}
+  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: --skip late:: --skip saturation:: --skip windows:: --skip tasks:: ${only:+"$only"}
   $cluster down t-node
 }
 if [ -z "$why" ]; then

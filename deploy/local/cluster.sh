@@ -12,7 +12,7 @@
 #   cluster.sh prepare KIND          installs packages and builds tools, starts nothing
 #   cluster.sh possible KIND         prints nothing, or why KIND cannot be had here
 #   cluster.sh list
-# Settings by environment: NODES (fake), CONTEXT (existing), KWOK_CONFIG (fake),
+# Settings by environment: NODES (fake), CONTEXT (existing), KWOK_CONFIG (fake), AUDIT_POLICY,
 # CONTAINER_LOG_MAX_SIZE, CONTAINER_LOG_MAX_FILES and MAX_PODS (node).
 set -euo pipefail
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -9,7 +9,7 @@ repo=$(cd "$here/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler
 clusters=$cache/clusters
 images=$cache/images
-audit_policy=$here/audit.yaml
+audit_policy=${AUDIT_POLICY:-$here/audit.yaml}
 
 say() { printf '%s\n' "$*" >&2; }
 step() { printf '  %-28s %s.%s s\n' "$1" $((($(now) - began) / 1000)) $((($(now) - began) % 1000 / 100)) >&2; }

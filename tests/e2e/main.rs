@@ -11,5 +11,7 @@ mod processes;
 mod proxy;
 mod saturation;
 mod server;
+mod size;
 mod support;
+mod tasks;
 mod windows;

@@ -1,0 +1,109 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154,SC2086,SC2034 # sourced by bench.sh, which sets these
+# Creation, API calls and notification latency on a fake control plane, with the
+# chart's defaults (policy on) and three replicas. Nothing is scheduled but where
+# workers are to run.
+
+workers() {
+  export AUDIT_POLICY=$PWD/tests/bench/audit.yaml
+  task_ttl=5s
+  plane
+  replica 0; ready
+  local n servers=("$grpc")
+  for n in 1 2; do replica "$n"; ready; servers+=("$grpc"); done
+  until holder=$(k -n $ns get lease ottoscaler-leader -o 'jsonpath={.spec.holderIdentity}' 2> /dev/null) && [ -n "$holder" ]; do sleep 0.1; done
+  holder=${holder%%_*}
+  grpc=${servers[${holder#replica-}]}
+  $cluster component $name stop scheduler
+  creation
+  notifications
+  $cluster component $name start scheduler
+  api_calls
+}
+
+ctl() { "$bin/ottoctl" --server "127.0.0.1:$grpc" --timeout 120 "$@"; }
+up() { ctl scale-up "$1" -n "$2" --repository r --commit c > "$raw/scale-up-$1.txt"; }
+seen() { "$bin/audit-cost" --log "$audit" --namespace $ns "$@"; }
+no_pods() { # selector
+  until [ -z "$(k -n $ns get pods -l "$1" -o name --chunk-size=0 2> /dev/null | head -1)" ]; do sleep 0.3; done
+}
+remove() { # labels as a query
+  k delete --raw "/api/v1/namespaces/$ns/pods?labelSelector=$1&gracePeriodSeconds=0" > /dev/null
+}
+
+# ScaleUp(1000) and raw creates take turns; the best of the raw ones is the reference.
+creation() {
+  local n concurrency since
+  up warm 10
+  for n in 1 2 3; do
+    since=$(date +%s%N)
+    up "made$n" 1000
+    seen --prefix "otto-agent-made$n-" --since "$since" created --count 1000 >> "$raw/scale-up-1000-ms.txt"
+    ctl cancel "made$n" > /dev/null
+    no_pods "task-id=made$n"
+    for concurrency in 32 64 128; do
+      KUBECONFIG=$kubeconfig "$bin/raw-creates" --log "$audit" --namespace $ns --prefix "raw$n-$concurrency" --concurrency $concurrency > "$raw/one.txt"
+      echo "$concurrency $(cat "$raw/one.txt")" >> "$raw/raw-creates-ms.txt"
+      remove bench%3Draw
+      no_pods bench=raw
+    done
+  done
+  "$bin/raw-creates" --log "$audit" --namespace $ns --prefix job --job > "$raw/job.json"
+  since=$(date +%s%N)
+  k create -f "$raw/job.json" > /dev/null
+  seen --prefix job- --since "$since" created --count 1000 --within 300 > "$raw/job-ms.txt"
+  k -n $ns delete job job --cascade=background --wait=false > /dev/null
+  no_pods job-name=job
+  local ours best job
+  ours=$(middle_of "$raw/scale-up-1000-ms.txt" | per_second)
+  best=$(awk '{print $2}' "$raw/raw-creates-ms.txt" | sort -n | head -1 | per_second)
+  job=$(per_second < "$raw/job-ms.txt")
+  least scale_up_1000_creates "$ours" "/s" 0.7 "$best"
+  least scale_up_1000_by_job "$ours" "/s" 20 "$job"
+  awk '{printf "  raw creates, %s at a time: %.0f/s\n", $1, 1e6 / $2}' "$raw/raw-creates-ms.txt"
+  awk '{printf "  ScaleUp(1000): %.0f/s\n", 1e6 / $1}' "$raw/scale-up-1000-ms.txt"
+}
+per_second() { awk '{printf "%.1f", 1e6 / $1}'; }
+middle_of() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR + 1) / 2)]}'; }
+
+# The phase in the API → NotifyWorkerStatus received, beside a plain watch.
+notifications() {
+  local n load
+  latency quiet
+  up end-busy 400
+  for n in $(seq 9); do up "beside$n" 1000 || true; done &
+  load=$!
+  pids+=("$load")
+  until [ -n "$(k -n $ns get pods -l task-id=beside1 -o name --chunk-size=0 | head -1)" ]; do sleep 0.1; done
+  latency busy
+  kill "$load" 2> /dev/null || true
+  wait "$load" 2> /dev/null || true
+  for n in $(seq 9); do ctl cancel "beside$n" > /dev/null 2>&1 || true; done
+  no_pods app=otto-agent
+}
+latency() { # quiet|busy: 400 workers, 50 ends a second
+  local times
+  [ "$1" = busy ] || up "end-$1" 400
+  times=$(KUBECONFIG=$admin "$bin/phase-latency" --namespace $ns --selector "task-id=end-$1" --rate 50 --record "$record" --csv "$raw/notify-$1.csv")
+  read -r -a times <<< "$times"
+  figure "notify_p99_$1" "${times[1]}" ms 50 "${times[4]}"
+  echo "  notified: median ${times[0]} ms, at most ${times[2]} ms; the watch: median ${times[3]} ms, at most ${times[5]} ms"
+}
+
+# Of five tasks of a hundred workers each, from request to forgotten history.
+api_calls() {
+  local since n calls
+  since=$(date +%s%N)
+  for n in 1 2 3 4 5; do
+    up "life$n" 100
+    until [ "$(k -n $ns get pods -l "task-id=life$n" --no-headers --chunk-size=0 | grep -c Running)" = 100 ]; do sleep 0.2; done
+    KUBECONFIG=$admin "$bin/phase-latency" --namespace $ns --selector "task-id=life$n"
+    no_pods "task-id=life$n"
+  done
+  while k -n $ns get workertasks -o name | grep -q life; do sleep 0.5; done
+  calls=$(seen --prefix life --since "$since" calls --workers 500 --tasks 5 2> "$raw/calls.txt")
+  read -r -a calls <<< "$calls"
+  figure api_calls_per_worker "${calls[0]}" calls 3
+  figure api_calls_per_task "${calls[1]}" calls 6
+  echo "  log checkpoints: ${calls[2]} a worker; all: $(cat "$raw/calls.txt")"
+}
