@@ -14,7 +14,7 @@ name=${BENCH_CLUSTER:-bench} ns=bench task_ttl=24h pids=()
 mkdir -p "$raw"
 finish() {
   [ ${#pids[@]} = 0 ] || kill "${pids[@]}" 2> /dev/null || true
-  $cluster down $name > /dev/null || true
+  $cluster down "$name" > /dev/null || true
 }
 trap finish EXIT
 
@@ -33,7 +33,7 @@ least() { # name value unit target (the ratio at least) reference
     printf "%-28s %10.3f %-5s reference %s ratio %.3f target >=%s %s\n", n, v, u, r, v / r, t, (v / r >= t ? "met" : "short") }'
 }
 
-k() { $cluster run $name kubectl "$@"; }
+k() { $cluster run "$name" kubectl "$@"; }
 
 replica() { # number: starts one, leaves its pid in $pid, its ports in $grpc and $health
   grpc=$((31000 + $1 * 3)) health=$((31001 + $1 * 3))
@@ -51,12 +51,12 @@ ready() {
 
 # A control plane, the chart without its Deployment, and an otto-handler.
 plane() {
-  NODES=20 $cluster up $name fake 1>&2
-  make -s install NAME=$name NAMESPACE=$ns HELM_FLAGS="--set replicas=1" > /dev/null
+  NODES=20 $cluster up "$name" fake 1>&2
+  make -s install NAME="$name" NAMESPACE=$ns HELM_FLAGS="--set replicas=1" > /dev/null
   k -n $ns delete deployment ottoscaler > /dev/null
-  kubeconfig=$($cluster kubeconfig-for $name $ns ottoscaler)
-  admin=$($cluster env $name | sed -n "s/^KUBECONFIG='\(.*\)'/\1/p")
-  audit=$($cluster env $name | sed -n "s/^AUDIT_LOG='\(.*\)'/\1/p")
+  kubeconfig=$($cluster kubeconfig-for "$name" $ns ottoscaler)
+  admin=$($cluster env "$name" | sed -n "s/^KUBECONFIG='\(.*\)'/\1/p")
+  audit=$($cluster env "$name" | sed -n "s/^AUDIT_LOG='\(.*\)'/\1/p")
   probe=$(PATH=$(deploy/local/build.sh --path)$PATH command -v grpc-health-probe)
   handler=30990 record=$raw/handler-$EPOCHSECONDS.jsonl
   "$bin/recording-handler" serve --listen "127.0.0.1:$handler" --out "$record" 2> /dev/null &
@@ -107,8 +107,8 @@ esac
 case ${ONLY:-all} in
   start | memory | election | workers) "$ONLY" ;;
   all)
-    start; memory; $cluster down $name > /dev/null
-    election; $cluster down $name > /dev/null
+    start; memory; $cluster down "$name" > /dev/null
+    election; $cluster down "$name" > /dev/null
     workers ;;
   status | logs) echo "group $ONLY comes with its issue" >&2; exit 1 ;;
   *) echo "ONLY=$ONLY: takes start, memory, election, workers, status or logs" >&2; exit 64 ;;

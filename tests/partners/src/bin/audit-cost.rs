@@ -70,6 +70,11 @@ fn name(event: &Value) -> &str {
     asked.or_else(made).unwrap_or_default()
 }
 
+/// A create that timed out may have taken effect: the next one finds the pod there.
+fn exists(event: &Value) -> bool {
+    matches!(event["responseStatus"]["code"].as_u64(), Some(201 | 409))
+}
+
 fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
     let mut reader = BufReader::new(File::open(&args.log)?);
     let deadline = Instant::now() + Duration::from_secs(within);
@@ -83,7 +88,7 @@ fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
                 && event["stage"] == "ResponseComplete"
                 && event["objectRef"]["resource"] == "pods"
                 && event["objectRef"]["namespace"] == *args.namespace
-                && event["responseStatus"]["code"] == 201
+                && exists(&event)
                 && name(&event).starts_with(&args.prefix)
                 && at(&event, "stageTimestamp") >= args.since
             {
