@@ -70,9 +70,13 @@ fn name(event: &Value) -> &str {
     asked.or_else(made).unwrap_or_default()
 }
 
-/// A create that timed out may have taken effect: the next one finds the pod there.
+/// A create that timed out may have taken effect: the next one finds the pod there,
+/// or none follows. Whoever asks knows that all were made; this is when, at the latest.
 fn exists(event: &Value) -> bool {
-    matches!(event["responseStatus"]["code"].as_u64(), Some(201 | 409))
+    matches!(
+        event["responseStatus"]["code"].as_u64(),
+        Some(201 | 409 | 504)
+    )
 }
 
 fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
