@@ -36,38 +36,52 @@ step "programs and images"
 deploy/local/build.sh
 if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
-# Both kinds at the same time: the tests wait more than they work.
+# Two lanes: the tests wait more than they work. Attacks on leadership have one fake
+# cluster; beside them the real node, and then a fake one for the rest.
 cargo test --test e2e --no-run
 export OTTO_TEST_FAKE=t-fake OTTO_TEST_NODE=t-node
-node() {
-  $cluster up t-node node
-  make -s load NAME=t-node
-  cargo test --test e2e -- --test-threads=1 --nocapture --skip fake:: --skip faults:: --skip contenders:: --skip late:: --skip saturation:: --skip windows:: --skip tasks:: ${only:+"$only"}
-  $cluster down t-node
+e2e() { # modules to leave out…
+  cargo test --test e2e -- --test-threads=1 --nocapture "${@/#/--skip=}" ${only:+"$only"}
 }
-if [ -z "$why" ]; then
-  up+=(t-node)
-  said=$(mktemp)
-  node > "$said" 2>&1 &
-  beside=$!
-fi
+attacks=(contenders:: faults:: late:: saturation:: windows::)
+node() {
+  local code=0
+  $cluster up t-node node && make -s load NAME=t-node && e2e fake:: tasks:: "${attacks[@]}" || code=1
+  $cluster down t-node
+  return $code
+}
+rest() {
+  local code=0
+  $cluster up t-rest fake && OTTO_TEST_FAKE=t-rest e2e node:: "${attacks[@]}" || code=1
+  $cluster down t-rest
+  return $code
+}
+beside() {
+  local code=0
+  [ -n "$why" ] || node || code=1
+  rest || code=1
+  return $code
+}
+up+=(t-rest)
+[ -n "$why" ] || up+=(t-node)
+said=$(mktemp)
+beside > "$said" 2>&1 &
+beside=$!
 
-step "fake cluster"
+step "attacks on leadership, on a fake cluster"
 up+=(t-fake)
 $cluster up t-fake fake
-cargo test --test e2e -- --test-threads=1 --nocapture --skip node:: ${only:+"$only"} || failed=1
+e2e node:: fake:: tasks:: || failed=1
 $cluster down t-fake
 
-if [ -n "$beside" ]; then
-  wait "$beside" || failed=1
-  beside=''
-  step "real node, meanwhile"
-  cat "$said"
-  rm -f "$said"
-  if [ -z "$only" ]; then
-    step "clusters leave no trace"
-    tests/cluster/no_trace.sh || failed=1
-  fi
+wait "$beside" || failed=1
+beside=''
+step "real node and fake cluster, meanwhile"
+cat "$said"
+rm -f "$said"
+if [ -z "$why$only" ]; then
+  step "clusters leave no trace"
+  tests/cluster/no_trace.sh || failed=1
 fi
 [ -z "$failed" ] || exit 1
 step "done"
