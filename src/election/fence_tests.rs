@@ -230,3 +230,17 @@ fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
         "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity"
     ));
 }
+
+#[test]
+fn an_object_is_named_in_full() {
+    let pod = one().client.reference::<Pod>("p", "u");
+    let wanted = ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: Some("p".into()),
+        namespace: Some("n".into()),
+        uid: Some("u".into()),
+        ..ObjectReference::default()
+    };
+    assert_eq!(pod, wanted);
+}

@@ -49,9 +49,11 @@ async fn who_waits_is_woken_by_a_change_and_by_nothing_else() {
     assert!(timeout(second, pause.changed()).await.is_err());
 }
 
+type Sent = Arc<Mutex<Vec<(Method, String, Value)>>>;
+
 /// A Lease at an API server that answers with this code, and what it was sent.
-fn switch(code: u16) -> (PauseSwitch, Arc<Mutex<Vec<(Method, String, Value)>>>) {
-    let sent = Arc::new(Mutex::new(Vec::new()));
+fn switch(code: u16) -> (PauseSwitch, Sent) {
+    let sent = Sent::default();
     let seen = sent.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
         let seen = seen.clone();

@@ -193,7 +193,7 @@ fn record(cell: &Cell, task: &str) -> Value {
         .json(&["-n", &cell.namespace, "get", "workertask", task]);
     let mut status = object["status"].take();
     for worker in status["workers"].as_array_mut().into_iter().flatten() {
-        worker["notified"].take();
+        worker["told"].take();
     }
     status["term"].take();
     status

@@ -210,13 +210,17 @@ fn of_pods(list: &Value, pod: &str) -> Seen {
 }
 
 fn of_task(task: &Value) -> Seen {
+    // Each is stored once, for all workers that have it.
+    let reasons = &task["status"]["reasons"];
     let workers = task["status"]["workers"].as_array();
     let workers = workers.into_iter().flatten().map(|w| {
         let worker = [
             text(&w["uid"]),
             w["attempt"].to_string(),
             text(&w["phase"]),
-            text(&w["reason"]),
+            w["why"]
+                .as_u64()
+                .map_or(String::new(), |n| text(&reasons[n as usize]["reason"])),
         ];
         (w["index"].as_u64().unwrap(), worker)
     });

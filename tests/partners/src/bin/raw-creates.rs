@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use clap::Parser;
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Pod},
+};
 use kube::{Api, Client, ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
@@ -54,6 +57,8 @@ async fn main() -> anyhow::Result<()> {
         owner["uid"] = json!(owner_uid);
     }
     body["metadata"]["labels"]["bench"] = json!("raw");
+    body["metadata"]["annotations"]["ottoscaler.io/term"] =
+        json!(term(&client, &args.namespace).await?);
     let pods: Api<Pod> = Api::namespaced(client, &args.namespace);
     let bodies = (1..=args.count).map(|n| {
         let mut body = body.clone();
@@ -74,6 +79,17 @@ async fn main() -> anyhow::Result<()> {
     anyhow::ensure!(made.len() == args.count, "{} pods made", made.len());
     println!("{:.1}", started.elapsed().as_secs_f64() * 1e3);
     Ok(())
+}
+
+/// Of whoever leads now: the policy takes no other.
+async fn term(client: &Client, namespace: &str) -> anyhow::Result<String> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let lease = leases.get("ottoscaler-leader").await?;
+    let uid = lease.uid().unwrap_or_default();
+    let spec = lease.spec.context("an empty Lease")?;
+    let transitions = spec.lease_transitions.unwrap_or(0);
+    let holder = spec.holder_identity.unwrap_or_default();
+    Ok(format!("{uid}/{transitions}/{holder}"))
 }
 
 /// The body that our ServiceAccount sent last to create a worker.
