@@ -231,8 +231,8 @@ fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
     ));
 }
 
-#[test]
-fn an_object_is_named_in_full() {
+#[tokio::test]
+async fn an_object_is_named_in_full() {
     let pod = one().client.reference::<Pod>("p", "u");
     let wanted = ObjectReference {
         api_version: Some("v1".into()),
