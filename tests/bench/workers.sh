@@ -28,7 +28,8 @@ no_pods() { # selector
   until [ -z "$(k -n $ns get pods -l "$1" -o name --chunk-size=0 2> /dev/null | head -1)" ]; do sleep 0.3; done
 }
 remove() { # labels as a query
-  k delete --raw "/api/v1/namespaces/$ns/pods?labelSelector=$1&gracePeriodSeconds=0" > /dev/null
+  # So many at once may take the server longer than it gives a request.
+  until k delete --raw "/api/v1/namespaces/$ns/pods?labelSelector=$1&gracePeriodSeconds=0" > /dev/null 2>&1; do sleep 0.5; done
 }
 
 # ScaleUp(1000) and raw creates take turns; the best of the raw ones is the reference.
