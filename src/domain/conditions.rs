@@ -7,12 +7,20 @@ use std::collections::BTreeMap;
 use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
 
 /// What the conditions are made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Seen<'a> {
     pub phase: TaskPhase,
     pub workers: &'a [WorkerRecord],
     /// What workers without a pod wait for.
-    pub lacks: &'a str,
+    pub lacks: &'a dyn Fn() -> String,
+}
+
+impl std::fmt::Debug for Seen<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seen")
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The conditions at `now` (RFC 3339), after those stored `before`.
@@ -29,7 +37,7 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     let created = if queued == 0 {
         (true, "AllCreated", String::new())
     } else {
-        let message = format!("{queued} of {} workers {lacks}", workers.len());
+        let message = format!("{queued} of {} workers {}", workers.len(), lacks());
         (false, "Queued", message)
     };
     let reason = match phase {
@@ -119,7 +127,7 @@ mod tests {
         before: &[Condition],
         now: &str,
     ) -> Vec<Condition> {
-        let lacks = "wait for room (MAX_WORKERS is 1)";
+        let lacks = &|| "wait for room (MAX_WORKERS is 1)".to_owned();
         conditions(
             Seen {
                 phase,

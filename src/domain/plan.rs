@@ -36,7 +36,7 @@ pub struct Observed<'a> {
     /// When the first line of this pod's log was written (Unix seconds).
     pub first_line: &'a dyn Fn(&str) -> Option<i64>,
     /// What workers without a pod wait for, for people.
-    pub lacks: &'a str,
+    pub lacks: &'a dyn Fn() -> String,
 }
 
 impl std::fmt::Debug for Observed<'_> {

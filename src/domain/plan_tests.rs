@@ -46,7 +46,7 @@ fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, n
         notified: &|_| None,
         refused: &|_| None,
         first_line: &|_| None,
-        lacks: "",
+        lacks: &String::new,
     };
     plan(task, seen, LIMITS, now)
 }

@@ -169,7 +169,17 @@ pub enum WorkerPhase {
 
 impl WorkerPhase {
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Terminated)
+        self.end().is_some()
+    }
+
+    /// How otto-handler is told of this end; None: it is none.
+    pub fn end(self) -> Option<NotifiedState> {
+        match self {
+            Self::Succeeded => Some(NotifiedState::Completed),
+            Self::Failed => Some(NotifiedState::Failed),
+            Self::Terminated => Some(NotifiedState::Terminated),
+            Self::Queued | Self::Pending | Self::Running => None,
+        }
     }
 }
 

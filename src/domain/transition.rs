@@ -26,12 +26,6 @@ pub fn is_done(record: &WorkerRecord) -> bool {
 }
 
 fn passed(record: &WorkerRecord) -> [Option<NotifiedState>; 3] {
-    let end = match record.phase {
-        WorkerPhase::Succeeded => Some(NotifiedState::Completed),
-        WorkerPhase::Failed => Some(NotifiedState::Failed),
-        WorkerPhase::Terminated => Some(NotifiedState::Terminated),
-        WorkerPhase::Queued | WorkerPhase::Pending | WorkerPhase::Running => None,
-    };
     // One end only: the three ends are ordered for comparison, not in time.
     let ended = record
         .notified
@@ -40,7 +34,7 @@ fn passed(record: &WorkerRecord) -> [Option<NotifiedState>; 3] {
     [
         record.uid.as_ref().map(|_| NotifiedState::Created),
         ran.then_some(NotifiedState::Running),
-        end.filter(|_| !ended),
+        record.phase.end().filter(|_| !ended),
     ]
 }
 

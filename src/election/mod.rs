@@ -35,7 +35,7 @@ pub use clock::{Clock, System, Time};
 pub use contender::{Clients, Contender};
 pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;
-pub use pause::{NotSet, Pause, PauseSwitch};
+pub use pause::{NO_REASON, NotSet, Pause, PauseSwitch};
 
 use crate::domain::term::Term;
 

@@ -15,6 +15,8 @@ use tokio::{sync::watch, time::timeout};
 
 /// It pauses whatever its value, which tells why.
 const PAUSED: &str = "ottoscaler.io/paused";
+/// Told where nobody gave one.
+pub const NO_REASON: &str = "no reason given";
 const SET_WITHIN: Duration = Duration::from_secs(3);
 
 /// Whether workers may be started. Written by the watch of the Lease; read by the
@@ -64,7 +66,7 @@ impl Pause {
 pub(super) fn of(lease: Option<&Lease>) -> Option<Arc<str>> {
     let annotations = lease?.metadata.annotations.as_ref()?;
     Some(match annotations.get(PAUSED)?.as_str() {
-        "" => "no reason given".into(),
+        "" => NO_REASON.into(),
         why => why.into(),
     })
 }

@@ -3,7 +3,7 @@ use tonic::{Request, Response, Status};
 
 use super::errors::answered;
 use crate::{
-    election::{Pause, PauseSwitch},
+    election::{NO_REASON, Pause, PauseSwitch},
     proto::{
         PauseRequest, PauseState, ResumeRequest,
         ottoscaler_admin_service_server::OttoscalerAdminService,
@@ -41,7 +41,7 @@ impl OttoscalerAdminService for Admin {
                     "reason: must have at most {MAX_REASON} bytes and no control characters"
                 )))
             } else if reason.is_empty() {
-                self.set(Some("no reason given")).await
+                self.set(Some(NO_REASON)).await
             } else {
                 self.set(Some(&reason)).await
             },

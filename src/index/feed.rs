@@ -21,10 +21,7 @@ impl Sink<PodView> for PodFeed {
         let listed: BTreeSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
         for pod in pods {
             // A list beside the watch may be older than what that has told.
-            self.0.change(|s| {
-                let old = version < self.0.told().1 && !s.knows_pod(&pod);
-                if old { None } else { s.apply_pod(pod) }
-            });
+            self.0.take_pod(pod, |told| version < told);
         }
         let mut lost = Vec::new();
         self.0.change(|s| {
@@ -62,10 +59,7 @@ impl Sink<WorkerTask> for TaskFeed {
         let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();
         let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
         for task in tasks {
-            self.0.change(|s| {
-                let old = version < self.0.told().0 && !s.knows_task(&task);
-                if old { None } else { s.apply_task(task) }
-            });
+            self.0.take_task(task, |told| version < told);
         }
         let mut lost = Vec::new();
         self.0.change(|s| {

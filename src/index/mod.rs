@@ -212,20 +212,32 @@ impl Index {
         *self.0.reached.borrow()
     }
 
-    /// Takes a task as a write answered it. What the watch has told and dropped since
-    /// does not come back with a late answer.
-    pub fn wrote_task(&self, task: Task) {
+    /// Takes a task unless it is late: what the watch has told and dropped since does
+    /// not come back. `is_late` judges by how far the watch has told.
+    fn take_task(&self, task: Task, is_late: impl FnOnce(u64) -> bool) {
         self.change(|s| {
-            let over = task.resource_version <= self.told().0 && !s.knows_task(&task);
+            let over = is_late(self.told().0) && !s.knows_task(&task);
             if over { None } else { s.apply_task(task) }
         });
     }
 
-    /// Takes a pod as a write answered it, likewise.
-    pub fn wrote_pod(&self, pod: Pod) {
+    /// The same of a pod.
+    fn take_pod(&self, pod: Pod, is_late: impl FnOnce(u64) -> bool) {
         self.change(|s| {
-            let over = pod.resource_version <= self.told().1 && !s.knows_pod(&pod);
+            let over = is_late(self.told().1) && !s.knows_pod(&pod);
             if over { None } else { s.apply_pod(pod) }
         });
+    }
+
+    /// Takes a task as a write answered it.
+    pub fn wrote_task(&self, task: Task) {
+        let version = task.resource_version;
+        self.take_task(task, |told| version <= told);
+    }
+
+    /// Takes a pod as a write answered it.
+    pub fn wrote_pod(&self, pod: Pod) {
+        let version = pod.resource_version;
+        self.take_pod(pod, |told| version <= told);
     }
 }

@@ -306,7 +306,6 @@ impl Engine {
         let (pods, gone) = (ours(pods), ours(gone));
         let notified = self.shared.notified();
         let refused = self.shared.refused();
-        let lacks = self.shared.lacks();
         let limits = &self.shared.limits;
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let seen = Observed {
@@ -319,7 +318,7 @@ impl Engine {
                 refused.get(&(name.clone(), index, attempt)).cloned()
             },
             first_line: &|uid| self.shared.drained.first_line(uid),
-            lacks: &lacks,
+            lacks: &|| self.shared.lacks(),
         };
         let limits = Limits {
             pending_timeout: seconds(limits.pending_timeout),

@@ -31,21 +31,26 @@ fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
 
 /// Puts an object into the cell's namespace, as admin.
 fn apply(cell: &Cell, object: &Value) {
-    let mut apply = cell
+    put(cell, &["apply"], object);
+}
+
+/// The same by another verb of kubectl.
+fn put(cell: &Cell, verb: &[&str], object: &Value) {
+    let args = [&["kubectl", "-n", &cell.namespace], verb, &["-f", "-"]].concat();
+    let mut put = cell
         .cluster
-        .command(&["kubectl", "-n", &cell.namespace, "apply", "-f", "-"])
+        .command(&args)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     let text = object.to_string();
-    apply
-        .stdin
+    put.stdin
         .take()
         .unwrap()
         .write_all(text.as_bytes())
         .unwrap();
-    assert!(apply.wait().unwrap().success());
+    assert!(put.wait().unwrap().success());
 }
 
 #[test]

@@ -3,7 +3,10 @@
 //! What holds: what [`fit`] has passed comes back as it was, so a plan that stores
 //! nothing new finds nothing new. Reasons, messages and nodes, which many workers
 //! share, are kept once; times are seconds after the first of them.
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
@@ -89,25 +92,31 @@ struct Worker {
 
 /// Leaves out what would not be kept.
 pub(in crate::domain) fn fit(workers: &mut [WorkerRecord]) {
-    let (mut messages, mut reasons) = (HashMap::new(), HashMap::new());
-    let keeps = |seen: &mut HashMap<Reason, ()>, most: usize, reason: Reason| {
-        seen.contains_key(&reason) || (seen.len() < most && seen.insert(reason, ()).is_none())
-    };
-    for worker in workers {
-        let reason = |message: &str| Reason {
-            reason: worker.reason.clone(),
-            message: message.to_owned(),
-        };
-        if !worker.message.is_empty() {
-            if keeps(&mut messages, MAX_MESSAGES, reason(&worker.message)) {
+    let (mut messages, mut reasons) = (HashSet::new(), HashSet::new());
+    let (mut untold, mut other) = (Vec::new(), Vec::new());
+    for (n, worker) in workers.iter().enumerate() {
+        let (reason, message) = (worker.reason.as_str(), worker.message.as_str());
+        if !message.is_empty() {
+            if keeps(&mut messages, MAX_MESSAGES, (reason, message)) {
                 continue;
             }
-            worker.message.clear();
+            untold.push(n);
         }
-        if !worker.reason.is_empty() && !keeps(&mut reasons, MAX_REASONS, reason("")) {
-            OTHER.clone_into(&mut worker.reason);
+        if !reason.is_empty() && !keeps(&mut reasons, MAX_REASONS, reason) {
+            other.push(n);
         }
     }
+    for n in untold {
+        workers[n].message.clear();
+    }
+    for n in other {
+        OTHER.clone_into(&mut workers[n].reason);
+    }
+}
+
+/// Whether there is room for it beside those seen before.
+fn keeps<T: Eq + std::hash::Hash>(seen: &mut HashSet<T>, most: usize, value: T) -> bool {
+    seen.contains(&value) || (seen.len() < most && seen.insert(value))
 }
 
 /// Gives each different value a number.
@@ -249,18 +258,8 @@ impl Worker {
     }
 }
 
-/// The state that tells of this end.
-fn end_of(phase: WorkerPhase) -> Option<NotifiedState> {
-    match phase {
-        WorkerPhase::Succeeded => Some(NotifiedState::Completed),
-        WorkerPhase::Failed => Some(NotifiedState::Failed),
-        WorkerPhase::Terminated => Some(NotifiedState::Terminated),
-        WorkerPhase::Queued | WorkerPhase::Pending | WorkerPhase::Running => None,
-    }
-}
-
 fn told_as(told: Notified, attempt: u32, phase: WorkerPhase) -> String {
-    if told.attempt == attempt && end_of(phase) == Some(told.state) {
+    if told.attempt == attempt && phase.end() == Some(told.state) {
         return ALL.to_owned();
     }
     format!("{}/{:?}", told.attempt, told.state)
@@ -268,7 +267,7 @@ fn told_as(told: Notified, attempt: u32, phase: WorkerPhase) -> String {
 
 fn told_from(text: &str, attempt: u32, phase: WorkerPhase) -> Option<Notified> {
     if text == ALL {
-        let state = end_of(phase)?;
+        let state = phase.end()?;
         return Some(Notified { attempt, state });
     }
     let (attempt, state) = text.split_once('/')?;

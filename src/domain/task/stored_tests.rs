@@ -117,7 +117,7 @@ fn fitting_twice_changes_nothing() {
 }
 
 /// Everything at its longest, all at once: what no task can exceed.
-pub(in crate::domain) fn longest() -> (TaskSpec, TaskStatus) {
+fn longest() -> (TaskSpec, TaskStatus) {
     let long = |c: char, n: usize| c.to_string().repeat(n);
     let spec = TaskSpec {
         task_id: long('t', 256),

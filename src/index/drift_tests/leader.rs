@@ -202,7 +202,7 @@ impl Leader {
             notified: &|index| told.get(&(task.uid.clone(), index)).copied(),
             refused: &|_| None,
             first_line: &|_| None,
-            lacks: "",
+            lacks: &String::new,
         };
         let plan = plan::plan(&task, seen, LIMITS, now);
         self.wake_at = self.wake_at.into_iter().chain(plan.wake_at).min();

@@ -1,6 +1,4 @@
 //! What people see: a pause, kubectl's view of a task, how big it may become.
-use std::{io::Write as _, process::Stdio};
-
 use ottoscaler::domain::{
     request::room_for_maps,
     task::{
@@ -10,7 +8,7 @@ use ottoscaler::domain::{
 };
 use serde_json::{Value, json};
 
-use super::{Cell, QUICK, SOON, scale_up, wait_for};
+use super::{Cell, QUICK, SOON, put, scale_up, wait_for};
 
 fn events(cell: &Cell, task: &str) -> Vec<(String, String)> {
     let all = cell.cluster.json(&["-n", &cell.namespace, "get", "events"]);
@@ -222,27 +220,11 @@ fn a_thousand_workers_with_the_longest_names_and_reasons_stay_within_384_kib() {
         workers: workers.collect(),
         ..TaskStatus::default()
     };
-    let put = |verb: &[&str], object: &Value| {
-        let args = [&["kubectl", "-n", &cell.namespace], verb, &["-f", "-"]].concat();
-        let mut put = cell.cluster.command(&args);
-        let mut put = put
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let text = object.to_string();
-        put.stdin
-            .take()
-            .unwrap()
-            .write_all(text.as_bytes())
-            .unwrap();
-        assert!(put.wait().unwrap().success());
-    };
     let mut object = json!({"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask",
         "metadata": {"name": long(8, 63), "annotations": {"ottoscaler.io/term": long(7, 200)}}, "spec": spec});
-    put(&["create"], &object);
+    put(&cell, &["create"], &object);
     object["status"] = json!(status);
-    put(&["replace", "--subresource=status"], &object);
+    put(&cell, &["replace", "--subresource=status"], &object);
     let path = format!(
         "/apis/ottoscaler.io/v1alpha1/namespaces/{}/workertasks/{}",
         cell.namespace,
