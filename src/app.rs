@@ -14,7 +14,7 @@ use crate::{
     cluster::{
         self, WORKER_PODS,
         convert::PodView,
-        crd::WorkerTask,
+        crd::{UNFINISHED, WorkerTask},
         watch::{self, Select, Sink},
     },
     config::Config,
@@ -253,30 +253,32 @@ impl Reign for Leading {
 }
 
 impl Leading {
-    /// A new leader judges what its predecessor left by a consistent list: its
-    /// watches may lag behind.
+    /// A new leader judges what its predecessor left by consistent lists: its
+    /// watches may lag behind. Of tasks it lists those that are not finished; a
+    /// thousand of the past would only hold up the first pods. One that it takes for
+    /// unfinished in error is sealed, and the answer is what became of it.
     async fn catch_up(&self, tenure: &Tenure) {
         self.index.wait_synced().await;
         let tasks = tenure.client.api::<WorkerTask>();
         let pods = tenure.client.api::<PodView>();
-        let tasks = list(&tasks, ListParams::default(), TaskFeed(self.index.clone()));
-        let pods = list(
-            &pods,
-            ListParams::default().labels(WORKER_PODS),
-            PodFeed(self.index.clone()),
-        );
-        futures::future::join(tasks, pods).await;
+        let ((tasks, tasks_at), (pods, pods_at)) = futures::future::join(
+            list(&tasks, ListParams::default().fields(UNFINISHED)),
+            list(&pods, ListParams::default().labels(WORKER_PODS)),
+        )
+        .await;
+        TaskFeed(self.index.clone()).some(tasks, tasks_at);
+        PodFeed(self.index.clone()).reset(pods, pods_at);
     }
 }
 
-/// Tries until it has listed; the caller bounds it by the term.
-async fn list<K, S>(api: &Api<K>, params: ListParams, sink: S)
+/// What there is, and as of which version. Tries until it has listed; the caller
+/// bounds it by the term.
+async fn list<K>(api: &Api<K>, params: ListParams) -> (Vec<K>, u64)
 where
     K: kube::Resource<Scope = NamespaceResourceScope>
         + Clone
         + std::fmt::Debug
         + serde::de::DeserializeOwned,
-    S: Sink<K>,
 {
     loop {
         match tokio::time::timeout(std::time::Duration::from_secs(10), api.list(&params)).await {
@@ -286,7 +288,10 @@ where
                     .resource_version
                     .as_deref()
                     .and_then(|v| v.parse().ok());
-                return sink.reset(all.items, version.unwrap_or(0));
+                return (all.items, version.unwrap_or(0));
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 400 => {
+                tracing::error!(%status, "not listed; is this version's CustomResourceDefinition installed?");
             }
             Ok(Err(error)) => tracing::warn!(%error, "not listed; trying again"),
             Err(_) => tracing::warn!("not listed in time; trying again"),

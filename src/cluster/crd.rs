@@ -18,6 +18,7 @@ use crate::domain::task::{TaskSpec, TaskStatus};
     namespaced,
     status = "TaskStatus",
     derive = "PartialEq",
+    selectable = ".status.phase",
     printcolumn = r#"{"name":"Task","type":"string","jsonPath":".spec.taskId"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Wanted","type":"integer","jsonPath":".spec.workers"}"#,
@@ -28,6 +29,9 @@ use crate::domain::task::{TaskSpec, TaskStatus};
 )]
 #[serde(transparent)]
 pub struct WorkerTaskSpec(pub TaskSpec);
+
+/// Tasks that are not finished, as a field selector: `selectable` above.
+pub const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Cancelled";
 
 /// The CustomResourceDefinition as JSON, which is YAML too; `ottoscaler crd`
 /// prints it.
@@ -61,6 +65,24 @@ fn strip_formats(value: &mut Value) {
 
 #[cfg(test)]
 mod tests {
+    use schemars::schema_for;
+
+    use crate::domain::task::TaskPhase;
+
+    #[test]
+    fn the_selector_leaves_out_the_phases_of_an_end() {
+        let schema = schema_for!(TaskPhase).to_value();
+        let all: Vec<TaskPhase> =
+            serde_json::from_value(schema["enum"].clone()).unwrap_or_default();
+        assert!(all.len() > 3);
+        for phase in all {
+            let left_out = super::UNFINISHED
+                .split(',')
+                .any(|part| part == format!("status.phase!={phase:?}"));
+            assert_eq!(left_out, phase.is_finished(), "{phase:?}");
+        }
+    }
+
     /// `ottoscaler crd > charts/ottoscaler/crds/workertasks.yaml`
     #[test]
     fn the_chart_carries_this_definition() {

@@ -312,13 +312,13 @@ impl World {
         }
         let Some(listed) = self.listed.take() else {
             self.listed = Some(Listed {
-                tasks: self.server.tasks.list(),
+                tasks: self.server.unfinished(),
                 pods: self.server.pods.list(),
                 version: self.server.version,
             });
             return;
         };
-        TaskFeed(index.clone()).reset(listed.tasks, listed.version);
+        TaskFeed(index.clone()).some(listed.tasks, listed.version);
         PodFeed(index).reset(listed.pods, listed.version);
         self.leader.caught_up = true;
         self.seen.relists += 2;

@@ -54,6 +54,17 @@ impl Sink<PodView> for PodFeed {
     }
 }
 
+impl TaskFeed {
+    /// Takes those that a selective list as of `version` has. What it lacks may be
+    /// there still: it says nothing of how far the watch has come.
+    pub fn some(&self, some: Vec<WorkerTask>, version: u64) {
+        for task in some.into_iter().filter_map(convert::task) {
+            // A list beside the watch may be older than what that has told.
+            self.0.take_task(task, |told| version < told);
+        }
+    }
+}
+
 impl Sink<WorkerTask> for TaskFeed {
     fn reset(&self, all: Vec<WorkerTask>, version: u64) {
         let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();

@@ -25,12 +25,15 @@ use crate::domain::{
     conditions, janitor,
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
-    task::Task,
+    task::{Task, TaskStatus, WorkerRecord},
     transition,
 };
 
 /// Between two status writes of a task.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// A task's first status waits this long for its first pods, which are what is
+/// asked for: both at once would only slow each other down.
+const FIRST_STATUS: Duration = Duration::from_millis(250);
 /// Between two plans of a task: a burst of events is one plan.
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
 /// After something passing was in the way.
@@ -50,7 +53,8 @@ pub(super) struct Engine {
     /// Tasks to plan, by when.
     due: BTreeMap<Arc<str>, Instant>,
     planned: HashMap<Arc<str>, Instant>,
-    stored: HashMap<Arc<str>, Instant>,
+    /// From when a task's next status may be sent.
+    next_status: HashMap<Arc<str>, Instant>,
     /// A task whose status write failed waits.
     held: HashMap<Arc<str>, Instant>,
 }
@@ -65,7 +69,7 @@ impl Engine {
             busy: HashSet::new(),
             due: BTreeMap::new(),
             planned: HashMap::new(),
-            stored: HashMap::new(),
+            next_status: HashMap::new(),
             held: HashMap::new(),
         }
     }
@@ -119,11 +123,11 @@ impl Engine {
         while let Some(ended) = self.effects.join_next().await {
             self.ended(ended);
         }
-        self.stored.clear();
         self.held.clear();
         self.everything_is_due();
         let now = Instant::now();
         self.due.values_mut().for_each(|at| *at = now);
+        self.next_status = self.due.keys().map(|task| (task.clone(), now)).collect();
         self.planned.clear();
         self.plan_due(false).await;
         while self.effects.join_next().await.is_some() {}
@@ -246,7 +250,7 @@ impl Engine {
     /// Nothing of a task that went is remembered.
     fn dropped(&mut self, name: &Arc<str>) {
         self.planned.remove(name);
-        self.stored.remove(name);
+        self.next_status.remove(name);
         self.held.remove(name);
         self.admission.forget(name);
         self.shared.notified().retain(|(task, _), _| task != name);
@@ -348,18 +352,21 @@ impl Engine {
     }
 
     /// Stores a status now, or when the task's next write is due.
-    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: crate::domain::task::TaskStatus) {
+    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus) {
         let now = Instant::now();
-        let next = self
-            .stored
-            .get(&name)
-            .map_or(now, |at| *at + STATUS_INTERVAL);
+        let next = match self.next_status.get(&name) {
+            Some(at) => *at,
+            None if waits(&task, &status) => now + FIRST_STATUS,
+            None => now,
+        };
+        self.next_status.insert(name.clone(), next);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
             self.due_at(name, next);
         } else if !self.busy.contains(&key) {
-            self.stored.insert(name.clone(), now);
+            let next = now + STATUS_INTERVAL;
+            self.next_status.insert(name.clone(), next);
             let shared = self.shared.clone();
             self.start(&name, key, || {
                 Box::pin(async move { status::write(&shared, &task, status).await })
@@ -410,4 +417,10 @@ impl Engine {
         }
         self.due_at(name, again);
     }
+}
+
+/// A first status that nothing waits for: no pod is removed by it.
+fn waits(task: &Task, status: &TaskStatus) -> bool {
+    let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
+    task.status.workers.is_empty() && !status.workers.iter().any(moves)
 }

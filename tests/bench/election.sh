@@ -4,6 +4,7 @@
 # create of the new term in the audit log. Beside ours: client-go's leader election
 # with its defaults and with our timings, three processes each.
 #   RUNS=20   of each kind
+#   KINDS=…   of release, killed, frozen; fewer are a look, no result
 
 election() {
   local runs=${RUNS:-20} kind n demand references
@@ -20,11 +21,19 @@ VALUES
   k taint node --all bench=only:NoSchedule > /dev/null
   service=$(k -n ottoscaler get service ottoscaler -o 'jsonpath={.spec.clusterIP}'):9090
   demand & demand=$!
-  references "$runs" & references=$!
-  pids+=("$demand" "$references")
-  for kind in release killed frozen; do
+  pids+=("$demand")
+  if [ -z "${KINDS:-}" ]; then
+    references "$runs" & references=$!
+    pids+=("$references")
+  fi
+  for kind in ${KINDS:-release killed frozen}; do
     for n in $(seq "$runs"); do change $kind "$n"; done
   done
+  if [ -n "${KINDS:-}" ]; then
+    kill "$demand"
+    grep -H . "$raw"/ours-*
+    return
+  fi
   wait "$references"
   kill "$demand"
   election_figures
@@ -48,7 +57,7 @@ three_ready() {
 }
 
 change() { # release|killed|frozen number
-  local holder pod id since from=fault
+  local holder pod id process from=fault fault
   three_ready
   # A leader that has shown itself: its container id is on the Lease.
   until [ -n "$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.metadata.annotations.ottoscaler\.io/holder-container-id}')" ]; do sleep 0.2; done
@@ -57,18 +66,19 @@ change() { # release|killed|frozen number
   pod=${holder%%_*}
   id=$(k -n ottoscaler get pod "$pod" -o 'jsonpath={.status.containerStatuses[0].containerID}')
   id=${id#containerd://}
-  since=$(date +%s%N)
+  process=$($NODE ctr -n k8s.io tasks ls | awk -v id="$id" '$1 == id { print $2 }')
   case $1 in
-    release) from=release; k -n ottoscaler delete pod "$pod" --wait=false > /dev/null ;;
-    killed) $NODE ctr -n k8s.io tasks kill -s KILL "$id" ;;
-    frozen) $NODE ctr -n k8s.io tasks kill -s STOP "$id" ;;
+    release) from=release fault="$cluster run $name kubectl -n ottoscaler delete pod $pod --wait=false" ;;
+    # By its process: containerd's tool takes longer than the fault may.
+    killed) fault="$NODE kill -KILL $process" ;;
+    frozen) fault="$NODE kill -STOP $process" ;;
   esac
-  "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --since "$since" --from $from >> "$raw/ours-$1.txt" ||
+  "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --from $from -- $fault >> "$raw/ours-$1.txt" ||
     echo failed >> "$raw/ours-$1.txt"
   case $1 in
     # Its restarts would be put off for longer and longer.
     killed) k -n ottoscaler delete pod "$pod" --wait=false > /dev/null ;;
-    frozen) $NODE ctr -n k8s.io tasks kill -s CONT "$id" ;;
+    frozen) $NODE kill -CONT "$process" ;;
   esac
 }
 
@@ -79,7 +89,7 @@ references() { # runs: both settings side by side
 }
 
 reference() { # name runs duration deadline retry
-  local ns=client-go-$1 n since holder from
+  local ns=client-go-$1 n holder from signal
   trap 'kill $(jobs -p) 2> /dev/null; exit' TERM
   k create namespace "$ns" > /dev/null
   declare -A process
@@ -95,13 +105,12 @@ reference() { # name runs duration deadline retry
       until holder=$(k -n "$ns" get lease leader -o 'jsonpath={.spec.holderIdentity}' 2> /dev/null) && [ -n "$holder" ]; do sleep 0.2; done
       holder=${holder%%-*}
       sleep "$(awk -v s="$n$RANDOM" 'BEGIN { srand(s); print 2 + rand() * 2 }')"
-      since=$(date +%s%N)
       case $kind in
-        killed) from=fault; kill -KILL "${process[$holder]}" ;;
-        release) from=release; kill -TERM "${process[$holder]}" ;;
+        killed) from=fault signal=KILL ;;
+        release) from=release signal=TERM ;;
       esac
-      "$bin/takeover" --log "$AUDIT_LOG" --namespace "$ns" --since "$since" --from $from >> "$raw/$1-$kind.txt" ||
-        echo failed >> "$raw/$1-$kind.txt"
+      "$bin/takeover" --log "$AUDIT_LOG" --namespace "$ns" --from $from -- kill -$signal "${process[$holder]}" \
+        >> "$raw/$1-$kind.txt" || echo failed >> "$raw/$1-$kind.txt"
       start_one "$holder" "$1" "$3" "$4" "$5"
     done
   done

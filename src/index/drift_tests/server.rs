@@ -158,6 +158,12 @@ impl Server {
         self.tasks.put(version, task)
     }
 
+    pub(super) fn unfinished(&self) -> Vec<WorkerTask> {
+        let mut tasks = self.tasks.list();
+        tasks.retain(|t| !t.status.as_ref().is_some_and(|s| s.phase.is_finished()));
+        tasks
+    }
+
     pub(super) fn put_task(&mut self, task: WorkerTask) -> WorkerTask {
         let version = self.next();
         self.tasks.put(version, task)
