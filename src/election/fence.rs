@@ -35,6 +35,11 @@ const POLICY: &str = "ottoscaler fence";
 /// How long a new leader's refused write is tried again: the API server may not
 /// have seen its Lease yet (0.74 s at most when measured).
 const LEASE_UNSEEN: Duration = Duration::from_secs(2);
+/// A Lease of ours that is renewed for so long was seen by every API server.
+const LEASE_SEEN: Duration = Duration::from_secs(15);
+/// Tells people why the policy refuses a term whose Lease is renewed.
+const STUCK: &str = "; the Lease is renewed by this term, so this API server judges by a Lease of the past \
+    (kubernetes/kubernetes#130887): restart it, or set fence.policy.enabled=false until then";
 const TRY_AGAIN: Duration = Duration::from_millis(15);
 
 /// Until when a leader may act: written by the contender after each acknowledged
@@ -208,12 +213,18 @@ impl Fence {
             if response.status() != StatusCode::FORBIDDEN {
                 return Ok(response);
             }
-            let (head, body) = response.into_parts();
+            let (mut head, body) = response.into_parts();
             let text = timeout(REQUEST_TIMEOUT, body.collect()).await??.to_bytes();
             let fenced = String::from_utf8_lossy(&text).contains(POLICY);
             if !fenced || self.validity.now().saturating_sub(self.since) >= LEASE_UNSEEN {
                 if fenced {
                     self.metrics.refused(Wall::Policy);
+                }
+                let reign = self.validity.now().saturating_sub(self.since);
+                if fenced && reign >= LEASE_SEEN && !self.validity.left().is_zero() {
+                    let body = advise(&text)?;
+                    head.headers.remove(http::header::CONTENT_LENGTH);
+                    return Ok(Response::from_parts(head, Body::from(body)));
                 }
                 return Ok(Response::from_parts(head, Body::from(text.to_vec())));
             }
@@ -233,6 +244,15 @@ impl Fence {
             .await?
             .map_err(Into::into)
     }
+}
+
+/// The refusal with what can be done about it.
+fn advise(refusal: &[u8]) -> serde_json::Result<Vec<u8>> {
+    let mut status: Value = serde_json::from_slice(refusal)?;
+    if let Some(message) = status["message"].as_str() {
+        status["message"] = json!(format!("{message}{STUCK}"));
+    }
+    serde_json::to_vec(&status)
 }
 
 /// The term where the policy looks for it.

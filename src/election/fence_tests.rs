@@ -197,6 +197,17 @@ async fn a_deposed_leaders_write_is_refused_by_the_policy_and_counted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_term_that_is_renewed_and_refused_is_told_what_helps() {
+    let one = valid_for(S(60));
+    one.server.on(|_| Fate::Fenced);
+    for (until, told) in [(S(14), false), (S(16), true)] {
+        tokio::time::sleep(until.saturating_sub(one.server.now())).await;
+        let refused = one.create().await.unwrap_err().to_string();
+        assert_eq!(refused.contains(STUCK), told, "{refused}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn other_refusals_are_the_callers_and_only_a_changed_object_is_counted() {
     let one = valid_for(S(60));
     one.server.on(|_| Fate::Refused(403));

@@ -63,6 +63,18 @@ pub fn write_csv(path: &Path, samples: &[Vec<Size>]) {
     std::fs::write(path, raw).unwrap();
 }
 
+/// What there is more of than before, by more than `most`; memory is not counted.
+pub fn not_more(before: &[Size], now: &[Size], most: f64) -> Result<(), String> {
+    for (replica, (before, now)) in before.iter().zip(now).enumerate() {
+        for ((what, was), (_, is)) in before.values().into_iter().zip(now.values()).skip(1) {
+            if is - was > most {
+                return Err(format!("replica-{replica} {what}: {was} before, now {is}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Fails where a fitted line through the samples rises by more than `most_kib` of
 /// memory, or `most` of anything else.
 pub fn must_not_grow(samples: &[Vec<Size>], most_kib: f64, most: f64) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Cell, QUICK, SOON, apply, scale_up, wait_for};
+use super::{super::support::pass, Cell, QUICK, SOON, apply, scale_up, wait_for};
 
 /// For what is left over.
 const CLEANED: Duration = Duration::from_secs(60);
@@ -211,7 +211,10 @@ fn an_uninstall_with_tasks_running_leaves_nothing_stuck() {
     assert!(!outside(&cell).is_empty());
     cell.cluster
         .run(&["helm", "uninstall", "ottoscaler", "-n", "uninst", "--wait"]);
-    assert_eq!(outside(&cell), "");
+    // What keeps the API server following Leases.
+    let kept = outside(&cell);
+    let follows = kept.split(' ').filter(|n| n.ends_with("-follows-leases"));
+    assert_eq!((follows.count(), kept.split(' ').count()), (2, 2), "{kept}");
     // As the Deployment's end would do it; by now without any right.
     for replica in &mut cell.replicas {
         replica.signal("TERM");
@@ -237,6 +240,28 @@ fn an_uninstall_with_tasks_running_leaves_nothing_stuck() {
     });
     cell.cluster
         .kubectl(&["delete", "namespace", "uninst", "--timeout=60s"]);
+}
+
+/// The API server must still follow Leases, though for a while no fence was there.
+#[test]
+fn what_is_installed_again_is_not_judged_by_the_lease_of_before() {
+    for round in ["first", "again"] {
+        let cell = Cell::start("again", QUICK);
+        let answer = cell.ask(0, &scale_up(round, "2"));
+        assert_eq!(answer["status"], "SUCCESS", "{answer}");
+        let cluster = cell.cluster.clone();
+        drop(cell);
+        let wait = [
+            "delete",
+            "namespace",
+            "again",
+            "--ignore-not-found",
+            "--timeout=60s",
+        ];
+        cluster.kubectl(&wait);
+        // The API server looks for bindings each second.
+        pass(Duration::from_secs(3));
+    }
 }
 
 #[test]
