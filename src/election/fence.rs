@@ -216,19 +216,20 @@ impl Fence {
             let (mut head, body) = response.into_parts();
             let text = timeout(REQUEST_TIMEOUT, body.collect()).await??.to_bytes();
             let fenced = String::from_utf8_lossy(&text).contains(POLICY);
-            if !fenced || self.validity.now().saturating_sub(self.since) >= LEASE_UNSEEN {
-                if fenced {
-                    self.metrics.refused(Wall::Policy);
-                }
-                let reign = self.validity.now().saturating_sub(self.since);
-                if fenced && reign >= LEASE_SEEN && !self.validity.left().is_zero() {
-                    let body = advise(&text)?;
-                    head.headers.remove(http::header::CONTENT_LENGTH);
-                    return Ok(Response::from_parts(head, Body::from(body)));
-                }
-                return Ok(Response::from_parts(head, Body::from(text.to_vec())));
+            let reign = self.validity.now().saturating_sub(self.since);
+            if fenced && reign < LEASE_UNSEEN {
+                tokio::time::sleep(TRY_AGAIN).await;
+                continue;
             }
-            tokio::time::sleep(TRY_AGAIN).await;
+            let mut body = text.to_vec();
+            if fenced {
+                self.metrics.refused(Wall::Policy);
+                if reign >= LEASE_SEEN && !self.validity.left().is_zero() {
+                    body = advise(&body)?;
+                    head.headers.remove(http::header::CONTENT_LENGTH);
+                }
+            }
+            return Ok(Response::from_parts(head, Body::from(body)));
         }
     }
 

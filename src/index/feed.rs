@@ -2,10 +2,13 @@
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
 use super::{Heard, Index};
-use crate::cluster::{
-    convert::{self, PodView},
-    crd::WorkerTask,
-    watch::Sink,
+use crate::{
+    cluster::{
+        convert::{self, PodView},
+        crd::WorkerTask,
+        watch::Sink,
+    },
+    domain::task::Task,
 };
 
 /// Takes the watch of worker pods.
@@ -58,7 +61,11 @@ impl TaskFeed {
     /// Takes those that a selective list as of `version` has. What it lacks may be
     /// there still: it says nothing of how far the watch has come.
     pub fn some(&self, some: Vec<WorkerTask>, version: u64) {
-        for task in some.into_iter().filter_map(convert::task) {
+        self.take(some.into_iter().filter_map(convert::task), version);
+    }
+
+    fn take(&self, listed: impl IntoIterator<Item = Task>, version: u64) {
+        for task in listed {
             // A list beside the watch may be older than what that has told.
             self.0.take_task(task, |told| version < told);
         }
@@ -69,9 +76,7 @@ impl Sink<WorkerTask> for TaskFeed {
     fn reset(&self, all: Vec<WorkerTask>, version: u64) {
         let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();
         let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
-        for task in tasks {
-            self.0.take_task(task, |told| version < told);
-        }
+        self.take(tasks, version);
         let mut lost = Vec::new();
         self.0.change(|s| {
             lost = s.retain_tasks(&listed, version);

@@ -354,19 +354,17 @@ impl Engine {
     /// Stores a status now, or when the task's next write is due.
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus) {
         let now = Instant::now();
-        let next = match self.next_status.get(&name) {
-            Some(at) => *at,
-            None if waits(&task, &status) => now + FIRST_STATUS,
-            None => now,
-        };
-        self.next_status.insert(name.clone(), next);
+        let put_off = FIRST_STATUS * u32::from(waits(&task, &status));
+        let next = *self
+            .next_status
+            .entry(name.clone())
+            .or_insert(now + put_off);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
             self.due_at(name, next);
         } else if !self.busy.contains(&key) {
-            let next = now + STATUS_INTERVAL;
-            self.next_status.insert(name.clone(), next);
+            self.next_status.insert(name.clone(), now + STATUS_INTERVAL);
             let shared = self.shared.clone();
             self.start(&name, key, || {
                 Box::pin(async move { status::write(&shared, &task, status).await })

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     processes::{Cell, SOON},
-    support::wait_for,
+    support::{Cluster, pass, wait_for},
 };
 
 const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];

@@ -69,7 +69,7 @@ pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Cluster {
     pub name: String,
     pub env: HashMap<String, String>,

@@ -157,9 +157,7 @@ fn tasks_that_are_forgotten_leave_nothing_behind() {
         write_csv(&PathBuf::from(dir).join("tasks.csv"), &samples);
     }
     let wanted = seconds * per_second as usize;
-    // Beside other tests a few may have to wait for the machine.
-    let most = if full { asked / 100 } else { asked / 10 };
-    assert!(asked * 10 >= wanted * 9 && asked - made <= most);
+    assert!(made * 10 >= wanted * 9 && made * 100 >= asked * 99);
     let count = |what: &str| {
         let all = cell.cluster.json(&["-n", &cell.namespace, "get", what]);
         all["items"].as_array().unwrap().len()
@@ -173,10 +171,9 @@ fn tasks_that_are_forgotten_leave_nothing_behind() {
     wait_for_ok("everything of them is closed", within, || {
         size::not_more(&before, &size::sample(&cell), 12.0)
     });
-    // A line through few samples tells more of the machine than of us.
-    if full {
-        // Of what leaks with each task there would be at least 100 bytes.
-        let sampled = (time - warm).as_secs_f64() * f64::from(per_second);
-        must_not_grow(&samples, sampled * 0.1, 12.0);
-    }
+    // Of what leaks with each task there would be at least 100 bytes. A line through
+    // the counts of few samples swings by more than the bound (12.1 seen, downwards).
+    let sampled = (time - warm).as_secs_f64() * f64::from(per_second);
+    let most = if full { 12.0 } else { f64::INFINITY };
+    must_not_grow(&samples, (sampled * 0.1).max(2_048.0), most);
 }

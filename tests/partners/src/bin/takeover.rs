@@ -73,17 +73,15 @@ impl Seen {
         }
         let object = &event["responseObject"];
         let after = self.since.is_some_and(|since| at >= since);
-        if resource == "leases" && after {
+        if resource == "leases" {
             let holder = object["spec"]["holderIdentity"].as_str();
-            if args.from == From::Release && holder.is_none_or(str::is_empty) {
+            if !after {
+                self.held = holder.map(str::to_owned);
+            } else if args.from == From::Release && holder.is_none_or(str::is_empty) {
                 self.from.get_or_insert(at);
             } else if self.held.as_deref() != holder && self.from.is_some() {
                 self.acquired.get_or_insert(at);
             }
-        }
-        if resource == "leases" && !after {
-            let holder = object["spec"]["holderIdentity"].as_str();
-            self.held = holder.map(str::to_owned);
         }
         if resource == "workertasks" && self.acquired.is_some() {
             self.tasked.get_or_insert(at);
