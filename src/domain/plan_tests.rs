@@ -59,6 +59,34 @@ fn a_new_task_gets_all_its_pods_at_once() {
     assert_eq!(p.actions, []);
 }
 
+/// Also where the pod came before the first status was stored.
+#[test]
+fn it_is_told_since_when_a_worker_waited() {
+    let mut t = task(1);
+    t.created = 990;
+    let waited = |t: &Task, pods: &[Arc<Pod>]| {
+        let planned = plan_with(t, pods, &[], false, 1_000);
+        let queued = planned.status.workers.iter().map(|w| w.queued);
+        queued.collect::<Vec<_>>()
+    };
+    let seen = |index, attempt| {
+        let created = Some(995);
+        Arc::new(Pod {
+            created,
+            ..pod(index, attempt, PodPhase::Running)
+        })
+    };
+    assert_eq!(waited(&t, &[seen(1, 1)]), [Some(990)]);
+    // Grown, when the first had been stored.
+    t.status = plan_with(&t, &[seen(1, 1)], &[], false, 1_000).status;
+    t.spec.workers = 2;
+    assert_eq!(
+        waited(&t, &[seen(1, 1), seen(2, 1)]),
+        [Some(990), Some(995)]
+    );
+    assert_eq!(waited(&t, &[seen(1, 1)]), [Some(990), Some(1_000)]);
+}
+
 #[test]
 fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
     let mut t = task(1);

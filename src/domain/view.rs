@@ -86,6 +86,8 @@ pub fn record(task: &Task, index: u32) -> WorkerRecord {
         .unwrap_or_else(|| WorkerRecord {
             index,
             attempt: 1,
+            // With the task, while nothing of it is stored.
+            queued: task.status.workers.is_empty().then_some(task.created),
             ..WorkerRecord::default()
         })
 }
@@ -142,6 +144,8 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     keep(&mut record.node, &pod.node);
     keep(&mut record.ip, &pod.ip);
     record.created = pod.created.or(record.created);
+    // Its pod came before it was stored that it waits.
+    record.queued = record.queued.or(record.created);
     record.scheduled = pod.scheduled.or(record.scheduled);
     record.prepared = pod.prepared.or(record.prepared);
     record.started = pod.started.or(record.started);

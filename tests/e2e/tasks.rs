@@ -166,10 +166,11 @@ fn tasks_that_are_forgotten_leave_nothing_behind() {
         (count("workertasks") == 0 && count("pods") == 0).then_some(())
     });
     finisher.abort();
-    // What is counted is as it was, but for connections that stay open.
-    let within = Duration::from_secs(60);
+    // What is counted is as it was, once idle connections have been closed (after
+    // 90 s), but for what a leader has open: 12 tokio tasks more than a follower.
+    let within = Duration::from_secs(150);
     wait_for_ok("everything of them is closed", within, || {
-        size::not_more(&before, &size::sample(&cell), 12.0)
+        size::not_more(&before, &size::sample(&cell), 24.0)
     });
     // Of what leaks with each task there would be at least 100 bytes. A line through
     // the counts of few samples swings by more than the bound (12.1 seen, downwards).
