@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::{
     conditions,
     failure::{self, Outlook},
-    pod::Pod,
+    pod::{ByIndex, Pod},
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
@@ -81,6 +81,8 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     let mut p = Planner {
         task,
         seen,
+        live: ByIndex::new(seen.pods),
+        gone: ByIndex::new(seen.gone),
         limits,
         now,
         actions: Vec::new(),
@@ -88,16 +90,9 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         wake_at: None,
     };
     let finished = task.status.phase.is_finished();
-    let known = task.status.workers.last().map_or(0, |w| w.index);
-    let newest = seen
-        .pods
-        .iter()
-        .chain(seen.gone)
-        .map(|p| p.index)
-        .max()
-        .unwrap_or(0);
+    let top = view::top(task).max(p.live.top()).max(p.gone.top());
     let mut workers = Vec::new();
-    for index in 1..=task.spec.top().max(known).max(newest) {
+    for index in 1..=top {
         let stored = view::record(task, index);
         let mut record = p.worker(stored.clone(), task.spec.wants(index) && !finished);
         if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
@@ -133,6 +128,8 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
 struct Planner<'a> {
     task: &'a Task,
     seen: Observed<'a>,
+    live: ByIndex<'a>,
+    gone: ByIndex<'a>,
     limits: Limits,
     now: i64,
     actions: Vec<Action>,
@@ -145,26 +142,19 @@ impl Planner<'_> {
         self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)).max(self.now + 1));
     }
 
-    fn newest(pods: &[Arc<Pod>], record: &WorkerRecord) -> Option<Arc<Pod>> {
-        pods.iter()
-            .filter(|p| p.index == record.index && p.attempt >= record.attempt)
-            .max_by_key(|p| p.attempt)
-            .cloned()
-    }
-
     /// The record after what was seen, and the create it asks for.
     fn worker(&mut self, stored: WorkerRecord, wanted: bool) -> WorkerRecord {
         let mut record = stored.clone();
-        let live = Self::newest(self.seen.pods, &record);
-        let gone = Self::newest(self.seen.gone, &record);
-        for pod in gone.iter().chain(&live) {
+        let live = self.live.newest(record.index, record.attempt);
+        let gone = self.gone.newest(record.index, record.attempt);
+        for pod in gone.into_iter().chain(live) {
             view::observe(&mut record, pod);
         }
         let live = live.filter(|p| p.attempt == record.attempt);
         let was_final = stored.phase.is_final() && stored.attempt == record.attempt;
         if !wanted {
             if !record.phase.is_final() {
-                self.stop(&mut record, live.as_deref());
+                self.stop(&mut record, live.is_some());
             }
             return record;
         }
@@ -176,7 +166,7 @@ impl Planner<'_> {
         }
         if !record.phase.is_final() {
             match live {
-                Some(pod) => self.stuck(&mut record, &pod),
+                Some(pod) => self.stuck(&mut record, pod),
                 None if record.stopping => self.next_attempt(&mut record, 0, false),
                 None if record.uid.is_some() => self.lost(&mut record),
                 None => {}
@@ -206,9 +196,8 @@ impl Planner<'_> {
             return;
         }
         // By an earlier attempt that is neither terminal nor gone.
-        let blocked = self.seen.pods.iter().any(|p| {
-            p.index == record.index && p.attempt < record.attempt && !p.phase.is_terminal()
-        });
+        let mut earlier = self.live.of(record.index).iter();
+        let blocked = earlier.any(|p| p.attempt < record.attempt && !p.phase.is_terminal());
         if blocked {
             return;
         }
@@ -218,9 +207,9 @@ impl Planner<'_> {
         });
     }
 
-    fn stop(&mut self, record: &mut WorkerRecord, live: Option<&Pod>) {
+    fn stop(&mut self, record: &mut WorkerRecord, live: bool) {
         record.stopping = true;
-        if live.is_none() {
+        if !live {
             record.phase = WorkerPhase::Terminated;
             "ScaledDown".clone_into(&mut record.reason);
             record.finished = Some(self.now);
@@ -290,13 +279,8 @@ impl Planner<'_> {
     /// pods that came into being when their attempt was over, those that still
     /// live at once.
     fn deletions(&mut self, stored: &WorkerRecord) {
-        let pods = self
-            .seen
-            .pods
-            .iter()
-            .filter(|p| p.index == stored.index && !p.deleting);
-        let pods: Vec<Arc<Pod>> = pods.cloned().collect();
-        for pod in pods {
+        let pods = self.live.of(stored.index).to_vec();
+        for pod in pods.into_iter().filter(|p| !p.deleting) {
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());
             let stopped = current && stored.stopping && !stored.phase.is_final();
             // Stays true: attempts only grow, and a final record keeps its uid.
@@ -304,7 +288,7 @@ impl Planner<'_> {
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
             // A retry waits for the end of the attempt before: what lives came late.
             let stray = over && !current && !pod.phase.is_terminal();
-            if stopped || stray || (over && self.is_drained(&pod)) {
+            if stopped || stray || (over && self.is_drained(pod)) {
                 self.actions.push(Action::Delete {
                     name: pod.name.clone(),
                     uid: pod.uid.clone(),

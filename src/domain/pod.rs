@@ -69,3 +69,58 @@ pub struct Pod {
     pub traceparent: Option<String>,
     pub labels: BTreeMap<String, String>,
 }
+
+/// The pods of one task, to be found by worker index: a plan looks at each worker,
+/// and must cost no more than in proportion to them.
+#[derive(Debug)]
+pub struct ByIndex<'a>(Vec<&'a Arc<Pod>>);
+
+impl<'a> ByIndex<'a> {
+    pub fn new(pods: &'a [Arc<Pod>]) -> Self {
+        let mut sorted: Vec<_> = pods.iter().collect();
+        sorted.sort_by_key(|p| (p.index, p.attempt));
+        Self(sorted)
+    }
+
+    /// The pods of a worker, oldest attempt first.
+    pub fn of(&self, index: u32) -> &[&'a Arc<Pod>] {
+        let start = self.0.partition_point(|p| p.index < index);
+        let rest = &self.0[start..];
+        &rest[..rest.partition_point(|p| p.index == index)]
+    }
+
+    /// The newest pod of a worker, if it is of this attempt or a later one.
+    pub fn newest(&self, index: u32, attempt: u32) -> Option<&'a Arc<Pod>> {
+        let newest = self.of(index).last().copied();
+        newest.filter(|p| p.attempt >= attempt)
+    }
+
+    /// The highest index; 0 without any pod.
+    pub fn top(&self) -> u32 {
+        self.0.last().map_or(0, |p| p.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pods_of_a_worker_are_found_in_the_order_of_their_attempts() {
+        let pod = |(index, attempt)| {
+            Arc::new(Pod {
+                index,
+                attempt,
+                ..Pod::default()
+            })
+        };
+        let pods: Vec<_> = [(3, 1), (1, 2), (7, 1), (1, 1)].map(pod).into();
+        let pods = ByIndex::new(&pods);
+        let attempts = |index| pods.of(index).iter().map(|p| p.attempt).collect::<Vec<_>>();
+        assert_eq!(attempts(1), [1, 2]);
+        assert_eq!((attempts(2), attempts(8)), (vec![], vec![]));
+        assert_eq!(pods.newest(1, 2).map(|p| p.attempt), Some(2));
+        assert!(pods.newest(1, 3).is_none() && pods.newest(2, 1).is_none());
+        assert_eq!((pods.top(), ByIndex::new(&[]).top()), (7, 0));
+    }
+}

@@ -104,7 +104,7 @@ pub struct TaskStatus {
     pub phase: TaskPhase,
     pub counts: Counts,
     pub conditions: Vec<Condition>,
-    /// One record per worker that was ever wanted, by index.
+    /// One record per worker that was ever wanted, sorted by index.
     pub workers: Vec<WorkerRecord>,
     /// When the last worker was final (Unix seconds).
     pub finished_at: Option<i64>,

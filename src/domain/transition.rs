@@ -20,6 +20,15 @@ pub fn next(record: &WorkerRecord) -> Option<Notified> {
         })
 }
 
+/// The last transition that the worker has passed, told or not.
+pub fn latest(record: &WorkerRecord) -> Option<Notified> {
+    let state = passed(record).into_iter().flatten().last()?;
+    Some(Notified {
+        attempt: record.attempt,
+        state,
+    })
+}
+
 /// Nothing more will come of this worker, and all is told.
 pub fn is_done(record: &WorkerRecord) -> bool {
     record.phase.is_final() && next(record).is_none()
@@ -92,6 +101,21 @@ mod tests {
                 state: NotifiedState::Created
             })
         );
+    }
+
+    #[test]
+    fn the_latest_is_what_it_came_to_whatever_was_told() {
+        let latest = |r: &WorkerRecord| latest(r).map(|n| n.state);
+        let mut r = record(WorkerPhase::Running, Some(1));
+        assert_eq!(latest(&r), Some(NotifiedState::Running));
+        r.notified = super::latest(&r);
+        assert_eq!(latest(&r), Some(NotifiedState::Running));
+        r.phase = WorkerPhase::Failed;
+        assert_eq!(latest(&r), Some(NotifiedState::Failed));
+        r.uid = None;
+        r.started = None;
+        r.phase = WorkerPhase::Queued;
+        assert_eq!(latest(&r), None);
     }
 
     #[test]

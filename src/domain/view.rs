@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::{
     failure, names,
-    pod::{Pod, PodPhase},
+    pod::{ByIndex, Pod, PodPhase},
     task::{Task, WorkerPhase, WorkerRecord},
 };
 
@@ -60,17 +60,12 @@ impl WorkerView {
 /// The workers of a task by index: what its records say, moved on by what its
 /// pods say now. Every replica computes the same from the same objects.
 pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
-    let known = task.status.workers.last().map_or(0, |w| w.index);
-    let newest = pods.iter().map(|p| p.index).max().unwrap_or(0);
-    (1..=task.spec.top().max(known).max(newest))
+    let pods = ByIndex::new(pods);
+    (1..=top(task).max(pods.top()))
         .map(|index| {
             let mut record = record(task, index);
             // The newest attempt that anyone knows of is the worker.
-            if let Some(pod) = pods
-                .iter()
-                .filter(|p| p.index == index && p.attempt >= record.attempt)
-                .max_by_key(|p| p.attempt)
-            {
+            if let Some(pod) = pods.newest(index, record.attempt) {
                 observe(&mut record, pod);
             }
             let pod_name = names::pod_name(&task.spec.task_id, index, record.attempt);
@@ -92,12 +87,16 @@ pub fn record(task: &Task, index: u32) -> WorkerRecord {
         })
 }
 
-/// Records are sorted by index and mostly without holes.
-pub(super) fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
-    workers
-        .get(index as usize - 1)
-        .filter(|w| w.index == index)
-        .or_else(|| workers.iter().find(|w| w.index == index))
+/// Records are sorted by index.
+pub fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
+    let found = workers.binary_search_by_key(&index, |w| w.index);
+    found.ok().map(|at| &workers[at])
+}
+
+/// The highest index that is or was wanted, as far as the task tells.
+pub(super) fn top(task: &Task) -> u32 {
+    let known = task.status.workers.last().map_or(0, |w| w.index);
+    task.spec.top().max(known)
 }
 
 /// Moves a record on by what its pod says. A final record stays: history is not

@@ -4,7 +4,11 @@ use std::{
     sync::Arc,
 };
 
-use crate::domain::{pod::Pod, task::Task};
+use crate::domain::{
+    pod::Pod,
+    task::{Task, WorkerRecord},
+    view,
+};
 
 /// Tombstones kept at most; the workers of pods that go beyond it count as lost.
 const MAX_GONE: usize = 20_000;
@@ -270,11 +274,11 @@ impl State {
 
 /// The record has nothing more to learn from this pod.
 fn is_recorded(task: &Task, pod: &Pod) -> bool {
-    *task.uid == *pod.task_uid
-        && task.status.workers.iter().any(|w| {
-            w.index == pod.index
-                && (w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final()))
-        })
+    let record = view::stored(&task.status.workers, pod.index);
+    let over = |w: &WorkerRecord| {
+        w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final())
+    };
+    *task.uid == *pod.task_uid && record.is_some_and(over)
 }
 
 #[cfg(test)]

@@ -124,6 +124,9 @@ impl Admission {
     }
 
     fn pick(&mut self, most: usize) -> Vec<Picked> {
+        if most == 0 {
+            return Vec::new();
+        }
         let mut creating: HashMap<&str, usize> = HashMap::new();
         for one in self.under_way.values() {
             *creating.entry(&one.repository).or_default() += 1;

@@ -1,12 +1,12 @@
 //! The loop: what changed → plan → effects, until drained.
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    sync::{broadcast::error::RecvError, mpsc},
+    sync::broadcast::error::RecvError,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, sleep_until},
 };
@@ -17,16 +17,16 @@ use super::{
     admission::Admission,
     create,
     effect::{End, Key, Running},
-    notify,
+    notify::Offers,
     shared::{Shared, span_of},
     status,
+    timetable::Timetable,
 };
 use crate::domain::{
     conditions, janitor,
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::{Task, TaskStatus, WorkerRecord},
-    transition,
 };
 
 /// Between two status writes of a task.
@@ -46,12 +46,12 @@ const FINISHED_LATER: Duration = Duration::from_secs(1);
 /// The loop's own state; nothing here outlives the term.
 pub(super) struct Engine {
     shared: Arc<Shared>,
-    offers: mpsc::Sender<notify::Offer>,
+    offers: Offers,
     effects: JoinSet<(Key, Arc<str>, End)>,
     busy: HashSet<Key>,
     admission: Admission,
     /// Tasks to plan, by when.
-    due: BTreeMap<Arc<str>, Instant>,
+    due: Timetable<Arc<str>>,
     planned: HashMap<Arc<str>, Instant>,
     /// From when a task's next status may be sent.
     next_status: HashMap<Arc<str>, Instant>,
@@ -60,14 +60,14 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(shared: Arc<Shared>, offers: mpsc::Sender<notify::Offer>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, offers: Offers) -> Self {
         Self {
             admission: Admission::new(shared.clone()),
             shared,
             offers,
             effects: JoinSet::new(),
             busy: HashSet::new(),
-            due: BTreeMap::new(),
+            due: Timetable::default(),
             planned: HashMap::new(),
             next_status: HashMap::new(),
             held: HashMap::new(),
@@ -90,8 +90,8 @@ impl Engine {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !drain.is_cancelled() {
             self.admit();
-            let next = self.due.values().min().copied();
-            let next = next.into_iter().chain(self.admission.wake_at()).min();
+            let next = self.due.next().into_iter();
+            let next = next.chain(self.admission.wake_at()).min();
             let idle = Instant::now() + Duration::from_secs(3_600);
             tokio::select! {
                 () = drain.cancelled() => break,
@@ -126,7 +126,7 @@ impl Engine {
         self.held.clear();
         self.everything_is_due();
         let now = Instant::now();
-        self.due.values_mut().for_each(|at| *at = now);
+        self.due.hurry(now);
         self.next_status = self.due.keys().map(|task| (task.clone(), now)).collect();
         self.planned.clear();
         self.plan_due(false).await;
@@ -140,15 +140,10 @@ impl Engine {
                     .planned
                     .get(&task)
                     .map_or_else(Instant::now, |at| *at + PLAN_INTERVAL);
-                self.due_at(task, soonest);
+                self.due.by(task, soonest);
             }
             Err(_) => self.everything_is_due(),
         }
-    }
-
-    fn due_at(&mut self, task: Arc<str>, at: Instant) {
-        let due = self.due.entry(task).or_insert(at);
-        *due = at.min(*due);
     }
 
     fn everything_is_due(&mut self) {
@@ -156,7 +151,7 @@ impl Engine {
         for task in self.shared.index.tasks() {
             let later = task.status.phase.is_finished();
             let at = now + FINISHED_LATER * u32::from(later);
-            self.due_at(Arc::from(task.name.as_str()), at);
+            self.due.by(Arc::from(task.name.as_str()), at);
         }
     }
 
@@ -166,7 +161,7 @@ impl Engine {
         let (tasks, pods) = (self.shared.index.tasks(), self.shared.index.pods());
         let now = Instant::now();
         for task in tasks.iter().filter(|t| !t.status.phase.is_finished()) {
-            self.due_at(Arc::from(task.name.as_str()), now);
+            self.due.by(Arc::from(task.name.as_str()), now);
         }
         let left_over = janitor::left_over(&tasks, &pods, self.shared.limits.max_finished_tasks);
         for name in left_over.pods {
@@ -210,14 +205,7 @@ impl Engine {
 
     async fn plan_due(&mut self, act: bool) {
         let now = Instant::now();
-        let ready: Vec<Arc<str>> = self
-            .due
-            .iter()
-            .filter(|(_, at)| **at <= now)
-            .map(|(task, _)| task.clone())
-            .collect();
-        for name in ready {
-            self.due.remove(&name);
+        while let Some(name) = self.due.pop(now) {
             match self.shared.index.task(&name) {
                 Some(task) if !task.deleting && !self.shared.may_judge(&task) => {
                     if act {
@@ -252,6 +240,7 @@ impl Engine {
         self.planned.remove(name);
         self.next_status.remove(name);
         self.held.remove(name);
+        self.offers.forget(name);
         self.admission.forget(name);
         self.shared.notified().retain(|(task, _), _| task != name);
         self.shared.refused().retain(|(task, _, _), _| task != name);
@@ -264,22 +253,10 @@ impl Engine {
         self.planned.insert(name.clone(), planned);
         if let Some(at) = plan.wake_at {
             let seconds = u64::try_from(at - unix).unwrap_or(0);
-            self.due_at(name.clone(), planned + Duration::from_secs(seconds));
+            self.due
+                .by(name.clone(), planned + Duration::from_secs(seconds));
         }
-        for worker in plan
-            .status
-            .workers
-            .iter()
-            .filter(|w| transition::next(w).is_some())
-        {
-            let offer = notify::Offer {
-                name: name.clone(),
-                task: task.clone(),
-                record: worker.clone(),
-            };
-            // The courier ends only with the loop.
-            let _ = self.offers.send(offer).await;
-        }
+        self.offers.offer(&name, &task, &plan.status.workers).await;
         let Plan {
             status,
             actions,
@@ -362,7 +339,7 @@ impl Engine {
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
-            self.due_at(name, next);
+            self.due.by(name, next);
         } else if !self.busy.contains(&key) {
             self.next_status.insert(name.clone(), now + STATUS_INTERVAL);
             let shared = self.shared.clone();
@@ -413,7 +390,7 @@ impl Engine {
                 }
             }
         }
-        self.due_at(name, again);
+        self.due.by(name, again);
     }
 }
 

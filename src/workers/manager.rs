@@ -1,7 +1,7 @@
 //! The leader's worker manager: what it works with, and its life.
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -83,7 +83,7 @@ impl Manager {
     /// or `lost` (stops at once). What the predecessor left is sealed first.
     pub async fn run(&self, tell: Arc<dyn Tell>) {
         let (drain, lost) = (self.shared.drain.clone(), self.shared.lost.clone());
-        let (offers, inbox) = mpsc::channel(notify::INBOX);
+        let (offers, inbox) = notify::channel();
         let courier = Courier::new(self.shared.clone(), tell, inbox);
         let work = async {
             let changes = self.shared.index.subscribe();

@@ -16,6 +16,7 @@ mod pod;
 mod scale;
 mod shared;
 mod status;
+mod timetable;
 
 pub use drained::Drained;
 pub use manager::{Manager, Parts};

@@ -13,7 +13,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::shared::{Shared, span_of};
+use super::{
+    shared::{Shared, span_of},
+    timetable::Timetable,
+};
 use crate::{
     domain::{
         names,
@@ -24,7 +27,7 @@ use crate::{
 };
 
 /// Offers that wait for the courier.
-pub(super) const INBOX: usize = 1_024;
+const INBOX: usize = 1_024;
 /// Notifications under way.
 const UNDER_WAY: usize = 64;
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
@@ -44,9 +47,56 @@ pub trait Tell: Send + Sync + 'static {
 /// A worker with something to tell.
 #[derive(Debug)]
 pub(super) struct Offer {
-    pub(super) name: Arc<str>,
-    pub(super) task: Arc<Task>,
-    pub(super) record: WorkerRecord,
+    name: Arc<str>,
+    task: Arc<Task>,
+    record: WorkerRecord,
+}
+
+/// The loop's way to the courier: of each worker a transition is offered once,
+/// however often its task is planned.
+#[derive(Debug)]
+pub(super) struct Offers {
+    inbox: mpsc::Sender<Offer>,
+    /// The last transition that was offered.
+    offered: HashMap<Arc<str>, HashMap<u32, Notified>>,
+}
+
+pub(super) fn channel() -> (Offers, mpsc::Receiver<Offer>) {
+    let (inbox, offers) = mpsc::channel(INBOX);
+    let offered = HashMap::new();
+    (Offers { inbox, offered }, offers)
+}
+
+impl Offers {
+    /// Offers what there is to tell; waits while the courier has its hands full.
+    pub(super) async fn offer(
+        &mut self,
+        name: &Arc<str>,
+        task: &Arc<Task>,
+        workers: &[WorkerRecord],
+    ) {
+        for record in workers.iter().filter(|w| transition::next(w).is_some()) {
+            let Some(latest) = transition::latest(record) else {
+                continue;
+            };
+            let known = self.offered.entry(name.clone()).or_default();
+            if known.insert(record.index, latest) == Some(latest) {
+                continue;
+            }
+            let offer = Offer {
+                name: name.clone(),
+                task: task.clone(),
+                record: record.clone(),
+            };
+            // The courier ends only with the loop.
+            let _ = self.inbox.send(offer).await;
+        }
+    }
+
+    /// Of a task that went.
+    pub(super) fn forget(&mut self, name: &Arc<str>) {
+        self.offered.remove(name);
+    }
 }
 
 type Worker = (Arc<str>, u32);
@@ -54,8 +104,6 @@ type Worker = (Arc<str>, u32);
 struct Waiting {
     offer: Offer,
     failures: u32,
-    /// None while under way.
-    at: Option<Instant>,
 }
 
 pub(super) struct Courier {
@@ -63,6 +111,8 @@ pub(super) struct Courier {
     tell: Arc<dyn Tell>,
     inbox: mpsc::Receiver<Offer>,
     waiting: HashMap<Worker, Waiting>,
+    /// Those that wait for their turn; the others are under way.
+    due: Timetable<Worker>,
     under_way: JoinSet<(Worker, Notified, Result<(), String>)>,
 }
 
@@ -77,6 +127,7 @@ impl Courier {
             tell,
             inbox,
             waiting: HashMap::new(),
+            due: Timetable::default(),
             under_way: JoinSet::new(),
         }
     }
@@ -84,7 +135,7 @@ impl Courier {
     pub(super) async fn run(mut self, drain: CancellationToken) {
         loop {
             self.dispatch();
-            let next = self.waiting.values().filter_map(|w| w.at).min();
+            let next = self.due.next();
             let next = next.filter(|_| self.under_way.len() < UNDER_WAY);
             tokio::select! {
                 offer = self.inbox.recv() => match offer {
@@ -117,36 +168,24 @@ impl Courier {
                 waiting.offer.record.notified = notified;
             }
             None => {
-                self.waiting.insert(
-                    key,
-                    Waiting {
-                        offer,
-                        failures: 0,
-                        at: Some(Instant::now()),
-                    },
-                );
+                self.due.by(key.clone(), Instant::now());
+                self.waiting.insert(key, Waiting { offer, failures: 0 });
             }
         }
     }
 
     fn dispatch(&mut self) {
         let now = Instant::now();
-        let due: Vec<Worker> = self
-            .waiting
-            .iter()
-            .filter(|(_, w)| w.at.is_some_and(|at| at <= now))
-            .take(UNDER_WAY.saturating_sub(self.under_way.len()))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in due {
-            let Some(waiting) = self.waiting.get_mut(&key) else {
+        while self.under_way.len() < UNDER_WAY
+            && let Some(key) = self.due.pop(now)
+        {
+            let Some(waiting) = self.waiting.get(&key) else {
                 continue;
             };
             let Some(next) = transition::next(&waiting.offer.record) else {
                 self.waiting.remove(&key);
                 continue;
             };
-            waiting.at = None;
             let span = span_of(&waiting.offer.task, "notify worker status");
             let message = notification(&waiting.offer.task, &waiting.offer.record, next);
             let tell = self.tell.clone();
@@ -169,10 +208,10 @@ impl Courier {
         match result {
             Ok(()) => {
                 waiting.failures = 0;
-                waiting.at = Some(Instant::now());
                 waiting.offer.record.notified = newest(waiting.offer.record.notified, Some(told));
-                if transition::next(&waiting.offer.record).is_none() {
-                    self.waiting.remove(&key);
+                match transition::next(&waiting.offer.record) {
+                    Some(_) => self.due.by(key.clone(), Instant::now()),
+                    None => drop(self.waiting.remove(&key)),
                 }
                 self.shared.took(&key.0, key.1, told);
             }
@@ -182,7 +221,7 @@ impl Courier {
                 }
                 let delay = Duration::from_millis(100 << waiting.failures.min(8)).min(MAX_BACKOFF);
                 waiting.failures += 1;
-                waiting.at = Some(Instant::now() + delay);
+                self.due.by(key, Instant::now() + delay);
             }
         }
     }
@@ -231,5 +270,54 @@ fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerSta
         timestamp: at.to_string(),
         reason: record.reason.clone(),
         metadata,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::WorkerPhase;
+
+    #[tokio::test]
+    async fn a_transition_is_offered_once_however_often_it_is_planned() {
+        let (mut offers, mut inbox) = channel();
+        let (name, task) = (Arc::from("t"), Arc::default());
+        let mut worker = WorkerRecord {
+            index: 1,
+            attempt: 1,
+            uid: Some("u".into()),
+            phase: WorkerPhase::Pending,
+            ..WorkerRecord::default()
+        };
+        let mut offered = Vec::new();
+        for phase in [
+            WorkerPhase::Pending,
+            WorkerPhase::Running,
+            WorkerPhase::Failed,
+        ] {
+            worker.phase = phase;
+            for _ in 0..2 {
+                offers.offer(&name, &task, &[worker.clone()]).await;
+            }
+            while let Ok(offer) = inbox.try_recv() {
+                offered.push(offer.record.phase);
+            }
+        }
+        let each = [
+            WorkerPhase::Pending,
+            WorkerPhase::Running,
+            WorkerPhase::Failed,
+        ];
+        assert_eq!(offered, each);
+        // A new attempt is news, and so is a task of this name after it went.
+        worker.attempt = 2;
+        worker.phase = WorkerPhase::Pending;
+        offers.offer(&name, &task, &[worker.clone()]).await;
+        offers.forget(&name);
+        offers.offer(&name, &task, &[worker]).await;
+        assert_eq!(
+            (inbox.try_recv().is_ok(), inbox.try_recv().is_ok()),
+            (true, true)
+        );
     }
 }

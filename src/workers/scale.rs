@@ -6,7 +6,7 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::manager::Manager;
 use crate::{
@@ -27,6 +27,9 @@ use crate::{
 
 /// ScaleUp answers when all workers are created, or after this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// For each worker, between two looks whether all are created: a look costs so
+/// much the more, the more there are.
+const LOOK: Duration = Duration::from_micros(10);
 /// Tries of a write that meets somebody else's.
 const CONFLICTS: usize = 8;
 
@@ -266,7 +269,9 @@ impl Manager {
     /// Until each wanted worker has (had) its pod, or can have none.
     async fn wait_created(&self, task: &Task, deadline: Instant) -> Vec<WorkerView> {
         let mut changes = self.shared.index.subscribe();
+        let between = LOOK * task.spec.workers;
         loop {
+            let next_look = Instant::now() + between;
             let current = self
                 .shared
                 .index
@@ -289,6 +294,9 @@ impl Manager {
                         _ => break,
                     }
                 }
+                sleep_until(next_look).await;
+                // What came meanwhile is seen by the next look.
+                changes = changes.resubscribe();
             });
             if change.await.is_err() {
                 return workers;

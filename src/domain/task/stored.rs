@@ -165,12 +165,15 @@ impl From<Stored> for TaskStatus {
     fn from(stored: Stored) -> Self {
         let (reasons, nodes) = (stored.reasons, stored.nodes);
         let workers = stored.workers.into_iter();
+        let mut workers: Vec<_> = workers.map(|w| w.record(&reasons, &nodes)).collect();
+        // As they are written; a person may have changed it.
+        workers.sort_by_key(|w| w.index);
         Self {
             term: stored.term,
             phase: stored.phase,
             counts: stored.counts,
             conditions: stored.conditions,
-            workers: workers.map(|w| w.record(&reasons, &nodes)).collect(),
+            workers,
             finished_at: stored.finished_at,
         }
     }
