@@ -23,9 +23,10 @@ purity() {
   ! grep -nE '\b(kube|k8s_openapi|tonic|tokio|Instant|SystemTime)\b|Timestamp::now' -r src/domain --include '*.rs' | grep -vE ':[0-9]+: *//'
 }
 
-# Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault).
+# Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault,
+# a probe's moments are its question).
 sleeps() {
-  ! grep -nE 'sleep\(' -r tests/e2e | grep -vE 'std::thread::sleep\(LOOK_EVERY\)|tests/e2e/proxy.rs'
+  ! grep -nE 'sleep(_until)?\(' -r tests/e2e | grep -vE 'std::thread::sleep\(LOOK_EVERY\)|sleep_until\(began |tests/e2e/proxy.rs'
 }
 
 # No unowned task (in what runs in production), no machine's path.

@@ -34,7 +34,11 @@ pub fn task_name(task_id: &str) -> String {
 /// The name of a worker's pod: `otto-agent-<task>-<index>`, from the second
 /// attempt on with `-r<attempt - 1>`.
 pub fn pod_name(task_id: &str, index: u32, attempt: u32) -> String {
-    let task = task_part(task_id);
+    pod_name_of(&task_part(task_id), index, attempt)
+}
+
+/// The same after the task's part of the name ([`task_part`]).
+pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
     match attempt {
         0 | 1 => format!("{PREFIX}{task}-{index}"),
         n => format!("{PREFIX}{task}-{index}-r{}", n - 1),

@@ -61,6 +61,7 @@ impl WorkerView {
 /// pods say now. Every replica computes the same from the same objects.
 pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
     let pods = ByIndex::new(pods);
+    let part = names::task_part(&task.spec.task_id);
     (1..=top(task).max(pods.top()))
         .map(|index| {
             let mut record = record(task, index);
@@ -68,7 +69,7 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
             if let Some(pod) = pods.newest(index, record.attempt) {
                 observe(&mut record, pod);
             }
-            let pod_name = names::pod_name(&task.spec.task_id, index, record.attempt);
+            let pod_name = names::pod_name_of(&part, index, record.attempt);
             WorkerView { pod_name, record }
         })
         .collect()
