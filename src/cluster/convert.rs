@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::{
     api::core::v1::Pod as K8sPod,
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::Resource;
 use serde::{Deserialize, Serialize};
@@ -112,8 +112,8 @@ fn version(meta: &ObjectMeta) -> u64 {
         .unwrap_or(0)
 }
 
-/// None for a pod that is not ours: no WorkerTask owns it, and no leader's term is
-/// on it (the Go original's carry the same labels).
+/// None for a pod that is not ours (the Go original's carry the same labels): ours
+/// are owned by a WorkerTask, or by nobody and carry a leader's term.
 pub fn pod(view: PodView) -> Option<Pod> {
     let PodView {
         metadata: meta,
@@ -123,11 +123,13 @@ pub fn pod(view: PodView) -> Option<Pod> {
     let resource_version = version(&meta);
     let annotation = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
     let task_id = annotation(TASK_ID)?;
-    let mut owners = meta.owner_references.iter().flatten();
-    let (task, task_uid) = match owners.find(|o| o.kind == "WorkerTask") {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    let (task, task_uid) = match owners.iter().find(|o| is_task(o)) {
         Some(owner) => (owner.name.clone(), owner.uid.clone()),
         // Its task was deleted without it: it is left over, whatever task there is.
-        None if annotation(TERM).is_some() => (names::task_name(&task_id), String::new()),
+        None if owners.is_empty() && annotation(TERM).is_some() => {
+            (names::task_name(&task_id), String::new())
+        }
         None => return None,
     };
     let labels = meta.labels.unwrap_or_default();
@@ -178,6 +180,10 @@ pub fn pod(view: PodView) -> Option<Pod> {
         self::condition(&mut pod, condition);
     }
     Some(pod)
+}
+
+fn is_task(owner: &OwnerReference) -> bool {
+    owner.kind == "WorkerTask" && owner.api_version.starts_with("ottoscaler.io/")
 }
 
 fn second(time: Option<Time>) -> Option<i64> {
@@ -377,15 +383,24 @@ mod tests {
 
     #[test]
     fn a_pod_without_our_owner_or_term_is_not_ours() {
-        let decode = |annotations: serde_json::Value| {
-            let view = json!({"metadata": {"name": "otto-agent-t-1", "uid": "u",
+        let decode = |annotations: &serde_json::Value, owner: &str| {
+            let mut view = json!({"metadata": {"name": "otto-agent-t-1", "uid": "u",
                 "labels": {"worker-index": "1"}, "annotations": annotations}});
+            if let Some((version, kind)) = owner.split_once(' ') {
+                view["metadata"]["ownerReferences"] =
+                    json!([{"apiVersion": version, "kind": kind, "name": "t", "uid": "tu"}]);
+            }
             pod(serde_json::from_value(view).unwrap())
         };
-        assert_eq!(decode(json!({})), None);
-        assert_eq!(decode(json!({"ottoscaler.io/task-id": "t"})), None);
+        assert_eq!(decode(&json!({}), ""), None);
+        let named = json!({"ottoscaler.io/task-id": "t"});
+        assert_eq!(decode(&named, ""), None);
+        assert_eq!(decode(&named, "example.com/v1 WorkerTask"), None);
+        assert!(decode(&named, "ottoscaler.io/v1alpha1 WorkerTask").is_some());
+        // A copy of a worker's metadata, as in somebody's Job.
         let left = json!({"ottoscaler.io/task-id": "t", "ottoscaler.io/term": "u/1/h"});
-        let left = decode(left).unwrap();
+        assert_eq!(decode(&left, "batch/v1 Job"), None);
+        let left = decode(&left, "").unwrap();
         assert_eq!((&*left.task, &*left.task_uid), ("t", ""));
     }
 }

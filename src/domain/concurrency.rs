@@ -9,8 +9,9 @@ const FIRST: f64 = 32.0;
 const LEAST: f64 = 4.0;
 const MOST: f64 = 256.0;
 const DECREASE: f64 = 0.7;
-/// Answers slower than this are no reason for more.
-const SLOW: Duration = Duration::from_secs(1);
+/// Answers slower than this are no reason for more: what is sent beyond it waits at
+/// the API server, and each request under way is a connection of its own.
+const SLOW: Duration = Duration::from_millis(150);
 /// And slower than this, one for less.
 const TOO_SLOW: Duration = Duration::from_secs(4);
 
@@ -82,8 +83,8 @@ mod tests {
         let mut c = Concurrency::default();
         c.answered(MS(0), MS(10), 5);
         assert_eq!(c.room(0, MS(10)), 32);
-        c.answered(MS(0), MS(2_000), 32);
-        assert_eq!(c.room(0, MS(2_000)), 32);
+        c.answered(MS(0), MS(200), 32);
+        assert_eq!(c.room(0, MS(200)), 32);
         for n in 0..1_000 {
             c.answered(MS(n), MS(n + 50), 300);
         }

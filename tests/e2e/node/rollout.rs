@@ -1,6 +1,9 @@
 //! A rollout while work comes in.
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -11,16 +14,22 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
     let i = installed();
     let before = i.leader().unwrap();
     let is_over = AtomicBool::new(false);
+    let (answered, first) = mpsc::channel();
     let answers: Vec<(String, Duration)> = std::thread::scope(|s| {
         let client = s.spawn(|| {
+            let answered = answered;
             let mut answers = Vec::new();
-            while !is_over.load(Ordering::Relaxed) {
+            // One call at any time; the first is answered before, the last asked after.
+            let mut last = false;
+            while !last {
+                last = is_over.load(Ordering::Relaxed);
                 let task = format!("roll-{}", answers.len());
                 let asked = Instant::now();
                 // Any refusal ends the test here.
                 let answer = i.scale_up(&task, 1, &[("LINES", "3".to_owned())]);
                 assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
                 answers.push((task, asked.elapsed()));
+                let _ = answered.send(());
             }
             answers
         });
@@ -28,6 +37,7 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
             i.cluster
                 .kubectl(&[&["-n", NAMESPACE, "rollout"], args].concat())
         };
+        first.recv().unwrap();
         rollout(&["restart", "deployment/ottoscaler"]);
         let watch = ["status", "deployment/ottoscaler", "--timeout=150s"];
         rollout(&watch);
@@ -46,7 +56,7 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
         "{} calls during the rollout, the slowest took {slowest:?}",
         answers.len()
     );
-    assert!(answers.len() >= 10);
+    assert!(answers.len() >= 3, "none during the rollout");
     assert_ne!(i.leader(), Some(before));
     let (last, _) = answers.last().unwrap();
     for task in ["roll-0", last] {
