@@ -94,7 +94,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     let mut workers = Vec::new();
     for index in 1..=top {
         let stored = view::record(task, index);
-        let mut record = p.worker(stored.clone(), task.spec.wants(index) && !finished);
+        let mut record = p.worker(&stored, task.spec.wants(index) && !finished);
         if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
             && record
                 .notified
@@ -143,7 +143,7 @@ impl Planner<'_> {
     }
 
     /// The record after what was seen, and the create it asks for.
-    fn worker(&mut self, stored: WorkerRecord, wanted: bool) -> WorkerRecord {
+    fn worker(&mut self, stored: &WorkerRecord, wanted: bool) -> WorkerRecord {
         let mut record = stored.clone();
         let live = self.live.newest(record.index, record.attempt);
         let gone = self.gone.newest(record.index, record.attempt);

@@ -29,13 +29,17 @@ use crate::domain::{
     task::{Task, TaskStatus, WorkerRecord},
 };
 
-/// Between two status writes of a task.
+/// Between two status writes of a task, and more of it for each worker: the API
+/// server and every watch take the whole object each time.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+const STATUS_PER_WORKER: Duration = Duration::from_millis(2);
 /// A task's first status waits this long for its first pods, which are what is
 /// asked for: both at once would only slow each other down.
 const FIRST_STATUS: Duration = Duration::from_millis(250);
-/// Between two plans of a task: a burst of events is one plan.
+/// Between two plans of a task: a burst of events is one plan; more of it for each
+/// worker, which each plan looks at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
+const PLAN_PER_WORKER: Duration = Duration::from_micros(20);
 /// After something passing was in the way.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Between two looks for what is left over.
@@ -52,7 +56,8 @@ pub(super) struct Engine {
     admission: Admission,
     /// Tasks to plan, by when.
     due: Timetable<Arc<str>>,
-    planned: HashMap<Arc<str>, Instant>,
+    /// From when a task may be planned again.
+    next_plan: HashMap<Arc<str>, Instant>,
     /// From when a task's next status may be sent.
     next_status: HashMap<Arc<str>, Instant>,
     /// A task whose status write failed waits.
@@ -68,7 +73,7 @@ impl Engine {
             effects: JoinSet::new(),
             busy: HashSet::new(),
             due: Timetable::default(),
-            planned: HashMap::new(),
+            next_plan: HashMap::new(),
             next_status: HashMap::new(),
             held: HashMap::new(),
         }
@@ -128,7 +133,7 @@ impl Engine {
         let now = Instant::now();
         self.due.hurry(now);
         self.next_status = self.due.keys().map(|task| (task.clone(), now)).collect();
-        self.planned.clear();
+        self.next_plan.clear();
         self.plan_due(false).await;
         while self.effects.join_next().await.is_some() {}
     }
@@ -136,11 +141,8 @@ impl Engine {
     fn changed(&mut self, change: Result<Arc<str>, RecvError>) {
         match change {
             Ok(task) => {
-                let soonest = self
-                    .planned
-                    .get(&task)
-                    .map_or_else(Instant::now, |at| *at + PLAN_INTERVAL);
-                self.due.by(task, soonest);
+                let soonest = self.next_plan.get(&task).copied();
+                self.due.by(task, soonest.unwrap_or_else(Instant::now));
             }
             Err(_) => self.everything_is_due(),
         }
@@ -237,7 +239,7 @@ impl Engine {
 
     /// Nothing of a task that went is remembered.
     fn dropped(&mut self, name: &Arc<str>) {
-        self.planned.remove(name);
+        self.next_plan.remove(name);
         self.next_status.remove(name);
         self.held.remove(name);
         self.offers.forget(name);
@@ -250,7 +252,9 @@ impl Engine {
         let planned = Instant::now();
         let unix = jiff::Timestamp::now().as_second();
         let plan = self.compute(&name, &task, unix);
-        self.planned.insert(name.clone(), planned);
+        let workers = u32::try_from(plan.status.workers.len()).unwrap_or(u32::MAX);
+        let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * workers;
+        self.next_plan.insert(name.clone(), next);
         if let Some(at) = plan.wake_at {
             let seconds = u64::try_from(at - unix).unwrap_or(0);
             self.due
@@ -341,7 +345,9 @@ impl Engine {
         if next > now {
             self.due.by(name, next);
         } else if !self.busy.contains(&key) {
-            self.next_status.insert(name.clone(), now + STATUS_INTERVAL);
+            let workers = u32::try_from(status.workers.len()).unwrap_or(u32::MAX);
+            let next = now + STATUS_INTERVAL + STATUS_PER_WORKER * workers;
+            self.next_status.insert(name.clone(), next);
             let shared = self.shared.clone();
             self.start(&name, key, || {
                 Box::pin(async move { status::write(&shared, &task, status).await })

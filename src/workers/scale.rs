@@ -29,7 +29,7 @@ use crate::{
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// For each worker, between two looks whether all are created: a look costs so
 /// much the more, the more there are.
-const LOOK: Duration = Duration::from_micros(10);
+const LOOK: Duration = Duration::from_micros(50);
 /// Tries of a write that meets somebody else's.
 const CONFLICTS: usize = 8;
 

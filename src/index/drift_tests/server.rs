@@ -270,6 +270,7 @@ impl Server {
                     .collect(),
             ),
             owner_references: Some(vec![OwnerReference {
+                api_version: "ottoscaler.io/v1alpha1".to_owned(),
                 kind: "WorkerTask".to_owned(),
                 name: task.name.clone(),
                 uid: task.uid.clone(),
