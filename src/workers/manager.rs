@@ -21,6 +21,10 @@ use crate::{
 /// Seals under way when a leader starts; new work has the rest of the API server.
 const SEALS: usize = 16;
 
+/// Tasks made or grown at once: calls that waited for a leader come all together, and
+/// the first shall have their pods before the last have their tasks.
+const ASKS: usize = 8;
+
 /// What the manager works with.
 #[derive(Clone)]
 pub struct Parts {
@@ -68,6 +72,7 @@ impl Manager {
                 limits: parts.limits.clone(),
                 pause: parts.pause.clone(),
                 seals: Semaphore::new(SEALS),
+                asks: Semaphore::new(ASKS),
                 caught_up: parts.caught_up.clone(),
                 drain: parts.drain.clone(),
                 lost: parts.lost.clone(),

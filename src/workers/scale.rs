@@ -65,7 +65,11 @@ impl Manager {
     async fn up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         request.check_scale_up(&self.shared.policy)?;
         let deadline = Instant::now() + ANSWER_WITHIN;
-        let change = self.want(&request).await?;
+        let change = {
+            // Never closed.
+            let _asks = self.shared.asks.acquire().await;
+            self.want(&request).await?
+        };
         let made = matches!(change, Change::Made(_));
         let (task, changed) = match change {
             Change::Made(task) | Change::Grown(task) | Change::Repeated(task) => (task, true),

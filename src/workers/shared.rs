@@ -38,6 +38,8 @@ pub(super) struct Shared {
     /// Of new pods; all else goes on.
     pub(super) pause: Pause,
     pub(super) seals: Semaphore,
+    /// Held while a task is made or grown.
+    pub(super) asks: Semaphore,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
     /// The index knows all that the predecessor wrote.
