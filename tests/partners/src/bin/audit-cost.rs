@@ -82,12 +82,11 @@ fn exists(event: &Value) -> bool {
 fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
     let mut reader = BufReader::new(File::open(&args.log)?);
     let deadline = Instant::now() + Duration::from_secs(within);
-    let (mut names, mut last, mut line) = (BTreeSet::new(), 0, String::new());
+    let (mut names, mut last, mut line) = (BTreeSet::new(), 0, Vec::new());
     loop {
-        // A line that is being written comes in pieces.
-        if reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
-            if line.contains(&args.prefix)
-                && let Ok(event) = serde_json::from_str::<Value>(&line)
+        // A line that is being written comes in pieces, a letter too.
+        if reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+            if let Ok(event) = serde_json::from_slice::<Value>(&line)
                 && event["verb"] == "create"
                 && event["stage"] == "ResponseComplete"
                 && event["objectRef"]["resource"] == "pods"

@@ -108,11 +108,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut reader = BufReader::new(file);
     let mut seen = Seen::default();
     let deadline = Instant::now() + Duration::from_secs(args.within);
-    let mut line = String::new();
+    let mut line = Vec::new();
     loop {
-        // A line that is being written comes in pieces.
-        if reader.read_line(&mut line)? > 0 && line.ends_with('\n') {
-            if let Ok(event) = serde_json::from_str::<Value>(&line) {
+        // A line that is being written comes in pieces, a letter too.
+        if reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
+            if let Ok(event) = serde_json::from_slice::<Value>(&line) {
                 seen.take(&args, &event);
             }
             line.clear();
