@@ -39,7 +39,11 @@ impl State {
             return None;
         }
         self.bury(&name, &task);
-        self.tasks.insert(name.clone(), Arc::new(task));
+        let replaced = self.tasks.insert(name.clone(), Arc::new(task));
+        // A list tells of a task that was made again, not that the first one went.
+        if let Some(old) = replaced.filter(|old| !self.knows_task(old)) {
+            self.unearth(&name, |pod| *pod.task_uid == *old.uid);
+        }
         Some(name)
     }
 
@@ -354,6 +358,28 @@ mod tests {
         assert_eq!(s.gone_of("t").len(), 1);
         s.heard_of_tasks(6);
         assert!(s == State::default());
+    }
+
+    #[test]
+    fn tombstones_go_with_a_task_that_another_of_its_name_replaced() {
+        let task = |uid: &str, version| Task {
+            name: "t".into(),
+            uid: uid.into(),
+            resource_version: version,
+            ..Task::default()
+        };
+        let of_first = |version| Pod {
+            task_uid: "first".into(),
+            ..pod(version, PodPhase::Running)
+        };
+        let mut s = State::default();
+        s.apply_task(task("first", 1));
+        s.apply_pod(of_first(5));
+        // The pods' watch is ahead of the tasks' list.
+        s.delete_pod(of_first(9));
+        s.apply_task(task("second", 7));
+        s.delete_task("t", "second");
+        assert!(s == State::default(), "{:?}", s.graves());
     }
 
     #[test]

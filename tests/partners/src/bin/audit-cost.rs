@@ -86,7 +86,8 @@ fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
     loop {
         // A line that is being written comes in pieces, a letter too.
         if reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-            if let Ok(event) = serde_json::from_slice::<Value>(&line)
+            if String::from_utf8_lossy(&line).contains(&args.prefix)
+                && let Ok(event) = serde_json::from_slice::<Value>(&line)
                 && event["verb"] == "create"
                 && event["stage"] == "ResponseComplete"
                 && event["objectRef"]["resource"] == "pods"
