@@ -252,8 +252,7 @@ impl Engine {
         let planned = Instant::now();
         let unix = jiff::Timestamp::now().as_second();
         let plan = self.compute(&name, &task, unix);
-        let workers = u32::try_from(plan.status.workers.len()).unwrap_or(u32::MAX);
-        let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * workers;
+        let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * plan.status.counts.total;
         self.next_plan.insert(name.clone(), next);
         if let Some(at) = plan.wake_at {
             let seconds = u64::try_from(at - unix).unwrap_or(0);
@@ -345,8 +344,7 @@ impl Engine {
         if next > now {
             self.due.by(name, next);
         } else if !self.busy.contains(&key) {
-            let workers = u32::try_from(status.workers.len()).unwrap_or(u32::MAX);
-            let next = now + STATUS_INTERVAL + STATUS_PER_WORKER * workers;
+            let next = now + STATUS_INTERVAL + STATUS_PER_WORKER * status.counts.total;
             self.next_status.insert(name.clone(), next);
             let shared = self.shared.clone();
             self.start(&name, key, || {

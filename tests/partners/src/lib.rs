@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod check;
 pub mod record;
+pub mod tail;
 pub mod truth;
 
 /// Generated from the wire contract on its own.

@@ -12,6 +12,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
+use ottoscaler_partners::tail::Tail;
 use serde_json::Value;
 
 #[derive(Debug, Parser)]
@@ -80,14 +81,13 @@ fn exists(event: &Value) -> bool {
 }
 
 fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
-    let mut reader = BufReader::new(File::open(&args.log)?);
+    let mut log = Tail::new(BufReader::new(File::open(&args.log)?));
     let deadline = Instant::now() + Duration::from_secs(within);
-    let (mut names, mut last, mut line) = (BTreeSet::new(), 0, Vec::new());
+    let (mut names, mut last) = (BTreeSet::new(), 0);
     loop {
-        // A line that is being written comes in pieces, a letter too.
-        if reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-            if String::from_utf8_lossy(&line).contains(&args.prefix)
-                && let Ok(event) = serde_json::from_slice::<Value>(&line)
+        if let Some(line) = log.line()? {
+            if String::from_utf8_lossy(line).contains(&args.prefix)
+                && let Ok(event) = serde_json::from_slice::<Value>(line)
                 && event["verb"] == "create"
                 && event["stage"] == "ResponseComplete"
                 && event["objectRef"]["resource"] == "pods"
@@ -99,7 +99,6 @@ fn created(args: &Args, count: usize, within: u64) -> anyhow::Result<ExitCode> {
                 last = last.max(at(&event, "stageTimestamp"));
                 names.insert(name(&event).to_owned());
             }
-            line.clear();
             continue;
         }
         if names.len() >= count {

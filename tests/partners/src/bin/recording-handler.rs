@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{BufRead as _, BufReader, Seek as _, Write as _},
+    io::{BufReader, Write as _},
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -26,6 +26,7 @@ use ottoscaler_partners::{
         worker_status_ack, worker_status_notification,
     },
     record::{Log, Notify, Record},
+    tail::Tail,
 };
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -332,19 +333,15 @@ async fn serve(
 async fn tail(path: &PathBuf, prefix: &str, every: usize) -> anyhow::Result<()> {
     use std::io::IsTerminal as _;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let mut reader = BufReader::new(File::open(path).with_context(|| path.display().to_string())?);
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut log = Tail::new(BufReader::new(file));
     let mut workers: Vec<(String, usize)> = Vec::new();
-    let mut line = String::new();
     loop {
-        let before = reader.stream_position()?;
-        line.clear();
-        reader.read_line(&mut line)?;
-        if !line.ends_with('\n') {
-            reader.seek(std::io::SeekFrom::Start(before))?;
+        let Some(line) = log.line()? else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
-        }
-        let (worker, text, is_line) = match serde_json::from_str::<Record>(&line)? {
+        };
+        let (worker, text, is_line) = match serde_json::from_slice::<Record>(line)? {
             Record::Log(l) => (l.worker, l.message, true),
             Record::Notify(n) => (n.worker, format!("── {}", n.status), false),
         };

@@ -5,7 +5,7 @@
 //! them where they went. Exits 1 if the pod did not come in time.
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
+    io::{BufReader, Seek as _, SeekFrom},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     thread,
@@ -14,6 +14,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use jiff::Timestamp;
+use ottoscaler_partners::tail::Tail;
 use serde_json::Value;
 
 /// Enough of the log to know the term that acted last.
@@ -105,17 +106,14 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut file = File::open(&args.log)?;
     let start = file.metadata()?.len().saturating_sub(BEFORE);
     file.seek(SeekFrom::Start(start))?;
-    let mut reader = BufReader::new(file);
+    let mut log = Tail::new(BufReader::new(file));
     let mut seen = Seen::default();
     let deadline = Instant::now() + Duration::from_secs(args.within);
-    let mut line = Vec::new();
     loop {
-        // A line that is being written comes in pieces, a letter too.
-        if reader.read_until(b'\n', &mut line)? > 0 && line.ends_with(b"\n") {
-            if let Ok(event) = serde_json::from_slice::<Value>(&line) {
+        if let Some(line) = log.line()? {
+            if let Ok(event) = serde_json::from_slice::<Value>(line) {
                 seen.take(&args, &event);
             }
-            line.clear();
             continue;
         }
         if seen.since.is_none() {
