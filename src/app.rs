@@ -5,7 +5,6 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, api::ListParams};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -275,26 +274,15 @@ impl Leading {
 /// bounds it by the term.
 async fn list<K>(api: &Api<K>, params: ListParams) -> (Vec<K>, u64)
 where
-    K: kube::Resource<Scope = NamespaceResourceScope>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned,
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     loop {
-        match tokio::time::timeout(std::time::Duration::from_secs(10), api.list(&params)).await {
-            Ok(Ok(all)) => {
-                let version = all
-                    .metadata
-                    .resource_version
-                    .as_deref()
-                    .and_then(|v| v.parse().ok());
-                return (all.items, version.unwrap_or(0));
-            }
-            Ok(Err(kube::Error::Api(status))) if status.code == 400 => {
+        match watch::list(api, params.clone()).await {
+            Ok((all, version)) => return (all, watch::number(&version)),
+            Err(watch::Error::Api(kube::Error::Api(status))) if status.code == 400 => {
                 tracing::error!(%status, "not listed; is this version's CustomResourceDefinition installed?");
             }
-            Ok(Err(error)) => tracing::warn!(%error, "not listed; trying again"),
-            Err(_) => tracing::warn!("not listed in time; trying again"),
+            Err(error) => tracing::warn!(%error, "not listed; trying again"),
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

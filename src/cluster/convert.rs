@@ -2,7 +2,7 @@
 //!
 //! [`PodView`] decodes only the fields that something here uses, straight from
 //! the watch stream.
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::Pod as K8sPod,
@@ -25,11 +25,42 @@ use crate::domain::{
 #[resource(inherit = K8sPod)]
 #[serde(rename_all = "camelCase")]
 pub struct PodView {
+    #[serde(deserialize_with = "lean")]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PodSpecView,
     #[serde(default)]
     pub status: PodStatusView,
+}
+
+/// Leaves out who manages which field: most of an object, and nothing to us.
+fn lean<'de, D: serde::Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Lean {
+        name: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        deletion_grace_period_seconds: Option<i64>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+    }
+    let lean = Lean::deserialize(from)?;
+    Ok(ObjectMeta {
+        name: lean.name,
+        uid: lean.uid,
+        resource_version: lean.resource_version,
+        creation_timestamp: lean.creation_timestamp,
+        deletion_timestamp: lean.deletion_timestamp,
+        deletion_grace_period_seconds: lean.deletion_grace_period_seconds,
+        labels: lean.labels,
+        annotations: lean.annotations,
+        owner_references: lean.owner_references,
+        ..ObjectMeta::default()
+    })
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]

@@ -21,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// it still answers, without waiting for its bookmarks (about one a minute).
 const WATCH_SECONDS: u32 = 15;
 const GRACE: Duration = Duration::from_secs(5);
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Objects in one answer: ten thousand at once would be most of our memory.
+const PAGE: u32 = 500;
 
 /// What to watch.
 #[derive(Debug, Clone)]
@@ -77,7 +79,7 @@ where
     while !cancel.is_cancelled() {
         let step = async {
             match &from {
-                None => list(&api, &select, &sink).await.map(Some),
+                None => reset(&api, &select, &sink).await.map(Some),
                 Some(version) => watch(&api, &select, version.clone(), &sink).await,
             }
         };
@@ -102,25 +104,45 @@ where
     }
 }
 
+/// The API server did not tell what was asked.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub enum Error {
     #[error("the API server did not answer in time")]
     Timeout,
     #[error("{0}")]
     Api(#[from] kube::Error),
 }
 
-async fn list<K, S>(api: &Api<K>, select: &Select, sink: &S) -> Result<String, Error>
+/// Everything there is, of one moment, and as of which version; in pages.
+///
+/// # Errors
+/// A page did not come, or is no longer to be had (410): list anew.
+pub async fn list<K>(api: &Api<K>, params: ListParams) -> Result<(Vec<K>, String), Error>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    // No resourceVersion: a consistent read.
+    let mut params = params.limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = timeout(LIST_TIMEOUT, api.list(&params))
+            .await
+            .map_err(|_| Error::Timeout)??;
+        all.extend(page.items);
+        params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if params.continue_token.is_none() {
+            return Ok((all, page.metadata.resource_version.unwrap_or_default()));
+        }
+    }
+}
+
+async fn reset<K, S>(api: &Api<K>, select: &Select, sink: &S) -> Result<String, Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Sink<K>,
 {
-    // No resourceVersion: a consistent read.
-    let list = timeout(LIST_TIMEOUT, api.list(&select.list()))
-        .await
-        .map_err(|_| Error::Timeout)??;
-    let version = list.metadata.resource_version.unwrap_or_default();
-    sink.reset(list.items, number(&version));
+    let (all, version) = list(api, select.list()).await?;
+    sink.reset(all, number(&version));
     Ok(version)
 }
 
@@ -172,6 +194,61 @@ where
     }
 }
 
-fn number(version: &str) -> u64 {
+/// Versions of one resource can be compared (KEP-5504).
+pub fn number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use std::{convert::Infallible, sync::Mutex};
+
+    use http::{Request, Response};
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Client, ResourceExt, client::Body};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_list_comes_in_pages_of_one_moment() {
+        let asked: Mutex<Vec<String>> = Mutex::default();
+        let asked: &'static Mutex<_> = Box::leak(Box::new(asked));
+        let client = Client::new(
+            tower::service_fn(move |request: Request<Body>| {
+                let query = request.uri().query().unwrap().to_owned();
+                let rest = if query.contains("continue=more") {
+                    ""
+                } else {
+                    "more"
+                };
+                asked.lock().unwrap().push(query);
+                let page = json!({
+                    "metadata": {"resourceVersion": "7", "continue": rest},
+                    "items": [{"metadata": {"name": format!("before {rest}")}}],
+                });
+                async move {
+                    Ok::<_, Infallible>(Response::new(Body::from(page.to_string().into_bytes())))
+                }
+            }),
+            "n",
+        );
+        let maps: Api<ConfigMap> = Api::default_namespaced(client);
+        let (all, version) = list(&maps, ListParams::default().labels("a=b"))
+            .await
+            .unwrap();
+        let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();
+        assert_eq!(
+            (names.join(", "), number(&version)),
+            ("before more, before ".to_owned(), 7)
+        );
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.len(), 2);
+        assert!(
+            asked
+                .iter()
+                .all(|q| q.contains("limit=500") && q.contains("labelSelector=a"))
+        );
+    }
 }

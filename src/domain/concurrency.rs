@@ -11,7 +11,7 @@ const MOST: f64 = 256.0;
 const DECREASE: f64 = 0.7;
 /// Answers slower than this are no reason for more: what is sent beyond it waits at
 /// the API server, and each request under way is a connection of its own.
-const SLOW: Duration = Duration::from_millis(150);
+const SLOW: Duration = Duration::from_millis(400);
 /// And slower than this, one for less.
 const TOO_SLOW: Duration = Duration::from_secs(4);
 
@@ -83,8 +83,8 @@ mod tests {
         let mut c = Concurrency::default();
         c.answered(MS(0), MS(10), 5);
         assert_eq!(c.room(0, MS(10)), 32);
-        c.answered(MS(0), MS(200), 32);
-        assert_eq!(c.room(0, MS(200)), 32);
+        c.answered(MS(0), MS(450), 32);
+        assert_eq!(c.room(0, MS(450)), 32);
         for n in 0..1_000 {
             c.answered(MS(n), MS(n + 50), 300);
         }

@@ -196,6 +196,17 @@ async fn a_deposed_leaders_write_is_refused_by_the_policy_and_counted() {
     assert_eq!(one.refused(), [0, 2, 0]);
 }
 
+/// Two seconds are the API server's time to see it, and not more.
+#[tokio::test(start_paused = true)]
+async fn two_seconds_into_the_term_a_refusal_counts_at_once() {
+    let one = valid_for(S(60));
+    one.server.on(|_| Fate::Fenced);
+    tokio::time::advance(LEASE_UNSEEN).await;
+    assert_eq!(one.server.now(), LEASE_UNSEEN);
+    assert!(one.create().await.is_err());
+    assert_eq!(one.sent().len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_term_that_is_renewed_and_refused_is_told_what_helps() {
     let one = valid_for(S(60));

@@ -18,7 +18,8 @@ pub(super) struct State {
     pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
     /// Live pods by name.
     pub(super) pods: HashMap<String, Arc<Pod>>,
-    by_task: HashMap<Arc<str>, BTreeSet<String>>,
+    /// The same, of each task; what asks for them most asks for all of one task.
+    by_task: HashMap<Arc<str>, BTreeMap<String, Arc<Pod>>>,
     /// Live pods of each repository.
     by_repository: HashMap<Arc<str>, usize>,
     /// Pods that went before their task's record was final, by uid.
@@ -104,18 +105,19 @@ impl State {
                 }
                 let known = known.clone();
                 self.entomb(&known);
+                self.remove(&known.name, &known.task);
             }
         }
-        let task = pod.task.clone();
+        let (task, pod) = (pod.task.clone(), Arc::new(pod));
         self.by_task
             .entry(task.clone())
             .or_default()
-            .insert(pod.name.clone());
+            .insert(pod.name.clone(), pod.clone());
         *self
             .by_repository
             .entry(pod.repository.clone())
             .or_default() += 1;
-        if let Some(old) = self.pods.insert(pod.name.clone(), Arc::new(pod)) {
+        if let Some(old) = self.pods.insert(pod.name.clone(), pod) {
             self.uncount(&old);
         }
         Some(task)
@@ -174,10 +176,8 @@ impl State {
     }
 
     pub(super) fn pods_of(&self, task: &str) -> Vec<Arc<Pod>> {
-        let names = self.by_task.get(task).into_iter().flatten();
-        names
-            .filter_map(|name| self.pods.get(name).cloned())
-            .collect()
+        let pods = self.by_task.get(task).into_iter();
+        pods.flat_map(BTreeMap::values).cloned().collect()
     }
 
     pub(super) fn gone_of(&self, task: &str) -> Vec<Arc<Pod>> {
@@ -213,9 +213,9 @@ impl State {
         if let Some(old) = self.pods.remove(name) {
             self.uncount(&old);
         }
-        if let Some(names) = self.by_task.get_mut(task) {
-            names.remove(name);
-            if names.is_empty() {
+        if let Some(pods) = self.by_task.get_mut(task) {
+            pods.remove(name);
+            if pods.is_empty() {
                 self.by_task.remove(task);
             }
         }

@@ -10,7 +10,10 @@ use kube::{
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::line::{Line, Splitter};
+use super::{
+    gate::Gate,
+    line::{Line, Splitter},
+};
 use crate::{cluster::LOG_CHECKPOINT, domain::pod, election::LeaderClient};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +43,17 @@ pub(super) trait Source: Send + Sync + 'static {
 
 /// Reads through the API server.
 #[derive(Debug)]
-pub(super) struct Cluster(pub(super) LeaderClient);
+pub(super) struct Cluster {
+    client: LeaderClient,
+    gate: Gate,
+}
+
+impl Cluster {
+    pub(super) fn new(client: LeaderClient) -> Self {
+        let gate = Gate::default();
+        Self { client, gate }
+    }
+}
 
 #[tonic::async_trait]
 impl Source for Cluster {
@@ -57,8 +70,9 @@ impl Source for Cluster {
             since_time: since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
             ..LogParams::default()
         };
-        let pods = self.0.pods();
-        match timeout(OPEN_TIMEOUT, pods.log_stream(&pod.name, &params)).await {
+        let pods = self.client.pods();
+        let open = timeout(OPEN_TIMEOUT, pods.log_stream(&pod.name, &params));
+        match self.gate.pass(open).await {
             Err(_) => Err(Error::Timeout),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
             Ok(Err(error)) => Err(error.into()),
@@ -67,7 +81,7 @@ impl Source for Cluster {
     }
 
     async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error> {
-        let pods: Api<Pod> = self.0.pods();
+        let pods: Api<Pod> = self.client.pods();
         let patch = json!({ "metadata": {
             // Another pod of this name must not get it.
             "uid": pod.uid,

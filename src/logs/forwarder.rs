@@ -1,7 +1,14 @@
 //! One session for every worker that has something to say.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep},
+};
 use tracing::Instrument as _;
 
 use super::{
@@ -14,6 +21,9 @@ use crate::{domain::pod::Pod, election::Tenure, index::Index, telemetry, workers
 
 /// Beside changes, everything is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Changes of so long are one look at their task's pods: all of a task change
+/// together, and each look takes time in proportion to them.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// The leader's log forwarder.
 #[derive(Debug)]
@@ -30,15 +40,18 @@ impl Forwarder {
     pub async fn run(self, tenure: &Tenure) {
         let mut sessions: JoinSet<(Arc<Pod>, End)> = JoinSet::new();
         let mut running: HashMap<String, AbortHandle> = HashMap::new();
-        let source = Arc::new(Cluster(tenure.client.clone()));
+        let source = Arc::new(Cluster::new(tenure.client.clone()));
         let mut changes = self.index.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut changed: HashSet<Arc<str>> = HashSet::new();
+        let gathered = sleep(Duration::ZERO);
+        tokio::pin!(gathered);
         loop {
             tokio::select! {
                 () = tenure.lost.cancelled() => return,
                 () = tenure.drain.cancelled() => break,
                 _ = look.tick() => {
-                    let live: std::collections::HashSet<String> =
+                    let live: HashSet<String> =
                         self.index.pods().iter().map(|p| p.uid.clone()).collect();
                     self.drained.retain(|uid| live.contains(uid));
                     for pod in self.index.pods() {
@@ -47,12 +60,20 @@ impl Forwarder {
                 }
                 change = changes.recv() => match change {
                     Ok(task) => {
+                        if changed.is_empty() {
+                            gathered.as_mut().reset(Instant::now() + GATHER);
+                        }
+                        changed.insert(task);
+                    }
+                    Err(_) => look.reset_immediately(),
+                },
+                () = &mut gathered, if !changed.is_empty() => {
+                    for task in changed.drain() {
                         for pod in self.index.pods_of(&task).0 {
                             self.follow(pod, &source, tenure, &mut sessions, &mut running);
                         }
                     }
-                    Err(_) => look.reset_immediately(),
-                },
+                }
                 Some(ended) = sessions.join_next() => self.ended(ended, &mut running),
             }
         }

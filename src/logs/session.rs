@@ -19,6 +19,7 @@ use super::{
     follow::{Error, Reader, Source},
     handler::HandlerClient,
     line::Line,
+    reopen::Reopen,
     settings::{Pods, Settings},
     window::{Answer, Window},
 };
@@ -40,7 +41,6 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Of a drain, for answers to what is under way.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
-const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,7 @@ struct State {
     /// Where the log ended when it was last read after the container's end.
     lines_at_end: Option<u64>,
     next_open: Instant,
+    reopen: Reopen,
     pause_until: Option<Instant>,
     last_answer: Instant,
     saved: Instant,
@@ -123,6 +124,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             gone: false,
             lines_at_end: None,
             next_open: now,
+            reopen: Reopen::default(),
             pause_until: None,
             last_answer: now,
             saved: now,
@@ -314,6 +316,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                 return Ok(None);
             };
             let Some(resume) = &mut state.resume else {
+                state.reopen.fruitful();
                 return Ok(Some(line));
             };
             match resume.step(&line) {
@@ -324,6 +327,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                 }
                 Step::New => {
                     self.flow(state);
+                    state.reopen.fruitful();
                     return Ok(Some(line));
                 }
                 Step::Mismatch => {
@@ -390,7 +394,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         }
         state.resume = Some(Resume::new(state.from.clone()));
         state.reader = None;
-        state.next_open = Instant::now() + REOPEN_AFTER;
+        state.next_open = Instant::now() + state.reopen.delay();
     }
 
     fn not_read(&self, state: &mut State, error: &Error) {

@@ -244,8 +244,8 @@ impl Engine {
         self.held.remove(name);
         self.offers.forget(name);
         self.admission.forget(name);
-        self.shared.notified().retain(|(task, _), _| task != name);
-        self.shared.refused().retain(|(task, _, _), _| task != name);
+        self.shared.notified().remove(name);
+        self.shared.refused().remove(name);
     }
 
     async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
@@ -288,18 +288,19 @@ impl Engine {
                 .collect()
         };
         let (pods, gone) = (ours(pods), ours(gone));
-        let notified = self.shared.notified();
-        let refused = self.shared.refused();
+        let (notified, refused) = (self.shared.notified(), self.shared.refused());
+        let (notified, refused) = (notified.get(name), refused.get(name));
         let limits = &self.shared.limits;
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let seen = Observed {
             pods: &pods,
             gone: &gone,
             drained: &|uid| self.shared.drained.is_drained(uid),
-            notified: &|index| notified.get(&(name.clone(), index)).copied(),
+            notified: &|index| notified?.get(&index).copied(),
             refused: &|index| {
+                let refused = refused?;
                 let attempt = crate::domain::view::record(task, index).attempt;
-                refused.get(&(name.clone(), index, attempt)).cloned()
+                refused.get(&(index, attempt)).cloned()
             },
             first_line: &|uid| self.shared.drained.first_line(uid),
             lacks: &|| self.shared.lacks(),
@@ -389,7 +390,10 @@ impl Engine {
                 tracing::warn!(task = %name, ?key, why, "the API server refused");
                 again += RETRY_DELAY;
                 if let Key::Create(task, Attempt { index, attempt }) = key {
-                    self.shared.refused().insert((task, index, attempt), why);
+                    let mut refused = self.shared.refused();
+                    let of_task = refused.entry(task).or_default();
+                    of_task.insert((index, attempt), why);
+                    drop(refused);
                     again = Instant::now();
                 }
             }

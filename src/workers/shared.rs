@@ -23,10 +23,10 @@ use crate::{
     telemetry,
 };
 
-/// By task and worker index.
-pub(super) type Told = HashMap<(Arc<str>, u32), Notified>;
-/// By task, worker index and attempt.
-pub(super) type Refused = HashMap<(Arc<str>, u32, u32), String>;
+/// By task, then worker index.
+pub(super) type Told = HashMap<Arc<str>, HashMap<u32, Notified>>;
+/// By task, then worker index and attempt.
+pub(super) type Refused = HashMap<Arc<str>, HashMap<(u32, u32), String>>;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -131,7 +131,12 @@ impl Shared {
     }
 
     pub(super) fn took(&self, task: &Arc<str>, index: u32, told: Notified) {
-        self.notified().insert((task.clone(), index), told);
+        let mut notified = self.notified();
+        notified
+            .entry(task.clone())
+            .or_default()
+            .insert(index, told);
+        drop(notified);
         self.index.announce(task.clone());
     }
 }

@@ -1,10 +1,7 @@
 //! A rollout while work comes in.
 use std::{
-    sync::{
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
 };
 
 use super::{DONE, NAMESPACE, installed, wait_for};
@@ -13,31 +10,29 @@ use super::{DONE, NAMESPACE, installed, wait_for};
 fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
     let i = installed();
     let before = i.leader().unwrap();
+    // Any refusal ends the test here.
+    let call = |n: usize| {
+        let task = format!("roll-{n}");
+        let asked = Instant::now();
+        let answer = i.scale_up(&task, 1, &[("LINES", "3".to_owned())]);
+        assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
+        (task, asked.elapsed())
+    };
+    // One call at any time; the first is answered before, the last asked after.
+    let mut answers = vec![call(0)];
     let is_over = AtomicBool::new(false);
-    let (answered, first) = mpsc::channel();
-    let answers: Vec<(String, Duration)> = std::thread::scope(|s| {
+    std::thread::scope(|s| {
         let client = s.spawn(|| {
-            let answered = answered;
-            let mut answers = Vec::new();
-            // One call at any time; the first is answered before, the last asked after.
             let mut last = false;
             while !last {
                 last = is_over.load(Ordering::Relaxed);
-                let task = format!("roll-{}", answers.len());
-                let asked = Instant::now();
-                // Any refusal ends the test here.
-                let answer = i.scale_up(&task, 1, &[("LINES", "3".to_owned())]);
-                assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
-                answers.push((task, asked.elapsed()));
-                let _ = answered.send(());
+                answers.push(call(answers.len()));
             }
-            answers
         });
         let rollout = |args: &[&str]| {
             i.cluster
                 .kubectl(&[&["-n", NAMESPACE, "rollout"], args].concat())
         };
-        first.recv().unwrap();
         rollout(&["restart", "deployment/ottoscaler"]);
         let watch = ["status", "deployment/ottoscaler", "--timeout=150s"];
         rollout(&watch);
@@ -49,7 +44,7 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
                 .filter(|code| *code != 0)
         });
         is_over.store(true, Ordering::Relaxed);
-        client.join().unwrap()
+        client.join().unwrap();
     });
     let slowest = answers.iter().map(|(_, took)| took).max().unwrap();
     println!(

@@ -1,0 +1,75 @@
+//! Few logs are opened at once: each is a connection of its own, and a new leader
+//! opens all there are. A thousand handshakes together would take the processors,
+//! here and at the API server, that renewals of the Lease need.
+use std::{pin::pin, time::Duration};
+
+use tokio::{sync::Semaphore, time::timeout};
+
+const AT_ONCE: usize = 16;
+/// Then it makes room: a node that does not answer holds nobody else up.
+const HELD: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Gate(Semaphore);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+}
+
+impl Gate {
+    /// Opens in turn, first come first served.
+    pub(super) async fn pass<F: Future>(&self, open: F) -> F::Output {
+        // Never closed.
+        let place = self.0.acquire().await.ok();
+        let mut open = pin!(open);
+        if let Ok(opened) = timeout(HELD, &mut open).await {
+            return opened;
+        }
+        drop(place);
+        open.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::future::join_all;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn few_pass_at_once_and_all_pass() {
+        let (gate, inside, most) = (Gate::default(), AtomicUsize::new(0), AtomicUsize::new(0));
+        let one = |_| {
+            gate.pass(async {
+                most.fetch_max(
+                    inside.fetch_add(1, Ordering::Relaxed) + 1,
+                    Ordering::Relaxed,
+                );
+                sleep(Duration::from_millis(10)).await;
+                inside.fetch_sub(1, Ordering::Relaxed);
+            })
+        };
+        let began = Instant::now();
+        assert_eq!(join_all((0..160).map(one)).await.len(), 160);
+        assert_eq!(most.into_inner(), AT_ONCE);
+        assert_eq!(began.elapsed(), Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_hang_make_room() {
+        let gate = Gate::default();
+        let hang = join_all((0..AT_ONCE).map(|_| gate.pass(sleep(Duration::from_secs(10)))));
+        let began = Instant::now();
+        let other = async {
+            gate.pass(async {}).await;
+            began.elapsed()
+        };
+        let (_, waited) = futures::future::join(hang, other).await;
+        assert_eq!((waited, began.elapsed()), (HELD, 10 * HELD));
+    }
+}
