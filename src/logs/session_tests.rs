@@ -222,6 +222,20 @@ async fn a_log_that_breaks_off_again_and_again_is_resumed_exactly() {
 }
 
 #[tokio::test]
+async fn a_log_that_gives_nothing_is_asked_for_less_and_less() {
+    let began = Instant::now();
+    let file = File {
+        lines: lines(10),
+        breaks: vec![0; 13],
+        ..Default::default()
+    };
+    let (end, taken, _) = run(file, |_| Some(Status::Ack), None).await;
+    assert_eq!((end, taken), (End::Drained, expected(10)));
+    // 11 waits of 200 ms, then 400 and 800.
+    assert!(began.elapsed() >= Duration::from_millis(3_400));
+}
+
+#[tokio::test]
 async fn a_storm_of_retries_loses_nothing_and_keeps_order() {
     let mood: Mood = |n| {
         Some(if n % 3 == 1 {
