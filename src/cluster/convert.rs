@@ -330,14 +330,6 @@ pub fn task(object: WorkerTask) -> Option<Task> {
     })
 }
 
-/// A pod as a write answered it.
-///
-/// # Errors
-/// Never in practice: what serialises as a pod deserialises as a view.
-pub fn pod_of(answer: &K8sPod) -> serde_json::Result<Option<Pod>> {
-    Ok(pod(serde_json::from_value(serde_json::to_value(answer)?)?))
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used)]

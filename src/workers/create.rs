@@ -1,9 +1,16 @@
 //! One pod into being, exactly once.
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::Pod as K8sPod;
+use kube::{
+    api::{DeleteParams, PostParams, Preconditions},
+    core::Request,
+};
 
 use super::{effect::End, pod, shared::Shared};
 use crate::{
-    cluster::{convert, crd::WorkerTask},
+    cluster::{
+        convert::{self, PodView},
+        crd::WorkerTask,
+    },
     domain::{names, pod::Pod, queue::Attempt, request, task::Task, template::Template},
 };
 
@@ -17,9 +24,9 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
         // The policy became stricter since the task was taken.
         Err(found) => return End::Refused(request::in_words(&found)),
     };
-    let pods = shared.client.pods();
+    let pods = shared.client.api::<PodView>();
     let wanted = pod::build(task, index, attempt, &template);
-    let answer = match pods.create(&PostParams::default(), &wanted).await {
+    let answer = match post(shared, &wanted).await {
         Ok(pod) => pod,
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
             let name = names::pod_name(&task.spec.task_id, index, attempt);
@@ -30,16 +37,26 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
         }
         Err(error) => return End::of_error(&error),
     };
-    match convert::pod_of(&answer) {
-        Ok(Some(pod)) if *pod.task_uid == *task.uid && pod.attempt == attempt && !pod.deleting => {
+    match convert::pod(answer) {
+        Some(pod) if *pod.task_uid == *task.uid && pod.attempt == attempt && !pod.deleting => {
             shared.index.wrote_pod(pod);
             End::Done
         }
-        Ok(_) => End::Later(
+        _ => End::Later(
             "a pod of this name belongs to something else; waiting for it to go".to_owned(),
         ),
-        Err(error) => End::Later(error.to_string()),
     }
+}
+
+/// Of the answer only what we keep is decoded.
+async fn post(shared: &Shared, pod: &K8sPod) -> kube::Result<PodView> {
+    let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
+    let mut request = Request::new(shared.client.pods().resource_url())
+        .create(&PostParams::default(), body)
+        .map_err(kube::Error::BuildRequest)?;
+    // Names the span.
+    request.extensions_mut().insert("create");
+    shared.client.client().request(request).await
 }
 
 /// Deletes exactly this pod; gone already is as good. The watch tells the index.
