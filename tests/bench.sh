@@ -76,7 +76,7 @@ thousand() {
   until [ "$(k -n $ns get pods --no-headers 2> /dev/null | grep -c Running)" = 1000 ]; do sleep 0.2; done
   leader_grpc=$grpc
 }
-resident() { awk '/VmRSS/ {print $2 / 1024}' "/proc/$leader/status"; }
+resident() { awk '/VmRSS/ {print $2 / 1024}' "/proc/${1:-$leader}/status"; }
 
 start() { # exec → ready, synced with 1,000 pods; the worst of five
   thousand

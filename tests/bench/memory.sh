@@ -17,6 +17,12 @@ memory() {
   # The last status writes and notifications.
   sleep 5
   figure memory_10000_workers "$(resident)" MiB 64
+  # One that comes to them all at once.
+  replica 9
+  ready
+  figure memory_10000_workers_listed "$(resident "$pid")" MiB 64
+  kill "$pid"
+  grpc=$leader_grpc
   linear scale_up_to_10000 "$(tail -n 2 "$raw/scale-up-to-10000-ms.txt" | sort -n | head -1)" ms 1.5 "$(head -n 2 "$raw/scale-up-to-10000-ms.txt" | sort -n | head -1)"
   one=$("$bin/status-load" --server "127.0.0.1:$grpc" --task many1)
   all=$("$bin/status-load" --server "127.0.0.1:$grpc")
