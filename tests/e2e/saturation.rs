@@ -7,10 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
+use kube::{Api, Client, api::PostParams};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinSet};
 
@@ -82,25 +79,19 @@ fn saturate(runtime: &Runtime, kubeconfig: &str, namespace: &str) -> JoinSet<()>
     let client: Client = runtime.block_on(client(kubeconfig));
     let pods: Api<Pod> = Api::namespaced(client, namespace);
     let mut all = JoinSet::new();
-    for n in 0..CALLS {
+    for _ in 0..CALLS {
         let pods = pods.clone();
         let call = async move {
             loop {
-                if n % 3 == 0 {
-                    let made = MADE.fetch_add(1, Ordering::Relaxed);
-                    let pod = json!({"metadata": {"name": format!("load-{made}")},
-                        "spec": {"containers": [{"name": "worker", "image": "busybox"}]}});
-                    let params = PostParams {
-                        dry_run: true,
-                        ..PostParams::default()
-                    };
-                    let _ = pods
-                        .create(&params, &serde_json::from_value(pod).unwrap())
-                        .await;
-                } else {
-                    let params = ListParams::default().limit(100);
-                    let _ = pods.list_metadata(&params).await;
-                }
+                let made = MADE.fetch_add(1, Ordering::Relaxed);
+                let pod = json!({"metadata": {"name": format!("load-{made}")},
+                    "spec": {"containers": [{"name": "worker", "image": "busybox"}]}});
+                let params = PostParams {
+                    dry_run: true,
+                    ..PostParams::default()
+                };
+                let pod = serde_json::from_value(pod).unwrap();
+                let _ = pods.create(&params, &pod).await;
                 // So that it can be dropped, even where calls fail at once.
                 tokio::task::yield_now().await;
             }
