@@ -202,7 +202,10 @@ pub fn number(version: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used)]
-    use std::{convert::Infallible, sync::Mutex};
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
 
     use http::{Request, Response};
     use k8s_openapi::api::core::v1::ConfigMap;
@@ -213,8 +216,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_comes_in_pages_of_one_moment() {
-        let asked: Mutex<Vec<String>> = Mutex::default();
-        let asked: &'static Mutex<_> = Box::leak(Box::new(asked));
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let heard = asked.clone();
         let client = Client::new(
             tower::service_fn(move |request: Request<Body>| {
                 let query = request.uri().query().unwrap().to_owned();
@@ -223,7 +226,7 @@ mod tests {
                 } else {
                     "more"
                 };
-                asked.lock().unwrap().push(query);
+                heard.lock().unwrap().push(query);
                 let page = json!({
                     "metadata": {"resourceVersion": "7", "continue": rest},
                     "items": [{"metadata": {"name": format!("before {rest}")}}],

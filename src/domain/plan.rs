@@ -7,7 +7,7 @@
 //! done with, or that its attempt is and had another pod or none: then a former
 //! leader's create took effect too late; a final record never changes but for what
 //! was notified; a finished task is never revived.
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -93,8 +93,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     let top = view::top(task).max(p.live.top()).max(p.gone.top());
     let mut workers = Vec::new();
     for index in 1..=top {
-        let stored = view::stored(&task.status.workers, index)
-            .map_or_else(|| Cow::Owned(view::record(task, index)), Cow::Borrowed);
+        let stored = view::record(task, index);
         let mut record = p.worker(&stored, task.spec.wants(index) && !finished);
         if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
             && record

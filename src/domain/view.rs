@@ -1,5 +1,5 @@
 //! A worker as told to clients: its record and its live pod in one.
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     failure, names,
@@ -64,7 +64,7 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
     let part = names::task_part(&task.spec.task_id);
     (1..=top(task).max(pods.top()))
         .map(|index| {
-            let mut record = record(task, index);
+            let mut record = record(task, index).into_owned();
             // The newest attempt that anyone knows of is the worker.
             if let Some(pod) = pods.newest(index, record.attempt) {
                 observe(&mut record, pod);
@@ -76,16 +76,16 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
 }
 
 /// The record of a worker as stored, or a queued one.
-pub fn record(task: &Task, index: u32) -> WorkerRecord {
-    stored(&task.status.workers, index)
-        .cloned()
-        .unwrap_or_else(|| WorkerRecord {
-            index,
-            attempt: 1,
-            // With the task, while nothing of it is stored.
-            queued: task.status.workers.is_empty().then_some(task.created),
-            ..WorkerRecord::default()
-        })
+pub fn record(task: &Task, index: u32) -> Cow<'_, WorkerRecord> {
+    let queued = || WorkerRecord {
+        index,
+        attempt: 1,
+        // With the task, while nothing of it is stored.
+        queued: task.status.workers.is_empty().then_some(task.created),
+        ..WorkerRecord::default()
+    };
+    let stored = stored(&task.status.workers, index).map(Cow::Borrowed);
+    stored.unwrap_or_else(|| Cow::Owned(queued()))
 }
 
 /// Records are sorted by index.
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_final_record_outlives_its_pod_and_any_late_event() {
         let mut t = task(1);
-        let mut r = record(&t, 1);
+        let mut r = record(&t, 1).into_owned();
         observe(&mut r, &pod(1, 1, PodPhase::Succeeded));
         t.status.workers = vec![r];
         assert_eq!(workers(&t, &[])[0].state(), State::Succeeded);

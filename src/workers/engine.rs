@@ -390,10 +390,11 @@ impl Engine {
                 tracing::warn!(task = %name, ?key, why, "the API server refused");
                 again += RETRY_DELAY;
                 if let Key::Create(task, Attempt { index, attempt }) = key {
-                    let mut refused = self.shared.refused();
-                    let of_task = refused.entry(task).or_default();
-                    of_task.insert((index, attempt), why);
-                    drop(refused);
+                    self.shared
+                        .refused()
+                        .entry(task)
+                        .or_default()
+                        .insert((index, attempt), why);
                     again = Instant::now();
                 }
             }

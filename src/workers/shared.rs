@@ -131,12 +131,10 @@ impl Shared {
     }
 
     pub(super) fn took(&self, task: &Arc<str>, index: u32, told: Notified) {
-        let mut notified = self.notified();
-        notified
+        self.notified()
             .entry(task.clone())
             .or_default()
             .insert(index, told);
-        drop(notified);
         self.index.announce(task.clone());
     }
 }
