@@ -261,8 +261,16 @@ impl Leading {
         let tasks = tenure.client.api::<WorkerTask>();
         let pods = tenure.client.api::<PodView>();
         let ((tasks, tasks_at), (pods, pods_at)) = futures::future::join(
-            list(&tasks, ListParams::default().fields(UNFINISHED)),
-            list(&pods, ListParams::default().labels(WORKER_PODS)),
+            list(
+                &tasks,
+                ListParams::default().fields(UNFINISHED),
+                TaskFeed::keep,
+            ),
+            list(
+                &pods,
+                ListParams::default().labels(WORKER_PODS),
+                PodFeed::keep,
+            ),
         )
         .await;
         TaskFeed(self.index.clone()).some(tasks, tasks_at);
@@ -272,12 +280,16 @@ impl Leading {
 
 /// What there is, and as of which version. Tries until it has listed; the caller
 /// bounds it by the term.
-async fn list<K>(api: &Api<K>, params: ListParams) -> (Vec<K>, u64)
+async fn list<K, T>(
+    api: &Api<K>,
+    params: ListParams,
+    keep: impl Fn(K) -> Option<T>,
+) -> (Vec<T>, u64)
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
     loop {
-        match watch::list(api, params.clone()).await {
+        match watch::list(api, params.clone(), &keep).await {
             Ok((all, version)) => return (all, watch::number(&version)),
             Err(watch::Error::Api(kube::Error::Api(status))) if status.code == 400 => {
                 tracing::error!(%status, "not listed; is this version's CustomResourceDefinition installed?");

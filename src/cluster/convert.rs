@@ -12,7 +12,8 @@ use kube::Resource;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ATTEMPT, LOG_CHECKPOINT, REPOSITORY, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX, crd::WorkerTask,
+    ATTEMPT, COMMIT_SHA, LOG_CHECKPOINT, REPOSITORY, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX,
+    crd::WorkerTask,
 };
 use crate::domain::{
     names,
@@ -88,8 +89,6 @@ pub struct PodStatusView {
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatusView {
     pub name: String,
-    #[serde(rename = "containerID")]
-    pub container_id: String,
     pub restart_count: i32,
     pub state: ContainerStateView,
 }
@@ -166,12 +165,13 @@ pub fn pod(view: PodView) -> Option<Pod> {
     let labels = meta.labels.unwrap_or_default();
     let number = |key: &str| labels.get(key).and_then(|v| v.parse().ok());
     let mut pod = Pod {
-        name: meta.name?,
+        name: Arc::from(meta.name?),
         uid: meta.uid?,
         task: Arc::from(task),
         task_uid: Arc::from(task_uid),
         task_id: Arc::from(task_id),
         repository: Arc::from(annotation(REPOSITORY).unwrap_or_default()),
+        commit_sha: Arc::from(annotation(COMMIT_SHA).unwrap_or_default()),
         index: number(WORKER_INDEX)?,
         attempt: number(ATTEMPT).unwrap_or(1),
         resource_version,
@@ -193,8 +193,7 @@ pub fn pod(view: PodView) -> Option<Pod> {
             .map(|at| at - meta.deletion_grace_period_seconds.unwrap_or(0)),
         accepted: second(status.start_time),
         checkpoint: annotation(LOG_CHECKPOINT),
-        traceparent: annotation(TRACEPARENT),
-        labels,
+        traceparent: annotation(TRACEPARENT).map(Arc::from),
         ..Pod::default()
     };
     if let Some(worker) = status
@@ -274,7 +273,6 @@ fn condition(pod: &mut Pod, condition: ConditionView) {
 
 /// The pod's own reason (Evicted …) wins over its container's.
 fn container(pod: &mut Pod, status: ContainerStatusView) {
-    pod.container_id = status.container_id;
     pod.restart_count = status.restart_count;
     let (reason, message) = match (status.state.terminated, status.state.waiting) {
         (Some(end), _) => {

@@ -52,8 +52,13 @@ impl Select {
 
 /// Where a watch goes.
 pub trait Sink<K>: Send {
+    /// What is left of a listed object while the rest of the list comes.
+    type Kept: Send;
+
+    /// None: of no interest.
+    fn keep(object: K) -> Option<Self::Kept>;
     /// Everything there is, as of `version`.
-    fn reset(&self, all: Vec<K>, version: u64);
+    fn reset(&self, all: Vec<Self::Kept>, version: u64);
     fn applied(&self, object: K);
     fn deleted(&self, object: K);
     /// The API server has told everything up to `version`.
@@ -113,11 +118,16 @@ pub enum Error {
     Api(#[from] kube::Error),
 }
 
-/// Everything there is, of one moment, and as of which version; in pages.
+/// Everything there is, of one moment, and as of which version; in pages, of each of
+/// which only what `keep` makes of it outlives it.
 ///
 /// # Errors
 /// A page did not come, or is no longer to be had (410): list anew.
-pub async fn list<K>(api: &Api<K>, params: ListParams) -> Result<(Vec<K>, String), Error>
+pub async fn list<K, T>(
+    api: &Api<K>,
+    params: ListParams,
+    keep: impl Fn(K) -> Option<T>,
+) -> Result<(Vec<T>, String), Error>
 where
     K: Clone + Debug + DeserializeOwned,
 {
@@ -128,7 +138,7 @@ where
         let page = timeout(LIST_TIMEOUT, api.list(&params))
             .await
             .map_err(|_| Error::Timeout)??;
-        all.extend(page.items);
+        all.extend(page.items.into_iter().filter_map(&keep));
         params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
         if params.continue_token.is_none() {
             return Ok((all, page.metadata.resource_version.unwrap_or_default()));
@@ -141,7 +151,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Sink<K>,
 {
-    let (all, version) = list(api, select.list()).await?;
+    let (all, version) = list(api, select.list(), S::keep).await?;
     sink.reset(all, number(&version));
     Ok(version)
 }
@@ -238,7 +248,7 @@ mod tests {
             "n",
         );
         let maps: Api<ConfigMap> = Api::default_namespaced(client);
-        let (all, version) = list(&maps, ListParams::default().labels("a=b"))
+        let (all, version) = list(&maps, ListParams::default().labels("a=b"), Some)
             .await
             .unwrap();
         let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();

@@ -23,7 +23,7 @@ pub fn left_over(tasks: &[Arc<Task>], pods: &[Arc<Pod>], max_finished: usize) ->
     for pod in pods {
         *of_task.entry(&pod.task).or_default() += 1;
         if known.get(&*pod.task) != Some(&&*pod.task_uid) && !pod.deleting {
-            orphans.push(Arc::from(pod.name.as_str()));
+            orphans.push(pod.name.clone());
         }
     }
     let mut history: Vec<&Arc<Task>> = tasks

@@ -1,5 +1,7 @@
 //! Names and labels of worker pods: legal in Kubernetes, and never shared by
 //! two task ids.
+use std::collections::BTreeMap;
+
 use sha2::{Digest as _, Sha256};
 
 /// Pod and WorkerTask names are at most this long, so that a pod's name is its
@@ -43,6 +45,26 @@ pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
         0 | 1 => format!("{PREFIX}{task}-{index}"),
         n => format!("{PREFIX}{task}-{index}-r{}", n - 1),
     }
+}
+
+/// The labels of a worker that clients of the Go original know (wire contract);
+/// values are sanitised.
+pub fn worker_labels(
+    task_id: &str,
+    repository: &str,
+    commit_sha: &str,
+    index: u32,
+) -> BTreeMap<String, String> {
+    let labels = [
+        ("managed-by", "ottoscaler".to_owned()),
+        ("app", "otto-agent".to_owned()),
+        ("task-id", label_value(task_id)),
+        ("repository", label_value(repository)),
+        ("commit-sha", label_value(commit_sha)),
+        ("worker-index", index.to_string()),
+    ];
+    let labels = labels.into_iter();
+    labels.map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// A label value (Kubernetes: ≤63 characters, `[A-Za-z0-9._-]`, ends

@@ -60,7 +60,7 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// With the uid as precondition.
-    Delete { name: String, uid: String },
+    Delete { name: Arc<str>, uid: String },
     /// The finished task itself, after TASK_TTL.
     Forget,
 }

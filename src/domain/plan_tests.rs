@@ -26,7 +26,7 @@ fn task(workers: u32) -> Task {
 
 fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
     Pod {
-        name: names::pod_name("t", index, attempt),
+        name: names::pod_name("t", index, attempt).into(),
         uid: format!("u{index}-{attempt}"),
         index,
         attempt,
@@ -180,7 +180,7 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
     };
     let deleted = |attempt| {
         [Action::Delete {
-            name: names::pod_name("t", 1, attempt),
+            name: names::pod_name("t", 1, attempt).into(),
             uid: "late".into(),
         }]
     };
@@ -332,8 +332,8 @@ fn a_pod_that_cannot_start_fails_in_the_end() {
 /// A cluster in a map: carries actions out, some of them late or never.
 #[derive(Default)]
 struct World {
-    pods: BTreeMap<String, Pod>,
-    created: BTreeSet<String>,
+    pods: BTreeMap<Arc<str>, Pod>,
+    created: BTreeSet<Arc<str>>,
     late: usize,
 }
 

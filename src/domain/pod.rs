@@ -1,5 +1,5 @@
 //! A worker's pod as the API server last told of it.
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PodPhase {
@@ -18,17 +18,18 @@ impl PodPhase {
     }
 }
 
-/// A compact record; only the fields that something here uses. Times are Unix
-/// seconds.
+/// A compact record; only the fields that something here uses, and what a task's
+/// pods have in common is shared by them ([`Pod::share`]). Times are Unix seconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
-    pub name: String,
+    pub name: Arc<str>,
     pub uid: String,
     /// Name and uid of the owning WorkerTask.
     pub task: Arc<str>,
     pub task_uid: Arc<str>,
     pub task_id: Arc<str>,
     pub repository: Arc<str>,
+    pub commit_sha: Arc<str>,
     pub index: u32,
     pub attempt: u32,
     /// Kubernetes lets resourceVersions of one resource be compared since 1.35
@@ -58,7 +59,6 @@ pub struct Pod {
     /// Its node has not been heard of since then: the node controller says that a
     /// running container is not ready.
     pub node_lost: Option<i64>,
-    pub container_id: String,
     pub restart_count: i32,
     pub node: String,
     pub ip: String,
@@ -66,8 +66,26 @@ pub struct Pod {
     /// The annotation `ottoscaler.io/log-checkpoint`.
     pub checkpoint: Option<String>,
     /// The annotation `ottoscaler.io/traceparent`: the task's trace.
-    pub traceparent: Option<String>,
-    pub labels: BTreeMap<String, String>,
+    pub traceparent: Option<Arc<str>>,
+}
+
+impl Pod {
+    /// Holds what it has in common with another pod of its task only once.
+    pub fn share(&mut self, other: &Self) {
+        let share = |ours: &mut Arc<str>, theirs: &Arc<str>| {
+            if ours == theirs {
+                ours.clone_from(theirs);
+            }
+        };
+        share(&mut self.task, &other.task);
+        share(&mut self.task_uid, &other.task_uid);
+        share(&mut self.task_id, &other.task_id);
+        share(&mut self.repository, &other.repository);
+        share(&mut self.commit_sha, &other.commit_sha);
+        if let (Some(ours), Some(theirs)) = (&mut self.traceparent, &other.traceparent) {
+            share(ours, theirs);
+        }
+    }
 }
 
 /// The pods of one task, to be found by worker index: a plan looks at each worker,

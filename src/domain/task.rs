@@ -263,20 +263,9 @@ pub struct Task {
 }
 
 impl Task {
-    /// The labels of a worker that clients of the Go original know (wire
-    /// contract); values are sanitised.
     pub fn worker_labels(&self, index: u32) -> BTreeMap<String, String> {
-        [
-            ("managed-by", "ottoscaler".to_owned()),
-            ("app", "otto-agent".to_owned()),
-            ("task-id", names::label_value(&self.spec.task_id)),
-            ("repository", names::label_value(&self.spec.repository)),
-            ("commit-sha", names::label_value(&self.spec.commit_sha)),
-            ("worker-index", index.to_string()),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v))
-        .collect()
+        let spec = &self.spec;
+        names::worker_labels(&spec.task_id, &spec.repository, &spec.commit_sha, index)
     }
 }
 

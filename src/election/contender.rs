@@ -364,6 +364,11 @@ impl Seen {
 }
 
 impl Sink<Lease> for Seen {
+    type Kept = Lease;
+
+    fn keep(object: Lease) -> Option<Lease> {
+        Some(object)
+    }
     fn reset(&self, all: Vec<Lease>, _: u64) {
         self.see(all.into_iter().next());
     }

@@ -109,6 +109,11 @@ impl Witness {
 }
 
 impl Sink<Pod> for Witness {
+    type Kept = Pod;
+
+    fn keep(object: Pod) -> Option<Pod> {
+        Some(object)
+    }
     fn reset(&self, all: Vec<Pod>, _: u64) {
         all.iter().for_each(|pod| self.look(pod));
     }

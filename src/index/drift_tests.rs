@@ -23,10 +23,14 @@ use super::{Index, PodFeed, TaskFeed};
 use crate::{
     cluster::{
         convert::{self, PodView},
-        crd::WorkerTask,
         watch::Sink,
     },
-    domain::{names, task::TaskSpec, victims},
+    domain::{
+        names,
+        pod::Pod,
+        task::{Task, TaskSpec},
+        victims,
+    },
 };
 
 const REPLICAS: usize = 3;
@@ -67,6 +71,10 @@ struct Seen {
     pods: usize,
 }
 
+fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
+    all.into_iter().filter_map(S::keep).collect()
+}
+
 /// A watch as `cluster/watch.rs` runs it, event by event.
 struct Watch<S> {
     sink: S,
@@ -86,7 +94,7 @@ impl<S> Watch<S> {
         S: Sink<K>,
     {
         let Some(from) = self.from else {
-            self.sink.reset(kind.list(), version);
+            self.sink.reset(kept::<S, _>(kind.list()), version);
             self.from = Some(version);
             seen.relists += 1;
             return true;
@@ -147,8 +155,8 @@ impl Replica {
 
 /// What a new leader lists beside its watches, on the way to its index.
 struct Listed {
-    tasks: Vec<WorkerTask>,
-    pods: Vec<PodView>,
+    tasks: Vec<Task>,
+    pods: Vec<Pod>,
     version: u64,
 }
 
@@ -312,8 +320,8 @@ impl World {
         }
         let Some(listed) = self.listed.take() else {
             self.listed = Some(Listed {
-                tasks: self.server.unfinished(),
-                pods: self.server.pods.list(),
+                tasks: kept::<TaskFeed, _>(self.server.unfinished()),
+                pods: kept::<PodFeed, _>(self.server.pods.list()),
                 version: self.server.version,
             });
             return;
@@ -462,8 +470,9 @@ impl World {
 
     fn check(&mut self) {
         let fresh = Replica::new();
-        TaskFeed(fresh.index.clone()).reset(self.server.tasks.list(), self.server.version);
-        PodFeed(fresh.index.clone()).reset(self.server.pods.list(), self.server.version);
+        let (tasks, pods) = (self.server.tasks.list(), self.server.pods.list());
+        TaskFeed(fresh.index.clone()).reset(kept::<TaskFeed, _>(tasks), self.server.version);
+        PodFeed(fresh.index.clone()).reset(kept::<PodFeed, _>(pods), self.server.version);
         for (n, replica) in self.replicas.iter().enumerate() {
             assert!(
                 *replica.index.read() == *fresh.index.read(),

@@ -8,7 +8,7 @@ use crate::{
         crd::WorkerTask,
         watch::Sink,
     },
-    domain::task::Task,
+    domain::{pod::Pod, task::Task},
 };
 
 /// Takes the watch of worker pods.
@@ -19,8 +19,13 @@ pub struct PodFeed(pub Index);
 pub struct TaskFeed(pub Index);
 
 impl Sink<PodView> for PodFeed {
-    fn reset(&self, all: Vec<PodView>, version: u64) {
-        let pods: Vec<_> = all.into_iter().filter_map(convert::pod).collect();
+    type Kept = Pod;
+
+    fn keep(object: PodView) -> Option<Pod> {
+        convert::pod(object)
+    }
+
+    fn reset(&self, pods: Vec<Pod>, version: u64) {
         let listed: BTreeSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
         for pod in pods {
             // A list beside the watch may be older than what that has told.
@@ -60,12 +65,8 @@ impl Sink<PodView> for PodFeed {
 impl TaskFeed {
     /// Takes those that a selective list as of `version` has. What it lacks may be
     /// there still: it says nothing of how far the watch has come.
-    pub fn some(&self, some: Vec<WorkerTask>, version: u64) {
-        self.take(some.into_iter().filter_map(convert::task), version);
-    }
-
-    fn take(&self, listed: impl IntoIterator<Item = Task>, version: u64) {
-        for task in listed {
+    pub fn some(&self, some: Vec<Task>, version: u64) {
+        for task in some {
             // A list beside the watch may be older than what that has told.
             self.0.take_task(task, |told| version < told);
         }
@@ -73,10 +74,15 @@ impl TaskFeed {
 }
 
 impl Sink<WorkerTask> for TaskFeed {
-    fn reset(&self, all: Vec<WorkerTask>, version: u64) {
-        let tasks: Vec<_> = all.into_iter().filter_map(convert::task).collect();
+    type Kept = Task;
+
+    fn keep(object: WorkerTask) -> Option<Task> {
+        convert::task(object)
+    }
+
+    fn reset(&self, tasks: Vec<Task>, version: u64) {
         let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
-        self.take(tasks, version);
+        self.some(tasks, version);
         let mut lost = Vec::new();
         self.0.change(|s| {
             lost = s.retain_tasks(&listed, version);

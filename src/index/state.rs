@@ -17,9 +17,9 @@ const MAX_GONE: usize = 20_000;
 pub(super) struct State {
     pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
     /// Live pods by name.
-    pub(super) pods: HashMap<String, Arc<Pod>>,
+    pub(super) pods: HashMap<Arc<str>, Arc<Pod>>,
     /// The same, of each task; what asks for them most asks for all of one task.
-    by_task: HashMap<Arc<str>, BTreeMap<String, Arc<Pod>>>,
+    by_task: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<Pod>>>,
     /// Live pods of each repository.
     by_repository: HashMap<Arc<str>, usize>,
     /// Pods that went before their task's record was final, by uid.
@@ -91,7 +91,7 @@ impl State {
         task.is_some_and(|t| *t.uid == *pod.task_uid)
     }
 
-    pub(super) fn apply_pod(&mut self, pod: Pod) -> Option<Arc<str>> {
+    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<Arc<str>> {
         if self.gone.contains_key(&pod.uid) {
             return self.recall(pod);
         }
@@ -108,11 +108,12 @@ impl State {
                 self.remove(&known.name, &known.task);
             }
         }
+        let of_task = self.by_task.entry(pod.task.clone()).or_default();
+        if let Some((_, other)) = of_task.first_key_value() {
+            pod.share(other);
+        }
         let (task, pod) = (pod.task.clone(), Arc::new(pod));
-        self.by_task
-            .entry(task.clone())
-            .or_default()
-            .insert(pod.name.clone(), pod.clone());
+        of_task.insert(pod.name.clone(), pod.clone());
         *self
             .by_repository
             .entry(pod.repository.clone())
@@ -312,6 +313,26 @@ mod tests {
         assert!(s.apply_pod(pod(5, PodPhase::Running)).is_some());
         assert!(s.apply_pod(pod(4, PodPhase::Pending)).is_none());
         assert_eq!(s.pods["p"].phase, PodPhase::Running);
+    }
+
+    #[test]
+    fn what_a_tasks_pods_have_in_common_is_held_once() {
+        let named = |name: &str, repository: &str| Pod {
+            name: name.into(),
+            uid: name.into(),
+            repository: repository.into(),
+            traceparent: Some("00-1-2-01".into()),
+            ..pod(1, PodPhase::Running)
+        };
+        let mut s = State::default();
+        s.apply_pod(named("p", "r"));
+        s.apply_pod(named("q", "r"));
+        s.apply_pod(named("other", "s"));
+        let (p, q) = (&s.pods["p"], &s.pods["q"]);
+        assert!(Arc::ptr_eq(&p.task, &q.task) && Arc::ptr_eq(&p.repository, &q.repository));
+        let trace = |pod: &Pod| pod.traceparent.clone().map(|t| Arc::as_ptr(&t));
+        assert_eq!(trace(p), trace(q));
+        assert_eq!(&*s.pods["other"].repository, "s");
     }
 
     #[test]

@@ -3,7 +3,8 @@ use std::collections::HashMap;
 
 use super::{checkpoint::Tracker, line::Line};
 use crate::{
-    domain::pod::Pod,
+    cluster::ATTEMPT,
+    domain::{names, pod::Pod},
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 
@@ -20,10 +21,19 @@ pub(super) struct Entry {
     pub(super) line: Option<(Option<i64>, u64)>,
 }
 
+/// What a worker's pod is labelled with, as otto-handler is told.
+pub(super) fn labels(pod: &Pod) -> HashMap<String, String> {
+    let mut labels =
+        names::worker_labels(&pod.task_id, &pod.repository, &pod.commit_sha, pod.index);
+    labels.insert(ATTEMPT.to_owned(), pod.attempt.to_string());
+    labels.into_iter().collect()
+}
+
 /// Makes the entries of one worker.
 #[derive(Debug)]
 pub(super) struct Maker<'a> {
     pub(super) pod: &'a Pod,
+    pub(super) labels: &'a HashMap<String, String>,
     pub(super) namespace: &'a str,
     pub(super) term: &'a str,
 }
@@ -75,18 +85,18 @@ impl Maker<'_> {
             .created
             .and_then(|s| jiff::Timestamp::from_second(s).ok());
         WorkerLogEntry {
-            worker_id: pod.name.clone(),
+            worker_id: pod.name.to_string(),
             task_id: pod.task_id.to_string(),
             timestamp: String::new(),
             level: "INFO".to_owned(),
             source: "stdout".to_owned(),
             message,
             pod_metadata: Some(WorkerMetadata {
-                pod_name: pod.name.clone(),
+                pod_name: pod.name.to_string(),
                 namespace: self.namespace.to_owned(),
                 node_name: pod.node.clone(),
                 created_at: created.map(|t| t.to_string()).unwrap_or_default(),
-                labels: pod.labels.clone().into_iter().collect(),
+                labels: self.labels.clone(),
             }),
             metadata: HashMap::from([
                 ("sequence".to_owned(), read.next().to_string()),

@@ -12,6 +12,7 @@ use tokio::{
 use tracing::Instrument as _;
 
 use super::{
+    entry,
     follow::Cluster,
     handler::HandlerClient,
     session::{End, Session},
@@ -100,7 +101,7 @@ impl Forwarder {
         let span = tracing::info_span!(
             "worker",
             otel.name = "forward worker logs",
-            pod = pod.name,
+            pod = &*pod.name,
             task = &*pod.task_id
         );
         if let Some(parent) = &pod.traceparent {
@@ -108,6 +109,7 @@ impl Forwarder {
         }
         let session = Session {
             pod: pod.clone(),
+            labels: entry::labels(&pod),
             source: source.clone(),
             pods: self.index.clone(),
             drained: self.drained.clone(),

@@ -3,7 +3,7 @@
 //! Two nested loops: the outer opens streams to otto-handler, the inner pumps
 //! lines in and answers out. A broken stream loses nothing: what was not
 //! answered stays in the window and goes out again with the same sequence.
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -62,6 +62,7 @@ enum Broken {
 
 pub(super) struct Session<S, P> {
     pub(super) pod: Arc<Pod>,
+    pub(super) labels: HashMap<String, String>,
     pub(super) source: Arc<S>,
     pub(super) pods: P,
     pub(super) drained: Drained,
@@ -144,7 +145,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             ..
         } = state;
         tracing::info!(
-            pod = self.pod.name,
+            pod = &*self.pod.name,
             ?end,
             lines,
             dropped,
@@ -167,7 +168,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                     }
                     if failures == 0 {
                         tracing::warn!(
-                            pod = self.pod.name,
+                            pod = &*self.pod.name,
                             why,
                             "log stream to otto-handler broke; trying again"
                         );
@@ -352,7 +353,7 @@ impl<S: Source, P: Pods> Session<S, P> {
 
     /// Lines are missing: says so, and goes on with what there is.
     fn gap(&self, state: &mut State, reason: &str) {
-        tracing::warn!(pod = self.pod.name, reason, "log lines are missing");
+        tracing::warn!(pod = &*self.pod.name, reason, "log lines are missing");
         let entry = self.maker().gap(&state.read, reason);
         state.read.pass_gap();
         // From what the file has now, everything is new.
@@ -406,7 +407,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             }
             state.gone = true;
         } else {
-            tracing::debug!(pod = self.pod.name, %error, "log not read; trying again");
+            tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
         }
     }
 
@@ -432,6 +433,7 @@ impl<S: Source, P: Pods> Session<S, P> {
     fn maker(&self) -> Maker<'_> {
         Maker {
             pod: &self.pod,
+            labels: &self.labels,
             namespace: &self.settings.namespace,
             term: &self.term,
         }
@@ -498,7 +500,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         match self.source.save(&self.pod, checkpoint.encode()).await {
             Ok(()) => state.saved_next = checkpoint.next,
             // The next one covers it.
-            Err(error) => tracing::debug!(pod = self.pod.name, %error, "checkpoint not stored"),
+            Err(error) => tracing::debug!(pod = &*self.pod.name, %error, "checkpoint not stored"),
         }
     }
 }

@@ -11,6 +11,7 @@ use tonic::{Response, Status as Refused};
 use super::*;
 use crate::{
     config,
+    logs::entry,
     proto::{
         WorkerStatusAck, WorkerStatusNotification,
         otto_handler_log_service_server::{OttoHandlerLogService, OttoHandlerLogServiceServer},
@@ -162,6 +163,7 @@ async fn run(
     let source = Arc::new(file);
     let session = Session {
         pod: pod.clone(),
+        labels: entry::labels(&pod),
         source: source.clone(),
         pods: Still(pod),
         drained: Drained::default(),

@@ -82,7 +82,7 @@ pub(super) async fn delete_orphan(shared: &Shared, pod: &Pod) -> End {
     match shared.client.api::<WorkerTask>().get_opt(&pod.task).await {
         Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
         Ok(_) => {
-            tracing::warn!(pod = pod.name, task = %pod.task, "a pod without its task is deleted");
+            tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");
             delete(shared, &pod.name, &pod.uid).await
         }
         Err(error) => End::Later(error.to_string()),

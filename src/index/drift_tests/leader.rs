@@ -34,7 +34,7 @@ const MAX_FINISHED: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) enum Work {
     Create(Arc<Task>, Attempt),
-    Delete { name: String, uid: String },
+    Delete { name: Arc<str>, uid: String },
     DeleteOrphan(Arc<Pod>),
     Seal(Arc<Task>),
     Store(Arc<Task>, TaskStatus),
