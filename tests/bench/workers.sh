@@ -62,8 +62,8 @@ creation() {
   done | sort -n | head -1 > "$raw/best.txt"
   best=$(per_second < "$raw/best.txt")
   job=$(per_second < "$raw/job-ms.txt")
-  least scale_up_1000_creates "$ours" "/s" 0.7 "$best"
-  least scale_up_1000_by_job "$ours" "/s" 20 "$job"
+  ratio scale_up_1000_creates "$ours" "/s" ">=0.7" "$best"
+  ratio scale_up_1000_by_job "$ours" "/s" ">=20" "$job"
   awk '{printf "  raw creates, %s at a time: %.0f/s\n", $1, 1e6 / $2}' "$raw/raw-creates-ms.txt"
   awk '{printf "  ScaleUp(1000): %.0f/s\n", 1e6 / $1}' "$raw/scale-up-1000-ms.txt"
 }
