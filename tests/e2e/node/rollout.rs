@@ -4,17 +4,31 @@ use std::{
     time::Instant,
 };
 
+use serde_json::{Value, json};
+
 use super::{DONE, NAMESPACE, installed, wait_for};
 
 #[test]
 fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
     let i = installed();
     let before = i.leader().unwrap();
-    // Any refusal ends the test here.
+    // A client that asks once, over a connection of its own: any refusal ends the
+    // test here.
     let call = |n: usize| {
         let task = format!("roll-{n}");
         let asked = Instant::now();
-        let answer = i.scale_up(&task, 1, &[("LINES", "3".to_owned())]);
+        let request = json!({"task_id": task, "repository": "org/repo", "commit_sha": "abc",
+            "worker_count": 1, "build_config": {"LINES": "3"}});
+        let answer = i.cluster.run(&[
+            "grpcurl",
+            "-plaintext",
+            "-emit-defaults",
+            "-d",
+            &request.to_string(),
+            &i.service,
+            "ottoscaler.v1.OttoscalerService/ScaleUp",
+        ]);
+        let answer: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!(answer["status"], "SUCCESS", "{task}: {answer}");
         (task, asked.elapsed())
     };
