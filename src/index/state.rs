@@ -16,8 +16,8 @@ const MAX_GONE: usize = 20_000;
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct State {
     pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
-    /// Live pods by name.
-    pub(super) pods: HashMap<Arc<str>, Arc<Pod>>,
+    /// Live pods by name; sorted, so that what a seed began goes the same way again.
+    pub(super) pods: BTreeMap<Arc<str>, Arc<Pod>>,
     /// The same, of each task; what asks for them most asks for all of one task.
     by_task: HashMap<Arc<str>, BTreeMap<Arc<str>, Arc<Pod>>>,
     /// Live pods of each repository.
