@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The long checks in full: tests/long.sh model|soak|fence-windows|crashes|tasks. `make test` runs
-# the same at a reduced count. What was seen goes to tests/results/<check>.txt.
+# The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
+# leadership-changes, fence-windows, crashes, tasks. `make test` runs the same at a reduced
+# count. What was seen goes to tests/results/<check>.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
-check=${1:?which: model, soak, fence-windows, crashes, tasks}
+check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -28,18 +29,22 @@ model() {
     cargo test --release --test model -- --test-threads=1 --nocapture
 }
 
+export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv
+
 soak() {
-  export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv
   on_a_fake_cluster faults:: contenders:: late:: saturation:: windows:: tasks::
 }
 
-# What remains of the fence's windows, and renewals under saturation: a part of soak.
+# Ten thousand changes of leader.
+leadership-changes() { on_a_fake_cluster contenders::growth::; }
+
+# What remains of the fence's windows, and renewals under saturation.
 fence-windows() { on_a_fake_cluster late:: saturation:: windows::; }
 
-# The leader's death at each write of a ScaleUp: a part of soak.
+# The leader's death at each write of a ScaleUp.
 crashes() { on_a_fake_cluster faults::boundaries::; }
 
-# Half an hour of 20 tasks a second, each forgotten after a minute: a part of soak.
+# Half an hour of 20 tasks a second, each forgotten after a minute.
 tasks() { on_a_fake_cluster tasks::; }
 
 on_a_fake_cluster() { # module…
@@ -52,7 +57,7 @@ on_a_fake_cluster() { # module…
 }
 
 case $check in
-model | soak | fence-windows | crashes | tasks) "$check" ;;
+model | soak | leadership-changes | fence-windows | crashes | tasks) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {
