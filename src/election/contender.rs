@@ -43,6 +43,9 @@ const ABORT_WITHIN: Duration = Duration::from_secs(2);
 /// Before the first contest, for the kubelet to tell of our own container.
 const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// After the end, until every node knows that calls must no longer come here
+/// (EndpointSlices reach them by watches).
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Contends for the Lease on behalf of this replica.
 pub struct Contender {
@@ -129,7 +132,7 @@ impl Contender {
     }
 
     /// Runs until `shutdown`, then until the work is drained and the Lease
-    /// released.
+    /// released; then tells for [`FAREWELL`] who leads instead.
     pub async fn run(self, reign: Arc<dyn Reign>, shutdown: CancellationToken) {
         let (seen, lease) = watch::channel(None);
         let wake = watch::channel(()).0;
@@ -174,8 +177,9 @@ impl Contender {
                     "own container id not known yet: contending without a proof of death"
                 );
             }
-            self.contend(reign, lease, wake.subscribe(), &shutdown, events)
+            self.contend(reign, lease.clone(), wake.subscribe(), &shutdown, events)
                 .await;
+            let _ = timeout(FAREWELL, self.show_others(lease)).await;
             stop.cancel();
         };
         let contend = Box::pin(contend);
@@ -289,6 +293,12 @@ impl Contender {
                 () = sleep(pause + jitter()) => {}
                 Ok(()) = wake.changed() => {}
             }
+        }
+    }
+
+    async fn show_others(&self, mut lease: watch::Receiver<Option<Arc<Lease>>>) {
+        while lease.changed().await.is_ok() {
+            self.show(&lease, None);
         }
     }
 

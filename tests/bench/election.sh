@@ -20,12 +20,9 @@ VALUES
   eval "$($cluster env "$name")"
   k taint node --all bench=only:NoSchedule > /dev/null
   service=$(k -n ottoscaler get service ottoscaler -o 'jsonpath={.spec.clusterIP}'):9090
-  demand & demand=$!
+  # Ten ScaleUps of one worker a second, each cancelled once answered.
+  $RUN "$bin/steady-demand" --server "$service" 2> "$raw/demand.log" & demand=$!
   pids+=("$demand")
-  if [ -z "${KINDS:-}" ]; then
-    references "$runs" & references=$!
-    pids+=("$references")
-  fi
   for kind in ${KINDS:-release killed frozen}; do
     for n in $(seq "$runs"); do change $kind "$n"; done
   done
@@ -34,22 +31,13 @@ VALUES
     grep -H . "$raw"/ours-*
     return
   fi
+  # Under the same demand, but not beside ours: neither waits for the other.
+  references "$runs" & references=$!
+  pids+=("$references")
   wait "$references"
   kill "$demand"
   election_figures
 }
-
-# Ten ScaleUps of one worker a second, each cancelled once answered.
-demand() {
-  trap 'kill $(jobs -p) 2> /dev/null; exit' TERM
-  local n=0
-  while :; do
-    n=$((n + 1))
-    { ask scale-up "bench-$n" -n 1 --repository r --commit c && ask cancel "bench-$n"; } > /dev/null 2>&1 &
-    sleep 0.1
-  done
-}
-ask() { $RUN "$bin/ottoctl" --server "$service" --timeout 40 "$@"; }
 
 three_ready() {
   until [ "$(k -n ottoscaler get pods -l app.kubernetes.io/name=ottoscaler --field-selector=status.phase=Running \
