@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
 check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks}
 mkdir -p tests/results
 result=tests/results/$check.txt
