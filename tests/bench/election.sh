@@ -49,7 +49,6 @@ change() { # release|killed|frozen number
   three_ready
   # A leader that has shown itself: its container id is on the Lease.
   until [ -n "$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.metadata.annotations.ottoscaler\.io/holder-container-id}')" ]; do sleep 0.2; done
-  sleep "$(awk -v s="$2$RANDOM" 'BEGIN { srand(s); print 1 + rand() }')" # any moment between two renewals
   holder=$(k -n ottoscaler get lease ottoscaler-leader -o 'jsonpath={.spec.holderIdentity}')
   pod=${holder%%_*}
   id=$(k -n ottoscaler get pod "$pod" -o 'jsonpath={.status.containerStatuses[0].containerID}')
@@ -61,7 +60,7 @@ change() { # release|killed|frozen number
     killed) fault="$NODE kill -KILL $process" ;;
     frozen) fault="$NODE kill -STOP $process" ;;
   esac
-  "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --from $from -- $fault >> "$raw/ours-$1.txt" ||
+  "$bin/takeover" --log "$AUDIT_LOG" --namespace ottoscaler --quiet "$(moment "$2")" --from $from -- $fault >> "$raw/ours-$1.txt" ||
     echo failed >> "$raw/ours-$1.txt"
   case $1 in
     # Its restarts would be put off for longer and longer.
@@ -69,6 +68,9 @@ change() { # release|killed|frozen number
     frozen) $NODE kill -CONT "$process" ;;
   esac
 }
+
+# Any moment between two renewals.
+moment() { awk -v s="$1$RANDOM" 'BEGIN { srand(s); print 1 + 2 * rand() }'; }
 
 references() { # runs: both settings side by side
   reference default "$1" 15s 10s 2s &
@@ -92,12 +94,11 @@ reference() { # name runs duration deadline retry
     for n in $(seq "$2"); do
       until holder=$(k -n "$ns" get lease leader -o 'jsonpath={.spec.holderIdentity}' 2> /dev/null) && [ -n "$holder" ]; do sleep 0.2; done
       holder=${holder%%-*}
-      sleep "$(awk -v s="$n$RANDOM" 'BEGIN { srand(s); print 2 + rand() * 2 }')"
       case $kind in
         killed) from=fault signal=KILL ;;
         release) from=release signal=TERM ;;
       esac
-      "$bin/takeover" --log "$AUDIT_LOG" --namespace "$ns" --from $from -- kill -$signal "${process[$holder]}" \
+      "$bin/takeover" --log "$AUDIT_LOG" --namespace "$ns" --quiet "$(moment "$n")" --from $from -- kill -$signal "${process[$holder]}" \
         >> "$raw/$1-$kind.txt" || echo failed >> "$raw/$1-$kind.txt"
       start_one "$holder" "$1" "$3" "$4" "$5"
     done

@@ -1,8 +1,9 @@
 //! How long nobody acted: from a fault, or from the release of a Lease, to the
 //! first pod that the next term created, by the API server's audit log. Runs the
-//! command that is the fault once it has read what was logged before, so that it
-//! takes no processor time from those it measures; prints milliseconds, and after
-//! them where they went. Exits 1 if the pod did not come in time.
+//! command that is the fault once it has read what was logged before and has been
+//! quiet for a while, so that it takes no processor time from those it measures;
+//! prints milliseconds, and after them where they went. Exits 1 if the pod did not
+//! come in time.
 use std::{
     fs::File,
     io::{BufReader, Seek as _, SeekFrom},
@@ -28,6 +29,9 @@ struct Args {
     namespace: String,
     #[arg(long, value_enum, default_value = "fault")]
     from: From,
+    /// Seconds to be quiet for before the fault.
+    #[arg(long, default_value_t = 1.0)]
+    quiet: f64,
     /// Seconds.
     #[arg(long, default_value_t = 60)]
     within: u64,
@@ -108,7 +112,8 @@ fn main() -> anyhow::Result<ExitCode> {
     file.seek(SeekFrom::Start(start))?;
     let mut log = Tail::new(BufReader::new(file));
     let mut seen = Seen::default();
-    let deadline = Instant::now() + Duration::from_secs(args.within);
+    let mut deadline = Instant::now() + Duration::from_secs(args.within);
+    let mut fault_at: Option<Instant> = None;
     loop {
         if let Some(line) = log.line()? {
             if let Ok(event) = serde_json::from_slice::<Value>(line) {
@@ -116,7 +121,10 @@ fn main() -> anyhow::Result<ExitCode> {
             }
             continue;
         }
-        if seen.since.is_none() {
+        let fault_at =
+            *fault_at.get_or_insert_with(|| Instant::now() + Duration::from_secs_f64(args.quiet));
+        if seen.since.is_none() && fault_at <= Instant::now() {
+            deadline = Instant::now() + Duration::from_secs(args.within);
             let now = Timestamp::now().as_nanosecond();
             seen.since = Some(now);
             seen.from = (args.from == From::Fault).then_some(now);
