@@ -20,23 +20,29 @@ VALUES
   eval "$($cluster env "$name")"
   k taint node --all bench=only:NoSchedule > /dev/null
   service=$(k -n ottoscaler get service ottoscaler -o 'jsonpath={.spec.clusterIP}'):9090
-  # Ten ScaleUps of one worker a second, each cancelled once answered.
-  $RUN "$bin/steady-demand" --server "$service" 2> "$raw/demand.log" & demand=$!
-  pids+=("$demand")
   for kind in ${KINDS:-release killed frozen}; do
+    # Some call waits at any time: a release is over sooner than the others.
+    case $kind in release) demand 10 ;; *) demand 4 ;; esac
     for n in $(seq "$runs"); do change $kind "$n"; done
+    kill "$demand"
   done
   if [ -n "${KINDS:-}" ]; then
-    kill "$demand"
     grep -H . "$raw"/ours-*
     return
   fi
   # Under the same demand, but not beside ours: neither waits for the other.
+  demand 4
   references "$runs" & references=$!
   pids+=("$references")
   wait "$references"
   kill "$demand"
   election_figures
+}
+
+# ScaleUps of one worker, so many a second, each cancelled once answered.
+demand() {
+  $RUN "$bin/steady-demand" --server "$service" --per-second "$1" 2>> "$raw/demand.log" & demand=$!
+  pids+=("$demand")
 }
 
 three_ready() {
