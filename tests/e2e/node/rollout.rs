@@ -1,6 +1,6 @@
 //! A rollout while work comes in.
 use std::{
-    process::{Command, Stdio},
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -37,10 +37,12 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
     // One call at any time; the first is answered before, the last asked after.
     let mut answers = vec![call(0)];
     let is_over = AtomicBool::new(false);
-    // Beside it calls of no weight, many enough to meet each moment.
+    // Beside it calls of no weight, many enough to meet each moment. They end with
+    // their input, also when this panics.
     let dial = program("dial");
     let mut dialler = i.cluster.command(&[&dial, "--server", &i.service]);
-    let dialler = dialler.stdout(Stdio::piped()).spawn().unwrap();
+    let (input, output) = (Stdio::piped(), Stdio::piped());
+    let dialler = dialler.stdin(input).stdout(output).spawn().unwrap();
     std::thread::scope(|s| {
         let client = s.spawn(|| {
             let mut last = false;
@@ -66,8 +68,6 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
         is_over.store(true, Ordering::Relaxed);
         client.join().unwrap();
     });
-    let told = Command::new("kill").arg(dialler.id().to_string()).status();
-    assert!(told.unwrap().success());
     let dialled = dialler.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&dialled.stdout);
     println!("{said}");

@@ -1,15 +1,14 @@
 //! Asks for a status a hundred times a second, each time over a connection of its own
-//! and once only; ends on SIGTERM. Prints how many calls it made, and exits 1 with
+//! and once only; ends with its input. Prints how many calls it made, and exits 1 with
 //! those that failed.
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use ottoscaler_partners::proto::{
     WorkerStatusRequest, ottoscaler_service_client::OttoscalerServiceClient,
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::{Instant, interval, timeout},
 };
 use tonic::transport::Endpoint;
@@ -29,12 +28,12 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let endpoint = Endpoint::from_shared(format!("http://{}", args.server))?;
     let (began, mut tick) = (Instant::now(), interval(EVERY));
-    let mut told = signal(SignalKind::terminate())?;
+    let mut input = spawn_blocking(|| io::copy(&mut io::stdin(), &mut io::sink()));
     let (mut calls, mut made, mut failed) = (JoinSet::new(), 0, Vec::new());
     let mut over = false;
     while !over || !calls.is_empty() {
         tokio::select! {
-            _ = told.recv(), if !over => over = true,
+            _ = &mut input, if !over => over = true,
             _ = tick.tick(), if !over => {
                 let (endpoint, at) = (endpoint.clone(), began.elapsed());
                 calls.spawn(async move { (at, timeout(PATIENCE, ask(&endpoint)).await) });

@@ -26,20 +26,25 @@ async fn main() -> anyhow::Result<()> {
     let endpoint = Endpoint::from_shared(format!("http://{}", args.server))?
         .connect_timeout(Duration::from_secs(2));
     let mut tick = tokio::time::interval(Duration::from_secs(1) / args.per_second);
+    // Whoever demanded before has cancelled his tasks for good.
+    let began = jiff::Timestamp::now().as_millisecond();
     let mut asked = JoinSet::new();
     for n in 1_u64.. {
         tick.tick().await;
-        asked.spawn(timeout(PATIENCE, ask(endpoint.clone(), n)));
+        asked.spawn(timeout(
+            PATIENCE,
+            ask(endpoint.clone(), format!("demand-{began}-{n}")),
+        ));
         while asked.try_join_next().is_some() {}
     }
     Ok(())
 }
 
-async fn ask(endpoint: Endpoint, n: u64) {
+async fn ask(endpoint: Endpoint, task: String) {
     for workers in [1, 0] {
-        while let Err(status) = scale(&endpoint, n, workers).await {
+        while let Err(status) = scale(&endpoint, &task, workers).await {
             if status.code() != Code::Unavailable {
-                eprintln!("demand-{n}: {status}");
+                eprintln!("{task}: {status}");
                 return;
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -47,12 +52,12 @@ async fn ask(endpoint: Endpoint, n: u64) {
     }
 }
 
-async fn scale(endpoint: &Endpoint, n: u64, workers: i32) -> Result<(), Status> {
+async fn scale(endpoint: &Endpoint, task: &str, workers: i32) -> Result<(), Status> {
     let channel = endpoint.connect().await;
     let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
     let mut service = OttoscalerServiceClient::new(channel);
     let mut request = Request::new(ScaleRequest {
-        task_id: format!("demand-{n}"),
+        task_id: task.to_owned(),
         repository: "r".to_owned(),
         commit_sha: "c".to_owned(),
         worker_count: workers,
