@@ -1,7 +1,11 @@
 //! Lines and gaps as entries of the wire contract. No client required.
 use std::collections::HashMap;
 
-use super::{checkpoint::Tracker, line::Line};
+use super::{
+    checkpoint::{Anchor, Checkpoint},
+    line::Line,
+    tail::Gap,
+};
 use crate::{
     cluster::ATTEMPT,
     domain::{names, pod::Pod},
@@ -9,16 +13,53 @@ use crate::{
 };
 
 /// What an entry weighs beside its text.
-const OVERHEAD: usize = 256;
+const OVERHEAD: usize = 192;
 
-/// An entry under way.
+/// An entry under way; a message is made of it each time that it is sent.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) wire: WorkerLogEntry,
-    pub(super) bytes: usize,
-    pub(super) sequence: u64,
-    /// Second and hash of the line; None for a gap record.
-    pub(super) line: Option<(Option<i64>, u64)>,
+    what: What,
+    /// Where the log stands once it is acknowledged.
+    pub(super) then: Checkpoint,
+}
+
+#[derive(Debug)]
+enum What {
+    Line(Line),
+    /// And when it was found.
+    Gap(Gap, jiff::Timestamp),
+}
+
+impl Entry {
+    /// The next line after `read`, which passes it.
+    pub(super) fn line(read: &mut Checkpoint, line: Line, anchor: Anchor) -> Self {
+        read.pass(anchor);
+        Self {
+            what: What::Line(line),
+            then: read.clone(),
+        }
+    }
+
+    /// The record of lines that the node no longer has.
+    pub(super) fn gap(read: &mut Checkpoint, gap: Gap) -> Self {
+        read.pass_gap();
+        Self {
+            what: What::Gap(gap, jiff::Timestamp::now()),
+            then: read.clone(),
+        }
+    }
+
+    pub(super) fn sequence(&self) -> u64 {
+        self.then.next - 1
+    }
+
+    /// Of memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.what {
+            What::Line(line) => line.text.len() + OVERHEAD,
+            What::Gap(..) => OVERHEAD,
+        }
+    }
 }
 
 /// What a worker's pod is labelled with, as otto-handler is told.
@@ -29,7 +70,7 @@ pub(super) fn labels(pod: &Pod) -> HashMap<String, String> {
     labels.into_iter().collect()
 }
 
-/// Makes the entries of one worker.
+/// Makes the messages of one worker.
 #[derive(Debug)]
 pub(super) struct Maker<'a> {
     pub(super) pod: &'a Pod,
@@ -39,47 +80,45 @@ pub(super) struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// The next line that `read` has not passed.
-    pub(super) fn line(&self, read: &Tracker, line: Line) -> Entry {
-        let (message, original) = line.message();
-        let mut wire = self.wire(read, message);
-        wire.metadata
-            .extend(original.map(|o| ("original-base64".to_owned(), o)));
-        wire.metadata.extend(
-            line.cut_from
-                .map(|n| ("cut-from-bytes".to_owned(), n.to_string())),
-        );
-        line.level().clone_into(&mut wire.level);
-        let of = (line.second, line.hash());
-        wire.timestamp = line.timestamp;
-        Entry {
-            bytes: wire.message.len() + OVERHEAD,
-            wire,
-            sequence: read.next(),
-            line: Some(of),
+    pub(super) fn message(&self, entry: &Entry) -> WorkerLogEntry {
+        match &entry.what {
+            What::Line(line) => {
+                let (message, original) = line.message();
+                let mut wire = self.wire(entry, entry.then.epoch, message);
+                let cut_from = line.cut_from.map(|n| n.to_string());
+                let more = [("original-base64", original), ("cut-from-bytes", cut_from)];
+                add(&mut wire, more);
+                line.level().clone_into(&mut wire.level);
+                wire.timestamp.clone_from(&line.timestamp);
+                wire
+            }
+            What::Gap(gap, found) => {
+                let text = format!("log lines may be missing here ({})", gap.reason);
+                // The epoch that it ends.
+                let mut wire = self.wire(entry, entry.then.epoch - 1, text);
+                let known = [
+                    ("kind", "gap"),
+                    ("reason", gap.reason),
+                    ("missing", "unknown"),
+                ];
+                add(
+                    &mut wire,
+                    known.map(|(key, value)| (key, Some(value.to_owned()))),
+                );
+                let times = [("from", gap.from), ("to", gap.to)];
+                add(
+                    &mut wire,
+                    times.map(|(key, time)| (key, time.map(|t| t.to_string()))),
+                );
+                wire.timestamp = found.to_string();
+                "WARN".clone_into(&mut wire.level);
+                "stderr".clone_into(&mut wire.source);
+                wire
+            }
         }
     }
 
-    /// The record of lines that the node no longer has.
-    pub(super) fn gap(&self, read: &Tracker, reason: &str) -> Entry {
-        let mut wire = self.wire(read, format!("log lines are missing here ({reason})"));
-        wire.metadata.extend([
-            ("kind".to_owned(), "gap".to_owned()),
-            ("reason".to_owned(), reason.to_owned()),
-            ("missing".to_owned(), "unknown".to_owned()),
-        ]);
-        wire.timestamp = jiff::Timestamp::now().to_string();
-        "WARN".clone_into(&mut wire.level);
-        "stderr".clone_into(&mut wire.source);
-        Entry {
-            wire,
-            bytes: OVERHEAD,
-            sequence: read.next(),
-            line: None,
-        }
-    }
-
-    fn wire(&self, read: &Tracker, message: String) -> WorkerLogEntry {
+    fn wire(&self, entry: &Entry, epoch: u32, message: String) -> WorkerLogEntry {
         let pod = self.pod;
         let created = pod
             .created
@@ -99,13 +138,20 @@ impl Maker<'_> {
                 labels: self.labels.clone(),
             }),
             metadata: HashMap::from([
-                ("sequence".to_owned(), read.next().to_string()),
+                ("sequence".to_owned(), entry.sequence().to_string()),
                 ("pod-uid".to_owned(), pod.uid.clone()),
                 ("container".to_owned(), "worker".to_owned()),
-                ("restart".to_owned(), read.restart().to_string()),
-                ("epoch".to_owned(), read.epoch().to_string()),
+                ("restart".to_owned(), entry.then.restart.to_string()),
+                ("epoch".to_owned(), epoch.to_string()),
                 ("leader-term".to_owned(), self.term.to_owned()),
             ]),
         }
     }
+}
+
+fn add<const N: usize>(wire: &mut WorkerLogEntry, metadata: [(&str, Option<String>); N]) {
+    let known = metadata
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    wire.metadata.extend(known);
 }

@@ -98,6 +98,15 @@ impl Source for Cluster {
     }
 }
 
+/// What an open log gives.
+#[derive(Debug)]
+pub(super) enum Piece {
+    Line(Line),
+    /// The log ended within a line.
+    Unended(Line),
+    End,
+}
+
 /// An open log, line by line.
 pub(super) struct Reader {
     bytes: Pin<Box<dyn AsyncBufRead + Send>>,
@@ -122,16 +131,16 @@ impl Reader {
         }
     }
 
-    /// The next line; None at the end. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<Option<Line>, Error> {
+    /// Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Piece, Error> {
         loop {
             if let Some(line) = self.ready.pop_front() {
-                return Ok(Some(line));
+                return Ok(Piece::Line(line));
             }
             let chunk = self.bytes.fill_buf().await?;
             let length = chunk.len();
             if length == 0 {
-                return Ok(self.splitter.finish());
+                return Ok(self.splitter.finish().map_or(Piece::End, Piece::Unended));
             }
             let ready = &mut self.ready;
             self.splitter.feed(chunk, |line| ready.push_back(line));

@@ -4,6 +4,7 @@
 //! over as many connections as that asks for. A connection is made when needed
 //! and again when it broke.
 use std::{
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -11,16 +12,18 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request,
+    Request, Response, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
 use crate::{
     config,
     proto::{
-        WorkerStatusNotification, otto_handler_log_service_client::OttoHandlerLogServiceClient,
-        worker_status_ack,
+        LogForwardResponse, WorkerLogEntry, WorkerStatusNotification,
+        otto_handler_log_service_client::OttoHandlerLogServiceClient, worker_status_ack,
     },
     telemetry,
     workers::Tell,
@@ -30,6 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: usize = 64;
+/// Entries of a stream that the connection has not taken.
+const UNSENT: usize = 64;
+/// Of a message from otto-handler, in bytes.
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// otto-handler as this replica sees it; cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,8 +53,8 @@ struct Inner {
 
 /// A place on a connection; gives it back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) channel: Channel,
+struct Place {
+    channel: Channel,
     streams: Arc<AtomicUsize>,
 }
 
@@ -76,7 +83,27 @@ impl HandlerClient {
         })))
     }
 
-    pub(super) fn place(&self) -> Place {
+    /// Opens a stream of a worker's entries. They can be sent at once: many servers
+    /// (grpc-js) send no headers before their first answer.
+    pub(super) fn forward(
+        &self,
+        traceparent: Option<&str>,
+    ) -> (mpsc::Sender<WorkerLogEntry>, Answers) {
+        let (entries, outgoing) = mpsc::channel(UNSENT);
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        telemetry::inject(request.metadata_mut(), traceparent);
+        let place = self.place();
+        let mut client = OttoHandlerLogServiceClient::new(place.channel.clone())
+            .max_decoding_message_size(MAX_ANSWER);
+        let opening = Box::pin(async move { client.forward_worker_logs(request).await });
+        let answers = Answers {
+            stream: Stream::Opening(opening),
+            _place: place,
+        };
+        (entries, answers)
+    }
+
+    fn place(&self) -> Place {
         let mut connections = self
             .0
             .connections
@@ -98,6 +125,33 @@ impl HandlerClient {
         };
         streams.fetch_add(1, Ordering::Relaxed);
         Place { channel, streams }
+    }
+}
+
+/// What otto-handler answers on a stream.
+pub(super) struct Answers {
+    stream: Stream,
+    _place: Place,
+}
+
+type Opened = Result<Response<Streaming<LogForwardResponse>>, Status>;
+
+enum Stream {
+    Opening(Pin<Box<dyn Future<Output = Opened> + Send>>),
+    Open(Box<Streaming<LogForwardResponse>>),
+}
+
+impl Answers {
+    /// The next one; None: otto-handler ended the stream. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Option<LogForwardResponse>, Status> {
+        loop {
+            match &mut self.stream {
+                Stream::Opening(opening) => {
+                    self.stream = Stream::Open(Box::new(opening.await?.into_inner()));
+                }
+                Stream::Open(answers) => return answers.message().await,
+            }
+        }
     }
 }
 

@@ -13,8 +13,8 @@ pub(super) struct Line {
     /// As the node wrote it; empty when the line had none (the rest of a line
     /// whose head was cut off).
     pub(super) timestamp: String,
-    /// Whole seconds of it.
-    pub(super) second: Option<i64>,
+    /// The same as Unix time in nanoseconds.
+    pub(super) nanos: Option<i64>,
     pub(super) text: Vec<u8>,
     /// Bytes of the whole line, if it was cut.
     pub(super) cut_from: Option<usize>,
@@ -62,10 +62,11 @@ fn parse(raw: Vec<u8>, length: usize) -> Line {
     let stamp = raw.iter().take(64).position(|b| *b == b' ').and_then(|at| {
         let text = std::str::from_utf8(&raw[..at]).ok()?;
         let time: jiff::Timestamp = text.parse().ok()?;
-        Some((at + 1, text.to_owned(), time.as_second()))
+        let nanos = i64::try_from(time.as_nanosecond()).ok()?;
+        Some((at + 1, text.to_owned(), nanos))
     });
-    let (head, timestamp, second) = match stamp {
-        Some((head, timestamp, second)) => (head, timestamp, Some(second)),
+    let (head, timestamp, nanos) = match stamp {
+        Some((head, timestamp, nanos)) => (head, timestamp, Some(nanos)),
         None => (0, String::new(), None),
     };
     let full = length - head;
@@ -75,13 +76,17 @@ fn parse(raw: Vec<u8>, length: usize) -> Line {
     text.truncate(MAX_LINE);
     Line {
         timestamp,
-        second,
+        nanos,
         text,
         cut_from,
     }
 }
 
 impl Line {
+    pub(super) fn time(&self) -> Option<jiff::Timestamp> {
+        jiff::Timestamp::from_nanosecond(self.nanos?.into()).ok()
+    }
+
     /// Tells this line from others, timestamp included.
     pub(super) fn hash(&self) -> u64 {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
@@ -91,7 +96,9 @@ impl Line {
         hash.digest()
     }
 
-    /// The text for a proto string, and the original where it was no UTF-8.
+    /// The text for a proto string, and the original where it was no UTF-8. Together
+    /// they stay below 4 MiB: what stands for bytes may take more than they did, and is
+    /// cut then.
     pub(super) fn message(&self) -> (String, Option<String>) {
         let (mut text, original) = match std::str::from_utf8(&self.text) {
             Ok(text) => (text.to_owned(), None),
@@ -100,6 +107,7 @@ impl Line {
                 Some(base64::engine::general_purpose::STANDARD.encode(&self.text)),
             ),
         };
+        text.truncate(text.floor_char_boundary(2 * MAX_LINE));
         if let Some(length) = self.cut_from {
             text.push_str(&format!(" … [cut, {length} bytes]"));
         }
@@ -173,7 +181,7 @@ mod tests {
         // Any offset.
         assert!(
             lines(&[b"2026-01-02T03:04:05.1+09:00 x\n"])[0]
-                .second
+                .nanos
                 .is_some()
         );
     }

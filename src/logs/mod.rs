@@ -6,6 +6,7 @@
 //! whoever resumes from it gives the same line the same sequence; what the node
 //! no longer has is told by a gap record. Memory is bounded per worker: a full
 //! window stops the reading, and the node's file is the buffer.
+mod budget;
 mod checkpoint;
 mod entry;
 mod follow;
@@ -16,6 +17,7 @@ mod line;
 mod reopen;
 mod session;
 mod settings;
+mod tail;
 mod window;
 
 pub use forwarder::Forwarder;

@@ -1,17 +1,25 @@
 #![expect(clippy::unwrap_used)]
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
-use tonic::{Response, Status as Refused};
+use tonic::{Request, Response, Status as Refused, Streaming};
 
 use super::*;
 use crate::{
     config,
-    logs::entry,
+    logs::{
+        checkpoint::{Resume, Step},
+        entry,
+        follow::{Error, Reader},
+        line::Splitter,
+    },
     proto::{
         WorkerStatusAck, WorkerStatusNotification,
         otto_handler_log_service_server::{OttoHandlerLogService, OttoHandlerLogServiceServer},
@@ -87,7 +95,11 @@ impl OttoHandlerLogService for Peer {
         request: Request<Streaming<WorkerLogEntry>>,
     ) -> Result<Response<Self::ForwardWorkerLogsStream>, Refused> {
         let peer = self.clone();
-        let answers = request.into_inner().filter_map(move |entry| {
+        let mut entries = request.into_inner();
+        // As grpc-js does it: no headers before the first answer.
+        let first = entries.next().await;
+        let entries = futures::stream::iter(first).chain(entries);
+        let answers = entries.filter_map(move |entry| {
             let n = peer.count.fetch_add(1, Ordering::Relaxed) as u64;
             let mut answer = (peer.mood)(n);
             if let (Ok(entry), Some(Status::Ack)) = (&entry, answer) {
@@ -178,6 +190,18 @@ async fn run(
     };
     let taken = peer.taken.lock().unwrap().clone();
     (end, taken, source)
+}
+
+/// Where a session stands that has read so many lines.
+fn after(n: usize) -> String {
+    let (mut resume, mut at) = (Resume::new(None), Checkpoint::start(0));
+    for text in lines(n) {
+        Splitter::default().feed(format!("{text}\n").as_bytes(), |l| match resume.step(&l) {
+            Step::New(anchor) => at.pass(anchor),
+            step => unreachable!("{step:?}"),
+        });
+    }
+    at.encode()
 }
 
 fn expected(n: usize) -> Vec<(u64, String)> {
@@ -275,14 +299,7 @@ async fn a_handler_that_answers_nothing_is_left_and_asked_again() {
 
 #[tokio::test]
 async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
-    let mut tracker = Tracker::resume(&Checkpoint::start(0));
-    for text in lines(50) {
-        let mut splitter = crate::logs::line::Splitter::default();
-        splitter.feed(format!("{text}\n").as_bytes(), |l| {
-            tracker.pass(l.second, l.hash())
-        });
-    }
-    let stored = tracker.checkpoint().encode();
+    let stored = after(50);
     let (_, taken, _) = run(
         File {
             lines: lines(80),
@@ -297,14 +314,7 @@ async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
 
 #[tokio::test]
 async fn a_file_that_has_moved_on_gives_one_gap_record() {
-    let mut tracker = Tracker::resume(&Checkpoint::start(0));
-    for text in lines(50) {
-        let mut splitter = crate::logs::line::Splitter::default();
-        splitter.feed(format!("{text}\n").as_bytes(), |l| {
-            tracker.pass(l.second, l.hash())
-        });
-    }
-    let stored = tracker.checkpoint().encode();
+    let stored = after(50);
     let file = File {
         lines: lines(80)[70..].to_vec(),
         ..Default::default()

@@ -1,6 +1,7 @@
 //! What a session is told, and what it asks the index.
 use std::{sync::Arc, time::Duration};
 
+use super::budget::Budget;
 use crate::{
     config::{self, AckMode},
     domain::pod::Pod,
@@ -13,6 +14,7 @@ pub struct Settings {
     pub ack_timeout: Duration,
     pub window: usize,
     pub namespace: String,
+    pub budget: Budget,
 }
 
 impl Settings {
@@ -22,6 +24,7 @@ impl Settings {
             ack_timeout: handler.ack_timeout,
             window: handler.window,
             namespace: namespace.to_owned(),
+            budget: Budget::default(),
         }
     }
 }

@@ -1,0 +1,150 @@
+#![expect(clippy::unwrap_used)]
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: i64 = 1_000_000_000;
+
+fn line(nanos: i64, text: &str) -> Line {
+    Line {
+        timestamp: nanos.to_string(),
+        nanos: Some(nanos),
+        text: text.into(),
+        cut_from: None,
+    }
+}
+
+/// Stamped by a clock that moves by `steps` (tenths of a second, often not at all), but
+/// never further back from its peak than a reader looks.
+fn file(steps: &[i64]) -> Vec<Line> {
+    let (mut now, mut peak) = (1_000 * SECOND, 1_000 * SECOND);
+    let mut lines = Vec::new();
+    for (n, step) in steps.iter().enumerate() {
+        if *step != 0 {
+            // No moment comes twice.
+            let next = now - now % (SECOND / 10) + step * (SECOND / 10) + n as i64;
+            now = next.max(peak - (LOOK_BACK - 1) * SECOND + n as i64);
+        }
+        peak = now.max(peak);
+        // Few texts, so that lines alike are many.
+        lines.push(line(now, &format!("line {}", n % 3)));
+    }
+    lines
+}
+
+/// What the API serves: lines stamped from a second on, in file order.
+fn served(file: &[Line], after: Option<&Anchor>) -> Vec<Line> {
+    let since = after.and_then(Anchor::since);
+    let is_served = |l: &&Line| since.is_none_or(|s| l.nanos.unwrap() >= s * SECOND);
+    file.iter().filter(is_served).cloned().collect()
+}
+
+/// Reads on from a checkpoint to the end: the new lines with their sequences, or None
+/// where the line looked for is not in the file.
+fn read(file: &[Line], from: &Checkpoint) -> Option<(Vec<(u64, Line)>, Checkpoint)> {
+    let mut resume = Resume::new(from.after.clone());
+    let (mut at, mut new) = (from.clone(), Vec::new());
+    for l in served(file, from.after.as_ref()) {
+        if let Step::New(anchor) = resume.step(&l) {
+            new.push((at.next, l));
+            at.pass(anchor);
+        }
+    }
+    resume
+        .is_flowing()
+        .then(|| (new, Checkpoint::parse(&at.encode()).unwrap()))
+}
+
+fn steps() -> impl Strategy<Value = Vec<i64>> {
+    prop::collection::vec(prop_oneof![2 => Just(0), 3 => -90i64..90], 1..80)
+}
+
+proptest! {
+    /// A reader that dies after any line, any number of times, gives every line once,
+    /// with the same sequence, also where timestamps are equal or go back by less than
+    /// LOOK_BACK, and texts repeat.
+    #[test]
+    fn a_resume_gives_every_line_once_in_order(
+        steps in steps(),
+        cuts in prop::collection::vec(0usize..80, 0..6),
+    ) {
+        let file = file(&steps);
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(file.len())).chain([file.len()]).collect();
+        cuts.sort_unstable();
+        let (mut at, mut all) = (Checkpoint::start(0), Vec::new());
+        for end in cuts {
+            // Only `end` lines exist by now.
+            let (new, next) = read(&file[..end], &at).unwrap();
+            all.extend(new);
+            at = next;
+        }
+        let expected: Vec<(u64, Line)> = (1..).zip(file).collect();
+        prop_assert_eq!(all, expected);
+    }
+
+    /// After a rotation: while the last line is there, the rest comes as before, though
+    /// lines before it have gone; else it is known that it went.
+    #[test]
+    fn a_rotated_file_is_read_on_exactly_or_known_to_have_moved_on(
+        steps in steps(),
+        read_lines in 0usize..80,
+        first in 0usize..80,
+    ) {
+        let file = file(&steps);
+        let (seen, first) = (read_lines.min(file.len()), first.min(file.len()));
+        let (_, at) = read(&file[..seen], &Checkpoint::start(0)).unwrap();
+        // A rotation within lines of one moment hides which of them is first.
+        prop_assume!(first == 0 || first == file.len() || file[first - 1].nanos != file[first].nanos);
+        let outcome = read(&file[first..], &at);
+        if seen == 0 || first < seen {
+            let from = if seen == 0 { first } else { seen };
+            let expected: Vec<(u64, Line)> = (at.next..).zip(file[from..].iter().cloned()).collect();
+            prop_assert_eq!(outcome.unwrap().0, expected);
+        } else {
+            prop_assert_eq!(outcome, None);
+        }
+    }
+
+    /// While time goes forward, no line that is behind us raises a doubt, and the first
+    /// line after one that went does.
+    #[test]
+    fn a_doubt_is_raised_by_what_came_later(steps in prop::collection::vec(1i64..90, 2..40), seen in 1usize..40) {
+        let file = file(&steps);
+        let seen = seen.min(file.len() - 1);
+        let (_, at) = read(&file[..seen], &Checkpoint::start(0)).unwrap();
+        let mut resume = Resume::new(at.after.clone());
+        let steps: Vec<Step> = served(&file[..seen], at.after.as_ref()).iter().map(|l| resume.step(l)).collect();
+        prop_assert!(steps.iter().all(|s| *s == Step::Held));
+        prop_assert_eq!(Resume::new(at.after).step(&file[seen]), Step::Late);
+    }
+}
+
+#[test]
+fn lines_with_one_timestamp_and_text_are_told_apart() {
+    let file: Vec<Line> = (0..1_000).map(|_| line(5 * SECOND, "same")).collect();
+    let (_, at) = read(&file[..500], &Checkpoint::start(0)).unwrap();
+    let (new, _) = read(&file, &at).unwrap();
+    assert_eq!((new.len(), new[0].0), (500, 501));
+}
+
+#[test]
+fn the_rest_of_a_line_whose_head_was_cut_off_is_held_back() {
+    let lines = [line(50 * SECOND, "a"), line(51 * SECOND, "b")];
+    let (_, at) = read(&lines, &Checkpoint::start(0)).unwrap();
+    let rest = Line {
+        text: b"of a long line".to_vec(),
+        ..Line::default()
+    };
+    let mut resume = Resume::new(at.after);
+    assert_eq!(resume.step(&rest), Step::Held);
+    lines
+        .iter()
+        .for_each(|l| assert_eq!(resume.step(l), Step::Held));
+    assert!(resume.is_flowing());
+}
+
+#[test]
+fn a_checkpoint_is_short() {
+    let (_, at) = read(&file(&[30; 80]), &Checkpoint::start(0)).unwrap();
+    assert!(at.encode().len() < 150, "{}", at.encode());
+}

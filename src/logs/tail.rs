@@ -1,0 +1,349 @@
+//! A worker's log from where we stand, line by line, whatever breaks on the way.
+//!
+//! What holds: lines come in file order, each once; where some may be missing, one gap
+//! is told before what comes after; the end is told when the log was read to it by an
+//! open that began after the container's end. The API server serves a container's
+//! newest file only, so a line that is not in it any more was rotated away.
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{
+    checkpoint::{Anchor, Resume, Step},
+    follow::{Error, Piece, Reader, Source},
+    line::Line,
+    reopen::Reopen,
+    settings::Pods,
+};
+use crate::domain::pod::Pod;
+
+/// How long a log may give later lines than the one looked for, until it is read to
+/// its end to decide whether that one is gone.
+const DOUBT: Duration = Duration::from_secs(2);
+/// Silence of a followed log until it is looked whether there is more: a follow can
+/// miss a rotation (kubernetes/kubernetes#126564), or hang on a dead connection.
+const QUIET: Duration = Duration::from_secs(30);
+/// The same of a log that has been silent for long.
+const QUIETEST: Duration = Duration::from_secs(300);
+/// What is on its way to a follow arrives in so long.
+const ARRIVES: Duration = Duration::from_secs(2);
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How the kubelet says, in place of the log, that a node has no inotify instance left.
+const CANNOT_FOLLOW: [&[u8]; 2] = [
+    b"failed to create fsnotify watcher",
+    b"failed to watch directory",
+];
+
+/// What comes next of a log.
+#[derive(Debug)]
+pub(super) enum Next {
+    Line(Line, Anchor),
+    /// Lines may be missing here.
+    Gap(Gap),
+    /// There is no more, and will be none.
+    End,
+    /// The pod went, and its log with it.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(super) struct Gap {
+    pub(super) reason: &'static str,
+    /// Times of the last line before and the first one after, where known.
+    pub(super) from: Option<jiff::Timestamp>,
+    pub(super) to: Option<jiff::Timestamp>,
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Reader, Error>> + Send>>;
+type Look = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+/// How a log is open.
+#[derive(Debug, Clone, Copy)]
+struct Mode {
+    follow: bool,
+    /// The container had ended before.
+    over: bool,
+}
+
+pub(super) struct Tail<S, P> {
+    pod: Arc<Pod>,
+    source: Arc<S>,
+    pods: P,
+    /// The last line that was handed on; None: the file's first one is next.
+    at: Option<Anchor>,
+    resume: Resume,
+    mode: Mode,
+    reader: Option<Reader>,
+    /// A log being opened; kept, so that a cancelled call does not start it over.
+    opening: Option<Opening>,
+    next_open: Instant,
+    reopen: Reopen,
+    /// Of the first line that an open gave.
+    first: Option<jiff::Timestamp>,
+    /// Later lines than the one looked for came; decided then.
+    doubt_at: Option<Instant>,
+    /// The next open reads to the end and decides.
+    decide: bool,
+    /// The node cannot follow: its logs are read again and again.
+    poll: bool,
+    quiet: Duration,
+    quiet_at: Instant,
+    look: Option<Look>,
+    /// Read to an end after the container's, though not by an open that began then.
+    caught_up: bool,
+    gone: bool,
+}
+
+impl<S: Source, P: Pods> Tail<S, P> {
+    /// After that line.
+    pub(super) fn new(pod: Arc<Pod>, source: Arc<S>, pods: P, after: Option<Anchor>) -> Self {
+        let now = Instant::now();
+        Self {
+            pod,
+            source,
+            pods,
+            resume: Resume::new(after.clone()),
+            at: after,
+            mode: Mode {
+                follow: false,
+                over: false,
+            },
+            reader: None,
+            opening: None,
+            next_open: now,
+            reopen: Reopen::default(),
+            first: None,
+            doubt_at: None,
+            decide: false,
+            poll: false,
+            quiet: QUIET,
+            quiet_at: now + QUIET,
+            look: None,
+            caught_up: false,
+            gone: false,
+        }
+    }
+
+    /// Waits for it as long as the pod lives. Cancel safe: an open log stays open.
+    pub(super) async fn next(&mut self) -> Next {
+        loop {
+            if self.gone {
+                return Next::Gone;
+            }
+            let next = match self.piece().await {
+                Ok(Piece::Line(line)) => self.line(line),
+                // Of a log cut off in the middle of a line, only the rest tells.
+                Ok(Piece::Unended(line)) if self.mode.over => self.line(line),
+                Ok(Piece::Unended(line)) if self.is_complaint(&line) => None,
+                Ok(Piece::Unended(_) | Piece::End) => self.at_end(),
+                Err(error) => self.not_read(&error),
+            };
+            if let Some(next) = next {
+                return next;
+            }
+        }
+    }
+
+    /// Nothing was taken for long: what has come meanwhile may be no more than a part,
+    /// for a reader that hangs over two rotations misses the file between.
+    pub(super) fn was_held_up(&mut self) {
+        if self.reader.is_some() {
+            self.rewind();
+            self.next_open = Instant::now();
+        }
+    }
+
+    async fn piece(&mut self) -> Result<Piece, Error> {
+        loop {
+            let Some(reader) = &mut self.reader else {
+                self.open().await?;
+                continue;
+            };
+            let waits = self.mode.follow && self.resume.is_flowing();
+            let doubts = self.mode.follow && self.doubt_at.is_some();
+            tokio::select! {
+                biased;
+                piece = reader.next() => return piece,
+                () = sleep_until(self.doubt_at.unwrap_or(self.quiet_at)), if doubts => {
+                    self.rewind();
+                    self.decide = true;
+                    self.next_open = Instant::now();
+                }
+                () = sleep_until(self.quiet_at), if waits && self.look.is_none() => {
+                    let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.at.clone());
+                    self.look = Some(Box::pin(async move {
+                        let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at)).await;
+                        sleep(ARRIVES).await;
+                        more.unwrap_or(false)
+                    }));
+                }
+                more = async { match &mut self.look { Some(look) => look.await, None => false } }, if self.look.is_some() => {
+                    self.look = None;
+                    self.quiet = (self.quiet * 2).min(QUIETEST);
+                    self.quiet_at = Instant::now() + self.quiet;
+                    if more {
+                        tracing::info!(pod = &*self.pod.name, "a followed log misses lines; opened again");
+                        self.rewind();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), Error> {
+        let opening = match &mut self.opening {
+            Some(opening) => opening,
+            None => {
+                sleep_until(self.next_open).await;
+                let over = self.is_over();
+                // A log that has ended is read to its last byte.
+                let follow = !over && !self.decide && !self.poll;
+                self.mode = Mode { follow, over };
+                let since = self.at.as_ref().and_then(Anchor::since);
+                let (source, pod) = (self.source.clone(), self.pod.clone());
+                self.opening.insert(Box::pin(
+                    async move { source.open(&pod, since, follow).await },
+                ))
+            }
+        };
+        let opened = opening.await;
+        self.opening = None;
+        let opened = opened?;
+        // By its name; it may be another pod's by now.
+        if !self.pods.is_current(&self.pod) {
+            return Err(Error::Gone);
+        }
+        self.quiet_at = Instant::now() + self.quiet;
+        self.reader = Some(opened);
+        Ok(())
+    }
+
+    fn line(&mut self, line: Line) -> Option<Next> {
+        if self.is_complaint(&line) {
+            return None;
+        }
+        self.first = self.first.or_else(|| line.time());
+        match self.resume.step(&line) {
+            Step::Held => {
+                if self.resume.is_flowing() {
+                    self.doubt_at = None;
+                }
+                None
+            }
+            Step::Late => {
+                self.doubt_at.get_or_insert_with(|| Instant::now() + DOUBT);
+                None
+            }
+            Step::New(anchor) => {
+                self.at = Some(anchor.clone());
+                self.reopen.fruitful();
+                self.look = None;
+                self.quiet = QUIET;
+                self.quiet_at = Instant::now() + QUIET;
+                self.caught_up = false;
+                Some(Next::Line(line, anchor))
+            }
+        }
+    }
+
+    /// The kubelet's own words in place of a log; then it is read without following.
+    fn is_complaint(&mut self, line: &Line) -> bool {
+        let is = self.mode.follow
+            && line.nanos.is_none()
+            && CANNOT_FOLLOW
+                .iter()
+                .any(|words| line.text.starts_with(words));
+        if is {
+            let said = String::from_utf8_lossy(&line.text);
+            tracing::warn!(pod = &*self.pod.name, %said, "its node cannot follow logs; reading them again and again");
+            self.poll = true;
+            self.rewind();
+        }
+        is
+    }
+
+    /// A log that ended: for good if the container had, else it is opened again.
+    fn at_end(&mut self) -> Option<Next> {
+        let over = self.is_over();
+        if self.resume.is_flowing() {
+            if self.mode.over {
+                return Some(Next::End);
+            }
+            self.caught_up = over;
+            self.rewind();
+            if over {
+                self.next_open = Instant::now();
+            }
+            return None;
+        }
+        // Only who reads to the end knows that the line is not there.
+        let gone = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
+        if !gone {
+            self.rewind();
+            return None;
+        }
+        let gap = self.gap("rotated");
+        self.at = None;
+        self.rewind();
+        self.next_open = Instant::now();
+        Some(Next::Gap(gap))
+    }
+
+    fn not_read(&mut self, error: &Error) -> Option<Next> {
+        if !matches!(error, Error::Gone) && self.pods.is_current(&self.pod) {
+            tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
+            self.rewind();
+            return None;
+        }
+        self.gone = true;
+        self.first = None;
+        (!self.caught_up).then(|| Next::Gap(self.gap("pod gone")))
+    }
+
+    fn gap(&self, reason: &'static str) -> Gap {
+        tracing::warn!(pod = &*self.pod.name, reason, "log lines are missing");
+        Gap {
+            reason,
+            from: self.at.as_ref().and_then(Anchor::time),
+            to: self.first,
+        }
+    }
+
+    /// The log is opened again, and what is behind us held back.
+    fn rewind(&mut self) {
+        self.resume = Resume::new(self.at.clone());
+        self.reader = None;
+        self.first = None;
+        self.doubt_at = None;
+        self.decide = false;
+        self.look = None;
+        self.next_open = Instant::now() + self.reopen.delay();
+    }
+
+    fn is_over(&self) -> bool {
+        self.pods
+            .latest(&self.pod)
+            .is_none_or(|p| p.phase.is_terminal() || p.finished.is_some())
+    }
+}
+
+/// Whether the file has lines after that one, or does not have that one, or is gone.
+async fn has_more<S: Source>(source: &S, pod: &Pod, after: Option<Anchor>) -> bool {
+    let since = after.as_ref().and_then(Anchor::since);
+    let mut reader = match source.open(pod, since, false).await {
+        Ok(reader) => reader,
+        Err(error) => return matches!(error, Error::Gone),
+    };
+    let mut resume = Resume::new(after);
+    while let Ok(Piece::Line(line)) = reader.next().await {
+        match resume.step(&line) {
+            Step::Held => {}
+            Step::Late | Step::New(_) => return true,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+#[path = "tail_tests.rs"]
+mod tests;

@@ -1,0 +1,390 @@
+#![expect(clippy::unwrap_used)]
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::watch;
+
+use super::*;
+use crate::{domain::pod::PodPhase, logs::checkpoint::Checkpoint};
+
+/// A node with one container, whose log grows and is rotated.
+struct Node {
+    /// All lines ever; what was opened reads them as they come.
+    lines: watch::Sender<Vec<String>>,
+    /// The first one of the newest file.
+    newest: AtomicUsize,
+    /// Follows see nothing of what comes after this line: they hang.
+    hang_at: AtomicUsize,
+    no_inotify: AtomicBool,
+    /// An open reads only so many bytes, and ends.
+    cut: Mutex<Vec<usize>>,
+    /// Since when, and whether followed.
+    opens: Mutex<Vec<(Option<i64>, bool)>>,
+    pod: Mutex<Option<Arc<Pod>>>,
+}
+
+#[tonic::async_trait]
+impl Source for Arc<Node> {
+    async fn open(&self, _: &Pod, since: Option<i64>, follow: bool) -> Result<Reader, Error> {
+        self.opens.lock().unwrap().push((since, follow));
+        if self.pod.lock().unwrap().is_none() {
+            return Err(Error::Gone);
+        }
+        if follow && self.no_inotify.load(Relaxed) {
+            let text = b"failed to create fsnotify watcher: too many open files".to_vec();
+            return Ok(reader(stream::iter([Ok(text)])));
+        }
+        let is_served = move |l: &String| {
+            let stamp: jiff::Timestamp = l.split(' ').next().unwrap().parse().unwrap();
+            since.is_none_or(|s| stamp.as_second() >= s)
+        };
+        let cut = self.cut.lock().unwrap().pop().unwrap_or(usize::MAX);
+        let state = (
+            self.clone(),
+            self.lines.subscribe(),
+            self.newest.load(Relaxed),
+            cut,
+        );
+        let bytes = stream::unfold(state, move |(node, mut lines, next, mut left)| async move {
+            let until = if follow {
+                node.hang_at.load(Relaxed)
+            } else {
+                usize::MAX
+            };
+            let over = || {
+                !follow
+                    || node
+                        .pod
+                        .lock()
+                        .unwrap()
+                        .as_ref()
+                        .is_none_or(|p| p.phase.is_terminal())
+            };
+            let line = loop {
+                if left == 0 {
+                    return None;
+                }
+                let line = lines
+                    .borrow_and_update()
+                    .get(next)
+                    .filter(|_| next < until)
+                    .cloned();
+                match line {
+                    Some(line) => break line,
+                    None if over() => return None,
+                    None => lines.changed().await.ok()?,
+                }
+            };
+            let mut bytes = if is_served(&line) {
+                format!("{line}\n").into_bytes()
+            } else {
+                Vec::new()
+            };
+            bytes.truncate(left);
+            left -= bytes.len();
+            Some((Ok(bytes), (node, lines, next + 1, left)))
+        });
+        Ok(reader(bytes.boxed()))
+    }
+
+    async fn save(&self, _: &Pod, _: String) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+fn reader(
+    bytes: impl futures::Stream<Item = std::io::Result<Vec<u8>>> + Send + Unpin + 'static,
+) -> Reader {
+    Reader::new(Box::pin(bytes.into_async_read()))
+}
+
+#[derive(Clone)]
+struct Here(Arc<Node>);
+
+impl Pods for Here {
+    fn latest(&self, _: &Pod) -> Option<Arc<Pod>> {
+        self.0.pod.lock().unwrap().clone()
+    }
+}
+
+fn text(second: i64) -> String {
+    let at = jiff::Timestamp::from_second(1_790_000_000 + second).unwrap();
+    format!("{at} line {second}")
+}
+
+impl Node {
+    fn running() -> Arc<Self> {
+        let pod = Pod {
+            phase: PodPhase::Running,
+            ..Pod::default()
+        };
+        Arc::new(Self {
+            lines: watch::Sender::new(Vec::new()),
+            newest: AtomicUsize::new(0),
+            hang_at: AtomicUsize::new(usize::MAX),
+            no_inotify: AtomicBool::new(false),
+            cut: Mutex::default(),
+            opens: Mutex::default(),
+            pod: Mutex::new(Some(Arc::new(pod))),
+        })
+    }
+
+    /// One line a second.
+    fn print(&self, seconds: std::ops::Range<i64>) {
+        self.lines
+            .send_modify(|lines| lines.extend(seconds.map(text)));
+    }
+
+    fn rotate(&self) {
+        self.newest.store(self.lines.borrow().len(), Relaxed);
+    }
+
+    fn end(&self) {
+        let pod = Pod {
+            phase: PodPhase::Succeeded,
+            ..Pod::default()
+        };
+        *self.pod.lock().unwrap() = Some(Arc::new(pod));
+        self.lines.send_modify(|_| {});
+    }
+
+    fn tail(self: &Arc<Self>, after: Option<Anchor>) -> Tail<Arc<Self>, Here> {
+        Tail::new(
+            Arc::default(),
+            Arc::new(self.clone()),
+            Here(self.clone()),
+            after,
+        )
+    }
+
+    /// Where a reader stands who read so many lines.
+    async fn after(self: &Arc<Self>, lines: usize) -> Option<Anchor> {
+        let mut tail = self.tail(None);
+        let mut at = None;
+        for _ in 0..lines {
+            let Next::Line(_, anchor) = tail.next().await else {
+                unreachable!("no line")
+            };
+            at = Some(anchor);
+        }
+        self.opens.lock().unwrap().clear();
+        at
+    }
+}
+
+/// What comes until the end, in short.
+async fn rest(tail: &mut Tail<Arc<Node>, Here>) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        let next = some(tail).await;
+        let end = matches!(&*next, "end" | "gone");
+        all.push(next);
+        if end {
+            return all;
+        }
+    }
+}
+
+async fn some(tail: &mut Tail<Arc<Node>, Here>) -> String {
+    match tail.next().await {
+        Next::Line(line, _) => String::from_utf8(line.text).unwrap(),
+        Next::Gap(gap) => {
+            let second = |t: Option<jiff::Timestamp>| t.map(|t| t.as_second() - 1_790_000_000);
+            format!(
+                "gap {} {:?} {:?}",
+                gap.reason,
+                second(gap.from),
+                second(gap.to)
+            )
+        }
+        Next::End => "end".to_owned(),
+        Next::Gone => "gone".to_owned(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_is_followed_to_its_end() {
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    for n in 0..3 {
+        assert_eq!(some(&mut tail).await, format!("line {n}"));
+    }
+    node.print(3..4);
+    node.end();
+    assert_eq!(rest(&mut tail).await, ["line 3", "end"]);
+    // Once followed, once read to the end after the container's.
+    assert_eq!(
+        *node.opens.lock().unwrap(),
+        [(None, true), (Some(1_790_000_003 - 10), false)]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rotation_what_is_there_is_read_on_without_a_gap() {
+    let node = Node::running();
+    node.print(0..5);
+    node.rotate();
+    node.print(5..20);
+    // The last line that was read is in the newest file, those before it are not.
+    let after = Node::after(&node, 10).await;
+    let mut tail = node.tail(after);
+    node.end();
+    assert_eq!(
+        rest(&mut tail).await,
+        ["line 15", "line 16", "line 17", "line 18", "line 19", "end"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn lines_rotated_away_while_nobody_read_are_one_gap() {
+    let node = Node::running();
+    node.print(0..10);
+    let after = node.after(10).await;
+    node.print(10..30);
+    node.rotate();
+    node.print(30..32);
+    let mut tail = node.tail(after);
+    assert_eq!(some(&mut tail).await, "gap rotated Some(9) Some(30)");
+    assert_eq!(some(&mut tail).await, "line 30");
+    node.print(32..33);
+    node.end();
+    assert_eq!(rest(&mut tail).await, ["line 31", "line 32", "end"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_after_the_last_line_is_no_gap_until_a_line_comes() {
+    let node = Node::running();
+    node.print(0..3);
+    let after = node.after(3).await;
+    node.rotate();
+    let mut tail = node.tail(after);
+    let silent = timeout(Duration::from_secs(600), some(&mut tail)).await;
+    assert!(silent.is_err());
+    node.print(3..4);
+    assert_eq!(some(&mut tail).await, "gap rotated Some(2) Some(3)");
+    assert_eq!(some(&mut tail).await, "line 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_set_back_a_little_is_no_gap() {
+    let node = Node::running();
+    node.lines.send_modify(|l| l.extend([0, 9, 2, 3].map(text)));
+    let after = node.after(3).await;
+    let mut tail = node.tail(after);
+    assert_eq!(some(&mut tail).await, "line 3");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follow_that_missed_a_rotation_is_opened_again() {
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    for n in 0..3 {
+        assert_eq!(some(&mut tail).await, format!("line {n}"));
+    }
+    node.hang_at.store(3, Relaxed);
+    node.print(3..4);
+    let began = Instant::now();
+    node.hang_at.store(3, Relaxed);
+    let look = async {
+        sleep(QUIET).await;
+        node.hang_at.store(usize::MAX, Relaxed);
+    };
+    let (line, ()) = futures::future::join(some(&mut tail), look).await;
+    assert_eq!(line, "line 3");
+    assert!(began.elapsed() < QUIET + 2 * ARRIVES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_log_is_looked_at_less_and_less_and_its_next_line_comes_at_once() {
+    let node = Node::running();
+    node.print(0..1);
+    let mut tail = node.tail(None);
+    some(&mut tail).await;
+    let hour = Duration::from_secs(3_600);
+    assert!(timeout(hour, some(&mut tail)).await.is_err());
+    let opens = node.opens.lock().unwrap().clone();
+    assert_eq!(opens.iter().filter(|(_, follow)| *follow).count(), 1);
+    assert!((10..20).contains(&opens.len()), "{}", opens.len());
+    let began = Instant::now();
+    node.print(1..2);
+    assert_eq!(some(&mut tail).await, "line 1");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_node_cannot_follow_its_logs_are_read_again_and_again() {
+    let node = Node::running();
+    node.no_inotify.store(true, Relaxed);
+    node.print(0..2);
+    let mut tail = node.tail(None);
+    assert_eq!(
+        (some(&mut tail).await, some(&mut tail).await),
+        ("line 0".into(), "line 1".into())
+    );
+    node.print(2..3);
+    let began = Instant::now();
+    assert_eq!(some(&mut tail).await, "line 2");
+    assert!(began.elapsed() < Duration::from_secs(1));
+    node.end();
+    assert_eq!(rest(&mut tail).await, ["end"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_cut_off_at_any_byte_is_read_on_exactly() {
+    let whole = (0..4).map(|n| text(n).len() + 1).sum();
+    for cut in 0..whole {
+        let node = Node::running();
+        node.print(0..4);
+        node.cut.lock().unwrap().push(cut);
+        let mut tail = node.tail(None);
+        for n in 0..4 {
+            assert_eq!(some(&mut tail).await, format!("line {n}"), "cut at {cut}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_goes_before_its_log_was_read_is_a_gap() {
+    let node = Node::running();
+    node.print(0..2);
+    let mut tail = node.tail(None);
+    some(&mut tail).await;
+    *node.pod.lock().unwrap() = None;
+    node.lines.send_modify(|_| {});
+    assert_eq!(rest(&mut tail).await, ["line 1", "gone"]);
+    // The same, cut off before.
+    let node = Node::running();
+    node.print(0..2);
+    node.cut.lock().unwrap().push(text(0).len() + 1);
+    let mut tail = node.tail(None);
+    some(&mut tail).await;
+    let going = async {
+        sleep(Duration::from_millis(100)).await;
+        *node.pod.lock().unwrap() = None;
+    };
+    let (all, ()) = futures::future::join(rest(&mut tail), going).await;
+    assert_eq!(all, ["gap pod gone Some(0) None", "gone"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
+    let node = Node::running();
+    node.print(0..4);
+    let mut tail = node.tail(None);
+    some(&mut tail).await;
+    tail.was_held_up();
+    let mut at = Checkpoint::start(0);
+    for n in 1..4 {
+        let Next::Line(line, anchor) = tail.next().await else {
+            unreachable!("no line")
+        };
+        assert_eq!(line.text, format!("line {n}").into_bytes());
+        at.pass(anchor);
+    }
+    assert_eq!(node.opens.lock().unwrap().len(), 2);
+}
