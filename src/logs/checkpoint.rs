@@ -1,6 +1,6 @@
 //! Where a worker's log stands, exactly; pure.
 //!
-//! The API's `sinceTime` has whole seconds, so a position is the last line behind us:
+//! The API's `sinceTime` has whole seconds, so a position is a line, mostly the last one behind us:
 //! its time to the nanosecond, its hash, and which of the lines of that time it was.
 //! Whoever reads from some seconds before it on drops everything up to it. Lines are
 //! taken in file order. By time they are compared for one thing only: a line later
@@ -19,13 +19,15 @@ const LOOK_BACK: i64 = 10;
 pub(super) struct Checkpoint {
     /// Sequence of the next entry, from 1.
     pub(super) next: u64,
-    /// Raised by each gap.
+    /// Raised by each gap, and never the same after two of them: a receiver that keeps the
+    /// highest epoch and sequence takes what follows a gap, also where lines with these
+    /// sequences had come to it before and were not acknowledged.
     pub(super) epoch: u32,
     /// Container instance.
     pub(super) restart: i32,
-    /// The last line behind us; None: the file's first byte is next.
+    /// None: the container's first byte is next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) after: Option<Anchor>,
+    pub(super) place: Option<Place>,
 }
 
 impl Checkpoint {
@@ -34,7 +36,7 @@ impl Checkpoint {
             next: 1,
             epoch: 0,
             restart,
-            after: None,
+            place: None,
         }
     }
 
@@ -51,14 +53,43 @@ impl Checkpoint {
     /// A line is behind us.
     pub(super) fn pass(&mut self, line: Anchor) {
         self.next += 1;
-        self.after = Some(line);
+        self.place = Some(Place::After(line));
     }
 
-    /// A record of our own, which is no line of the file; what the file has now is new.
-    pub(super) fn pass_gap(&mut self) {
+    /// A record of our own, which is no line of the file, is behind us. `place`: what the
+    /// file has after it. `transitions`: of the leader's term, for who comes after it may
+    /// find another gap here.
+    pub(super) fn pass_gap(&mut self, place: Option<Place>, transitions: u32) {
         self.next += 1;
-        self.epoch += 1;
-        self.after = None;
+        self.epoch = (self.epoch + 1).max(transitions);
+        self.place = place;
+    }
+}
+
+/// Between two lines of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Place {
+    After(Anchor),
+    /// After a gap: the line is the first one of its file.
+    Before(Anchor),
+}
+
+impl Place {
+    fn line(&self) -> &Anchor {
+        let (Self::After(line) | Self::Before(line)) = self;
+        line
+    }
+
+    /// Where to read from to see its line again, as Unix time in seconds.
+    pub(super) fn since(&self) -> Option<i64> {
+        let nanos = self.line().nanos?;
+        Some(nanos.div_euclid(1_000_000_000) - LOOK_BACK)
+    }
+
+    /// Of its line.
+    pub(super) fn time(&self) -> Option<jiff::Timestamp> {
+        jiff::Timestamp::from_nanosecond(self.line().nanos?.into()).ok()
     }
 }
 
@@ -87,15 +118,6 @@ impl Anchor {
             nth,
         }
     }
-
-    /// Where to read from to see it again, as Unix time in seconds.
-    pub(super) fn since(&self) -> Option<i64> {
-        self.nanos.map(|n| n.div_euclid(1_000_000_000) - LOOK_BACK)
-    }
-
-    pub(super) fn time(&self) -> Option<jiff::Timestamp> {
-        jiff::Timestamp::from_nanosecond(self.nanos?.into()).ok()
-    }
 }
 
 /// What to do with a line that was read.
@@ -111,14 +133,14 @@ pub(super) enum Step {
 /// Drops what is behind us from a freshly opened log.
 #[derive(Debug)]
 pub(super) struct Resume {
-    sought: Option<Anchor>,
+    sought: Option<Place>,
     at: Option<Anchor>,
 }
 
 impl Resume {
-    pub(super) fn new(after: Option<Anchor>) -> Self {
+    pub(super) fn new(place: Option<Place>) -> Self {
         Self {
-            sought: after,
+            sought: place,
             at: None,
         }
     }
@@ -131,15 +153,17 @@ impl Resume {
     pub(super) fn step(&mut self, line: &Line) -> Step {
         let this = Anchor::of(line, self.at.as_ref());
         self.at = Some(this.clone());
-        match &self.sought {
-            None => Step::New(this),
-            Some(sought) if *sought == this => {
-                self.sought = None;
-                Step::Held
-            }
-            Some(sought) if this.nanos > sought.nanos => Step::Late,
-            Some(_) => Step::Held,
-        }
+        let Some(sought) = &self.sought else {
+            return Step::New(this);
+        };
+        let step = match sought {
+            Place::After(line) if *line == this => Step::Held,
+            Place::Before(line) if *line == this => Step::New(this),
+            place if this.nanos > place.line().nanos => return Step::Late,
+            _ => return Step::Held,
+        };
+        self.sought = None;
+        step
     }
 }
 

@@ -33,8 +33,8 @@ fn file(steps: &[i64]) -> Vec<Line> {
 }
 
 /// What the API serves: lines stamped from a second on, in file order.
-fn served(file: &[Line], after: Option<&Anchor>) -> Vec<Line> {
-    let since = after.and_then(Anchor::since);
+fn served(file: &[Line], place: Option<&Place>) -> Vec<Line> {
+    let since = place.and_then(Place::since);
     let is_served = |l: &&Line| since.is_none_or(|s| l.nanos.unwrap() >= s * SECOND);
     file.iter().filter(is_served).cloned().collect()
 }
@@ -42,9 +42,9 @@ fn served(file: &[Line], after: Option<&Anchor>) -> Vec<Line> {
 /// Reads on from a checkpoint to the end: the new lines with their sequences, or None
 /// where the line looked for is not in the file.
 fn read(file: &[Line], from: &Checkpoint) -> Option<(Vec<(u64, Line)>, Checkpoint)> {
-    let mut resume = Resume::new(from.after.clone());
+    let mut resume = Resume::new(from.place.clone());
     let (mut at, mut new) = (from.clone(), Vec::new());
-    for l in served(file, from.after.as_ref()) {
+    for l in served(file, from.place.as_ref()) {
         if let Step::New(anchor) = resume.step(&l) {
             new.push((at.next, l));
             at.pass(anchor);
@@ -112,10 +112,10 @@ proptest! {
         let file = file(&steps);
         let seen = seen.min(file.len() - 1);
         let (_, at) = read(&file[..seen], &Checkpoint::start(0)).unwrap();
-        let mut resume = Resume::new(at.after.clone());
-        let steps: Vec<Step> = served(&file[..seen], at.after.as_ref()).iter().map(|l| resume.step(l)).collect();
+        let mut resume = Resume::new(at.place.clone());
+        let steps: Vec<Step> = served(&file[..seen], at.place.as_ref()).iter().map(|l| resume.step(l)).collect();
         prop_assert!(steps.iter().all(|s| *s == Step::Held));
-        prop_assert_eq!(Resume::new(at.after).step(&file[seen]), Step::Late);
+        prop_assert_eq!(Resume::new(at.place).step(&file[seen]), Step::Late);
     }
 }
 
@@ -135,7 +135,7 @@ fn the_rest_of_a_line_whose_head_was_cut_off_is_held_back() {
         text: b"of a long line".to_vec(),
         ..Line::default()
     };
-    let mut resume = Resume::new(at.after);
+    let mut resume = Resume::new(at.place);
     assert_eq!(resume.step(&rest), Step::Held);
     lines
         .iter()

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     cluster::ATTEMPT,
-    domain::{names, pod::Pod},
+    domain::{names, pod::Pod, term::Term},
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 
@@ -41,8 +41,9 @@ impl Entry {
     }
 
     /// The record of lines that the node no longer has.
-    pub(super) fn gap(read: &mut Checkpoint, gap: Gap) -> Self {
-        read.pass_gap();
+    pub(super) fn gap(read: &mut Checkpoint, gap: Gap, term: &Term) -> Self {
+        let transitions = u32::try_from(term.transitions).unwrap_or(0);
+        read.pass_gap(gap.place.clone(), transitions);
         Self {
             what: What::Gap(gap, jiff::Timestamp::now()),
             then: read.clone(),
@@ -76,7 +77,7 @@ pub(super) struct Maker<'a> {
     pub(super) pod: &'a Pod,
     pub(super) labels: &'a HashMap<String, String>,
     pub(super) namespace: &'a str,
-    pub(super) term: &'a str,
+    pub(super) term: &'a Term,
 }
 
 impl Maker<'_> {
@@ -84,7 +85,7 @@ impl Maker<'_> {
         match &entry.what {
             What::Line(line) => {
                 let (message, original) = line.message();
-                let mut wire = self.wire(entry, entry.then.epoch, message);
+                let mut wire = self.wire(entry, message);
                 let cut_from = line.cut_from.map(|n| n.to_string());
                 let more = [("original-base64", original), ("cut-from-bytes", cut_from)];
                 add(&mut wire, more);
@@ -94,8 +95,7 @@ impl Maker<'_> {
             }
             What::Gap(gap, found) => {
                 let text = format!("log lines may be missing here ({})", gap.reason);
-                // The epoch that it ends.
-                let mut wire = self.wire(entry, entry.then.epoch - 1, text);
+                let mut wire = self.wire(entry, text);
                 let known = [
                     ("kind", "gap"),
                     ("reason", gap.reason),
@@ -118,7 +118,7 @@ impl Maker<'_> {
         }
     }
 
-    fn wire(&self, entry: &Entry, epoch: u32, message: String) -> WorkerLogEntry {
+    fn wire(&self, entry: &Entry, message: String) -> WorkerLogEntry {
         let pod = self.pod;
         let created = pod
             .created
@@ -142,8 +142,8 @@ impl Maker<'_> {
                 ("pod-uid".to_owned(), pod.uid.clone()),
                 ("container".to_owned(), "worker".to_owned()),
                 ("restart".to_owned(), entry.then.restart.to_string()),
-                ("epoch".to_owned(), epoch.to_string()),
-                ("leader-term".to_owned(), self.term.to_owned()),
+                ("epoch".to_owned(), entry.then.epoch.to_string()),
+                ("leader-term".to_owned(), self.term.to_string()),
             ]),
         }
     }

@@ -115,7 +115,7 @@ impl Forwarder {
             drained: self.drained.clone(),
             handler: self.handler.clone(),
             settings: self.settings.clone(),
-            term: tenure.term.to_string(),
+            term: tenure.term.clone(),
             drain: tenure.drain.clone(),
         };
         let uid = pod.uid.clone();

@@ -15,6 +15,8 @@ mod gate;
 mod handler;
 mod line;
 mod reopen;
+#[cfg(test)]
+mod resume_model;
 mod session;
 mod settings;
 mod tail;

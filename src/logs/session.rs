@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::AckMode,
-    domain::pod::Pod,
+    domain::{pod::Pod, term::Term},
     proto::{LogForwardResponse, WorkerLogEntry, log_forward_response::Status},
     workers::Drained,
 };
@@ -62,7 +62,7 @@ pub(super) struct Session<S, P> {
     pub(super) drained: Drained,
     pub(super) handler: HandlerClient,
     pub(super) settings: Settings,
-    pub(super) term: String,
+    pub(super) term: Term,
     pub(super) drain: CancellationToken,
 }
 
@@ -99,7 +99,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         let mut state = State {
             window: Window::new(self.settings.window),
             held: self.settings.budget.hold(),
-            tail: Tail::new(pod, source, pods, from.after.clone()),
+            tail: Tail::new(pod, source, pods, from.place.clone()),
             read: from.clone(),
             saved_next: from.next,
             acked: from,
@@ -251,7 +251,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                 state.lines += 1;
                 Entry::line(&mut state.read, line, anchor)
             }
-            Next::Gap(gap) => Entry::gap(&mut state.read, gap),
+            Next::Gap(gap) => Entry::gap(&mut state.read, gap, &self.term),
             Next::End => return state.end = Some(End::Drained),
             Next::Gone => return state.end = Some(End::Gone),
         };

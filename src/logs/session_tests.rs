@@ -181,7 +181,7 @@ async fn run(
         drained: Drained::default(),
         handler: HandlerClient::new(&handler).unwrap(),
         settings: Settings::new(&handler, "n"),
-        term: "t".into(),
+        term: "t/3/h".parse().unwrap(),
         drain: CancellationToken::new(),
     };
     let end = tokio::select! {

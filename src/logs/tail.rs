@@ -9,7 +9,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
-    checkpoint::{Anchor, Resume, Step},
+    checkpoint::{Anchor, Place, Resume, Step},
     follow::{Error, Piece, Reader, Source},
     line::Line,
     reopen::Reopen,
@@ -52,6 +52,8 @@ pub(super) struct Gap {
     /// Times of the last line before and the first one after, where known.
     pub(super) from: Option<jiff::Timestamp>,
     pub(super) to: Option<jiff::Timestamp>,
+    /// What the file has after it.
+    pub(super) place: Option<Place>,
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Reader, Error>> + Send>>;
@@ -69,8 +71,12 @@ pub(super) struct Tail<S, P> {
     pod: Arc<Pod>,
     source: Arc<S>,
     pods: P,
-    /// The last line that was handed on; None: the file's first one is next.
-    at: Option<Anchor>,
+    /// After the last line that was handed on.
+    at: Option<Place>,
+    /// Its line is not in the file any more: all that is there is new, after a gap.
+    lost: bool,
+    /// A line that was read, after the gap that was told.
+    ready: Option<(Line, Anchor)>,
     resume: Resume,
     mode: Mode,
     reader: Option<Reader>,
@@ -78,8 +84,6 @@ pub(super) struct Tail<S, P> {
     opening: Option<Opening>,
     next_open: Instant,
     reopen: Reopen,
-    /// Of the first line that an open gave.
-    first: Option<jiff::Timestamp>,
     /// Later lines than the one looked for came; decided then.
     doubt_at: Option<Instant>,
     /// The next open reads to the end and decides.
@@ -95,15 +99,17 @@ pub(super) struct Tail<S, P> {
 }
 
 impl<S: Source, P: Pods> Tail<S, P> {
-    /// After that line.
-    pub(super) fn new(pod: Arc<Pod>, source: Arc<S>, pods: P, after: Option<Anchor>) -> Self {
+    /// From that place on.
+    pub(super) fn new(pod: Arc<Pod>, source: Arc<S>, pods: P, at: Option<Place>) -> Self {
         let now = Instant::now();
         Self {
             pod,
             source,
             pods,
-            resume: Resume::new(after.clone()),
-            at: after,
+            resume: Resume::new(at.clone()),
+            at,
+            lost: false,
+            ready: None,
             mode: Mode {
                 follow: false,
                 over: false,
@@ -112,7 +118,6 @@ impl<S: Source, P: Pods> Tail<S, P> {
             opening: None,
             next_open: now,
             reopen: Reopen::default(),
-            first: None,
             doubt_at: None,
             decide: false,
             poll: false,
@@ -127,6 +132,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
     /// Waits for it as long as the pod lives. Cancel safe: an open log stays open.
     pub(super) async fn next(&mut self) -> Next {
         loop {
+            if let Some((line, anchor)) = self.ready.take() {
+                return self.hand_on(line, anchor);
+            }
             if self.gone {
                 return Next::Gone;
             }
@@ -170,7 +178,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
                     self.next_open = Instant::now();
                 }
                 () = sleep_until(self.quiet_at), if waits && self.look.is_none() => {
-                    let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.at.clone());
+                    let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.sought());
                     self.look = Some(Box::pin(async move {
                         let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at)).await;
                         sleep(ARRIVES).await;
@@ -199,7 +207,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 // A log that has ended is read to its last byte.
                 let follow = !over && !self.decide && !self.poll;
                 self.mode = Mode { follow, over };
-                let since = self.at.as_ref().and_then(Anchor::since);
+                let since = self.sought().as_ref().and_then(Place::since);
                 let (source, pod) = (self.source.clone(), self.pod.clone());
                 self.opening.insert(Box::pin(
                     async move { source.open(&pod, since, follow).await },
@@ -222,7 +230,6 @@ impl<S: Source, P: Pods> Tail<S, P> {
         if self.is_complaint(&line) {
             return None;
         }
-        self.first = self.first.or_else(|| line.time());
         match self.resume.step(&line) {
             Step::Held => {
                 if self.resume.is_flowing() {
@@ -234,16 +241,24 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 self.doubt_at.get_or_insert_with(|| Instant::now() + DOUBT);
                 None
             }
-            Step::New(anchor) => {
-                self.at = Some(anchor.clone());
-                self.reopen.fruitful();
-                self.look = None;
-                self.quiet = QUIET;
-                self.quiet_at = Instant::now() + QUIET;
-                self.caught_up = false;
-                Some(Next::Line(line, anchor))
+            Step::New(anchor) if self.lost => {
+                self.lost = false;
+                let gap = self.gap("rotated", line.time(), Some(Place::Before(anchor.clone())));
+                self.ready = Some((line, anchor));
+                Some(gap)
             }
+            Step::New(anchor) => Some(self.hand_on(line, anchor)),
         }
+    }
+
+    fn hand_on(&mut self, line: Line, anchor: Anchor) -> Next {
+        self.at = Some(Place::After(anchor.clone()));
+        self.reopen.fruitful();
+        self.look = None;
+        self.quiet = QUIET;
+        self.quiet_at = Instant::now() + QUIET;
+        self.caught_up = false;
+        Next::Line(line, anchor)
     }
 
     /// The kubelet's own words in place of a log; then it is read without following.
@@ -267,9 +282,14 @@ impl<S: Source, P: Pods> Tail<S, P> {
         let over = self.is_over();
         if self.resume.is_flowing() {
             if self.mode.over {
-                return Some(Next::End);
+                let lost = std::mem::take(&mut self.lost);
+                return Some(if lost {
+                    self.gap("rotated", None, None)
+                } else {
+                    Next::End
+                });
             }
-            self.caught_up = over;
+            self.caught_up = over && !self.lost;
             self.rewind();
             if over {
                 self.next_open = Instant::now();
@@ -277,16 +297,13 @@ impl<S: Source, P: Pods> Tail<S, P> {
             return None;
         }
         // Only who reads to the end knows that the line is not there.
-        let gone = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
-        if !gone {
-            self.rewind();
-            return None;
-        }
-        let gap = self.gap("rotated");
-        self.at = None;
+        self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
+        let lost = self.lost;
         self.rewind();
-        self.next_open = Instant::now();
-        Some(Next::Gap(gap))
+        if lost {
+            self.next_open = Instant::now();
+        }
+        None
     }
 
     fn not_read(&mut self, error: &Error) -> Option<Next> {
@@ -296,28 +313,41 @@ impl<S: Source, P: Pods> Tail<S, P> {
             return None;
         }
         self.gone = true;
-        self.first = None;
-        (!self.caught_up).then(|| Next::Gap(self.gap("pod gone")))
+        (!self.caught_up).then(|| self.gap("pod gone", None, None))
     }
 
-    fn gap(&self, reason: &'static str) -> Gap {
-        tracing::warn!(pod = &*self.pod.name, reason, "log lines are missing");
-        Gap {
+    fn gap(
+        &mut self,
+        reason: &'static str,
+        to: Option<jiff::Timestamp>,
+        place: Option<Place>,
+    ) -> Next {
+        tracing::warn!(pod = &*self.pod.name, reason, "log lines may be missing");
+        let from = self.at.as_ref().and_then(Place::time);
+        self.at.clone_from(&place);
+        Next::Gap(Gap {
             reason,
-            from: self.at.as_ref().and_then(Anchor::time),
-            to: self.first,
-        }
+            from,
+            to,
+            place,
+        })
     }
 
     /// The log is opened again, and what is behind us held back.
     fn rewind(&mut self) {
-        self.resume = Resume::new(self.at.clone());
+        self.resume = Resume::new(self.sought());
         self.reader = None;
-        self.first = None;
+        // It is read again.
+        self.ready = None;
         self.doubt_at = None;
         self.decide = false;
         self.look = None;
         self.next_open = Instant::now() + self.reopen.delay();
+    }
+
+    /// What an open log must have before something new.
+    fn sought(&self) -> Option<Place> {
+        self.at.clone().filter(|_| !self.lost)
     }
 
     fn is_over(&self) -> bool {
@@ -327,14 +357,14 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 }
 
-/// Whether the file has lines after that one, or does not have that one, or is gone.
-async fn has_more<S: Source>(source: &S, pod: &Pod, after: Option<Anchor>) -> bool {
-    let since = after.as_ref().and_then(Anchor::since);
+/// Whether the file has lines after that place, or does not have it, or is gone.
+async fn has_more<S: Source>(source: &S, pod: &Pod, at: Option<Place>) -> bool {
+    let since = at.as_ref().and_then(Place::since);
     let mut reader = match source.open(pod, since, false).await {
         Ok(reader) => reader,
         Err(error) => return matches!(error, Error::Gone),
     };
-    let mut resume = Resume::new(after);
+    let mut resume = Resume::new(at);
     while let Ok(Piece::Line(line)) = reader.next().await {
         match resume.step(&line) {
             Step::Held => {}

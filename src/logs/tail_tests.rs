@@ -151,24 +151,24 @@ impl Node {
         self.lines.send_modify(|_| {});
     }
 
-    fn tail(self: &Arc<Self>, after: Option<Anchor>) -> Tail<Arc<Self>, Here> {
+    fn tail(self: &Arc<Self>, at: Option<Place>) -> Tail<Arc<Self>, Here> {
         Tail::new(
             Arc::default(),
             Arc::new(self.clone()),
             Here(self.clone()),
-            after,
+            at,
         )
     }
 
     /// Where a reader stands who read so many lines.
-    async fn after(self: &Arc<Self>, lines: usize) -> Option<Anchor> {
+    async fn after(self: &Arc<Self>, lines: usize) -> Option<Place> {
         let mut tail = self.tail(None);
         let mut at = None;
         for _ in 0..lines {
             let Next::Line(_, anchor) = tail.next().await else {
                 unreachable!("no line")
             };
-            at = Some(anchor);
+            at = Some(Place::After(anchor));
         }
         self.opens.lock().unwrap().clear();
         at
