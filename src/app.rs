@@ -79,6 +79,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
     telemetry::metrics::register(&mut registry);
+    let logs = logs::Settings::new(&handler, &namespace);
+    logs.register(&mut registry);
     let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
     let (contender, leadership) = Contender::new(
         lease,
@@ -123,7 +125,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         index,
         router,
         handler: HandlerClient::new(&handler).context("OTTO_HANDLER_HOST")?,
-        logs: logs::Settings::new(&handler, &namespace),
+        logs,
         policy,
         limits,
         pause,

@@ -2,20 +2,31 @@
 //!
 //! What holds: what was added is given back, at the latest with the [`Held`]. The sum
 //! may pass the limit by one entry a worker, for each may have one.
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::sync::atomic::AtomicI64;
+
+use prometheus_client::{
+    metrics::gauge::Gauge,
+    registry::{Registry, Unit},
 };
 
 /// In bytes.
-const OF_A_WORKER: usize = 4 * 1024 * 1024;
-const OF_ALL: usize = 64 * 1024 * 1024;
+const OF_A_WORKER: i64 = 4 * 1024 * 1024;
+const OF_ALL: i64 = 64 * 1024 * 1024;
 
 /// Shared by all sessions.
 #[derive(Debug, Clone, Default)]
-pub struct Budget(Arc<AtomicUsize>);
+pub(super) struct Budget(Gauge<i64, AtomicI64>);
 
 impl Budget {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register_with_unit(
+            "ottoscaler_log_held",
+            "Memory of log entries that are not acknowledged",
+            Unit::Bytes,
+            self.0.clone(),
+        );
+    }
+
     pub(super) fn hold(&self) -> Held {
         Held {
             of_all: self.clone(),
@@ -28,28 +39,28 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct Held {
     of_all: Budget,
-    own: usize,
+    own: i64,
 }
 
 impl Held {
     pub(super) fn has_room(&self) -> bool {
-        self.own < OF_A_WORKER && self.of_all.0.load(Relaxed) < OF_ALL
+        self.own < OF_A_WORKER && self.of_all.0.get() < OF_ALL
     }
 
-    pub(super) fn add(&mut self, bytes: usize) {
+    pub(super) fn add(&mut self, bytes: i64) {
         self.own += bytes;
-        self.of_all.0.fetch_add(bytes, Relaxed);
+        self.of_all.0.inc_by(bytes);
     }
 
-    pub(super) fn sub(&mut self, bytes: usize) {
+    pub(super) fn sub(&mut self, bytes: i64) {
         self.own -= bytes;
-        self.of_all.0.fetch_sub(bytes, Relaxed);
+        self.of_all.0.dec_by(bytes);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.of_all.0.fetch_sub(self.own, Relaxed);
+        self.of_all.0.dec_by(self.own);
     }
 }
 
@@ -70,6 +81,6 @@ mod tests {
         all[0].sub(OF_A_WORKER);
         assert!(all[16].has_room());
         drop(all);
-        assert_eq!(budget.0.load(Relaxed), 0);
+        assert_eq!(budget.0.get(), 0);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What an entry weighs beside its text.
-const OVERHEAD: usize = 192;
+const OVERHEAD: i64 = 192;
 
 /// An entry under way; a message is made of it each time that it is sent.
 #[derive(Debug)]
@@ -55,10 +55,19 @@ impl Entry {
     }
 
     /// Of memory, about.
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> i64 {
+        let text = match &self.what {
+            What::Line(line) => line.text.len(),
+            What::Gap(..) => 0,
+        };
+        i64::try_from(text).unwrap_or(i64::MAX / 2) + OVERHEAD
+    }
+
+    /// When its line was printed, as the node has it.
+    pub(super) fn printed(&self) -> Option<jiff::Timestamp> {
         match &self.what {
-            What::Line(line) => line.text.len() + OVERHEAD,
-            What::Gap(..) => OVERHEAD,
+            What::Line(line) => line.time(),
+            What::Gap(..) => None,
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep},
 };
-use tracing::Instrument as _;
+use tracing::{Instrument as _, field::Empty};
 
 use super::{
     entry,
@@ -102,7 +102,11 @@ impl Forwarder {
             "worker",
             otel.name = "forward worker logs",
             pod = &*pod.name,
-            task = &*pod.task_id
+            task = &*pod.task_id,
+            lines = Empty,
+            gaps = Empty,
+            dropped = Empty,
+            retried = Empty
         );
         if let Some(parent) = &pod.traceparent {
             telemetry::set_parent_from(&span, parent);

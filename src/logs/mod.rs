@@ -14,6 +14,7 @@ mod forwarder;
 mod gate;
 mod handler;
 mod line;
+mod metrics;
 mod reopen;
 #[cfg(test)]
 mod resume_model;

@@ -82,7 +82,13 @@ struct State<S, P> {
     last_answer: Instant,
     saved: Instant,
     saved_next: u64,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
     lines: u64,
+    gaps: u64,
     dropped: u64,
     retried: u64,
 }
@@ -108,24 +114,28 @@ impl<S: Source, P: Pods> Session<S, P> {
             pause_until: None,
             last_answer: now,
             saved: now,
-            lines: 0,
-            dropped: 0,
-            retried: 0,
+            counts: Counts::default(),
         };
+        let follow = self.settings.metrics.follow();
         let end = self.streams(&mut state).await;
         if end == End::HandedOver {
             self.save(&mut state).await;
         }
-        let State {
+        drop(follow);
+        let Counts {
             lines,
+            gaps,
             dropped,
             retried,
-            ..
-        } = state;
+        } = state.counts;
+        let span = tracing::Span::current();
+        span.record("lines", lines).record("gaps", gaps);
+        span.record("dropped", dropped).record("retried", retried);
         tracing::info!(
             pod = &*self.pod.name,
             ?end,
             lines,
+            gaps,
             dropped,
             retried,
             "log session ended"
@@ -243,15 +253,22 @@ impl<S: Source, P: Pods> Session<S, P> {
     }
 
     fn take(&self, state: &mut State<S, P>, next: Next) {
+        let metrics = &self.settings.metrics;
         let entry = match next {
             Next::Line(line, anchor) => {
                 if let Some(time) = line.time().filter(|_| state.read.next == 1) {
                     self.drained.began(&self.pod.uid, time.as_second());
                 }
-                state.lines += 1;
+                state.counts.lines += 1;
+                metrics.lines.inc();
+                metrics.bytes.inc_by(line.text.len() as u64);
                 Entry::line(&mut state.read, line, anchor)
             }
-            Next::Gap(gap) => Entry::gap(&mut state.read, gap, &self.term),
+            Next::Gap(gap) => {
+                state.counts.gaps += 1;
+                metrics.gap(gap.reason);
+                Entry::gap(&mut state.read, gap, &self.term)
+            }
             Next::End => return state.end = Some(End::Drained),
             Next::Gone => return state.end = Some(End::Gone),
         };
@@ -281,7 +298,8 @@ impl<S: Source, P: Pods> Session<S, P> {
             (_, Status::Ack) => state.window.answer(Answer::Ack).into_iter().collect(),
             (_, Status::Drop) => state.window.answer(Answer::Drop).into_iter().collect(),
             (_, Status::Retry) => {
-                state.retried += 1;
+                state.counts.retried += 1;
+                self.settings.metrics.retried.inc();
                 state.window.answer(Answer::Retry);
                 Vec::new()
             }
@@ -295,7 +313,15 @@ impl<S: Source, P: Pods> Session<S, P> {
             state.pause_until = Some(now + Duration::from_millis(pause.min(60_000)));
         }
         for entry in settled {
-            state.dropped += u64::from(status == Status::Drop);
+            if status == Status::Drop {
+                state.counts.dropped += 1;
+                self.settings.metrics.dropped.inc();
+            } else {
+                self.settings.metrics.acknowledged.inc();
+                if let Some(time) = entry.printed() {
+                    self.settings.metrics.took(time);
+                }
+            }
             state.held.sub(entry.bytes());
             state.acked = entry.then;
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status as Refused, Streaming};
 
@@ -102,7 +103,7 @@ impl OttoHandlerLogService for Peer {
         let answers = entries.filter_map(move |entry| {
             let n = peer.count.fetch_add(1, Ordering::Relaxed) as u64;
             let mut answer = (peer.mood)(n);
-            if let (Ok(entry), Some(Status::Ack)) = (&entry, answer) {
+            if let (Ok(entry), Some(Status::Ack | Status::Drop)) = (&entry, answer) {
                 let sequence: u64 = entry.metadata["sequence"].parse().unwrap();
                 let mut taken = peer.taken.lock().unwrap();
                 // What follows an entry asked for again waits for that one.
@@ -145,7 +146,7 @@ async fn run(
     file: File,
     mood: Mood,
     checkpoint: Option<String>,
-) -> (End, Vec<(u64, String)>, Arc<File>) {
+) -> (End, Vec<(u64, String)>, Settings) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let peer = Peer {
@@ -172,15 +173,15 @@ async fn run(
         checkpoint,
         ..Pod::default()
     });
-    let source = Arc::new(file);
+    let settings = Settings::new(&handler, "n");
     let session = Session {
         pod: pod.clone(),
         labels: entry::labels(&pod),
-        source: source.clone(),
+        source: Arc::new(file),
         pods: Still(pod),
         drained: Drained::default(),
         handler: HandlerClient::new(&handler).unwrap(),
-        settings: Settings::new(&handler, "n"),
+        settings: settings.clone(),
         term: "t/3/h".parse().unwrap(),
         drain: CancellationToken::new(),
     };
@@ -189,7 +190,7 @@ async fn run(
         _ = serve => unreachable!(),
     };
     let taken = peer.taken.lock().unwrap().clone();
-    (end, taken, source)
+    (end, taken, settings)
 }
 
 /// Where a session stands that has read so many lines.
@@ -233,6 +234,44 @@ async fn every_line_is_taken_once_and_in_order() {
     )
     .await;
     assert_eq!((end, taken), (End::Drained, expected(100)));
+}
+
+#[tokio::test]
+async fn what_happened_to_lines_is_counted() {
+    let mood: Mood = |n| {
+        Some(match n {
+            5 => Status::Retry,
+            40 => Status::Drop,
+            _ => Status::Ack,
+        })
+    };
+    let file = File {
+        lines: lines(100),
+        ..Default::default()
+    };
+    let (_, _, settings) = run(file, mood, None).await;
+    let mut registry = Registry::default();
+    settings.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let value = |name: &str| {
+        let prefix = format!("ottoscaler_log_{name} ");
+        let line = text.lines().find(|l| l.starts_with(&prefix)).unwrap();
+        line[prefix.len()..].parse::<u64>().unwrap()
+    };
+    let retried = value("retried_total");
+    assert!((1..20).contains(&retried), "{retried}");
+    assert_eq!(
+        [
+            "lines_total",
+            "acknowledged_total",
+            "dropped_total",
+            "lag_seconds_count"
+        ]
+        .map(value),
+        [100, 99, 1, 99]
+    );
+    assert_eq!(["follows", "held_bytes"].map(value), [0, 0]);
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! What a session is told, and what it asks the index.
 use std::{sync::Arc, time::Duration};
 
-use super::budget::Budget;
+use prometheus_client::registry::Registry;
+
+use super::{budget::Budget, metrics::Metrics};
 use crate::{
     config::{self, AckMode},
     domain::pod::Pod,
@@ -14,7 +16,8 @@ pub struct Settings {
     pub ack_timeout: Duration,
     pub window: usize,
     pub namespace: String,
-    pub budget: Budget,
+    pub(super) budget: Budget,
+    pub(super) metrics: Metrics,
 }
 
 impl Settings {
@@ -25,7 +28,13 @@ impl Settings {
             window: handler.window,
             namespace: namespace.to_owned(),
             budget: Budget::default(),
+            metrics: Metrics::default(),
         }
+    }
+
+    pub fn register(&self, registry: &mut Registry) {
+        self.budget.register(registry);
+        self.metrics.register(registry);
     }
 }
 
