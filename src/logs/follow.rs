@@ -21,7 +21,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("the log was not opened in time")]
+    #[error("the log was not served in time")]
     Timeout,
     #[error("the pod is gone")]
     Gone,

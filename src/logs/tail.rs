@@ -20,7 +20,7 @@ use crate::domain::pod::Pod;
 /// How long a log may give later lines than the one looked for, until it is read to
 /// its end to decide whether that one is gone.
 const DOUBT: Duration = Duration::from_secs(2);
-/// Silence of a followed log until it is looked whether there is more: a follow can
+/// Silence of a log until a read is given up; of a followed one, until it is looked whether there is more: a follow can
 /// miss a rotation (kubernetes/kubernetes#126564), or hang on a dead connection.
 const QUIET: Duration = Duration::from_secs(30);
 /// The same of a log that has been silent for long.
@@ -155,7 +155,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
     /// Nothing was taken for long: what has come meanwhile may be no more than a part,
     /// for a reader that hangs over two rotations misses the file between.
     pub(super) fn was_held_up(&mut self) {
-        if self.reader.is_some() {
+        if self.reader.is_some() || self.opening.is_some() {
+            self.opening = None;
             self.rewind();
             self.next_open = Instant::now();
         }
@@ -167,7 +168,6 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 self.open().await?;
                 continue;
             };
-            let waits = self.mode.follow && self.resume.is_flowing();
             let doubts = self.mode.follow && self.doubt_at.is_some();
             tokio::select! {
                 biased;
@@ -177,7 +177,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
                     self.decide = true;
                     self.next_open = Instant::now();
                 }
-                () = sleep_until(self.quiet_at), if waits && self.look.is_none() => {
+                () = sleep_until(self.quiet_at), if self.look.is_none() => {
+                    if !self.mode.follow {
+                        return Err(Error::Timeout);
+                    }
                     let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.sought());
                     self.look = Some(Box::pin(async move {
                         let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at)).await;

@@ -19,6 +19,8 @@ struct Node {
     /// Follows see nothing of what comes after this line: they hang.
     hang_at: AtomicUsize,
     no_inotify: AtomicBool,
+    /// Opens that give nothing, ever.
+    dead: AtomicUsize,
     /// An open reads only so many bytes, and ends.
     cut: Mutex<Vec<usize>>,
     /// Since when, and whether followed.
@@ -32,6 +34,10 @@ impl Source for Arc<Node> {
         self.opens.lock().unwrap().push((since, follow));
         if self.pod.lock().unwrap().is_none() {
             return Err(Error::Gone);
+        }
+        if self.dead.load(Relaxed) > 0 {
+            self.dead.fetch_sub(1, Relaxed);
+            return Ok(reader(stream::pending()));
         }
         if follow && self.no_inotify.load(Relaxed) {
             let text = b"failed to create fsnotify watcher: too many open files".to_vec();
@@ -126,6 +132,7 @@ impl Node {
             newest: AtomicUsize::new(0),
             hang_at: AtomicUsize::new(usize::MAX),
             no_inotify: AtomicBool::new(false),
+            dead: AtomicUsize::new(0),
             cut: Mutex::default(),
             opens: Mutex::default(),
             pod: Mutex::new(Some(Arc::new(pod))),
@@ -314,6 +321,22 @@ async fn a_silent_log_is_looked_at_less_and_less_and_its_next_line_comes_at_once
     node.print(1..2);
     assert_eq!(some(&mut tail).await, "line 1");
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_hangs_is_given_up() {
+    for over in [false, true] {
+        let node = Node::running();
+        node.print(0..3);
+        let after = node.after(2).await;
+        if over {
+            node.end();
+        }
+        node.dead.store(1, Relaxed);
+        let began = Instant::now();
+        assert_eq!(some(&mut node.tail(after)).await, "line 2");
+        assert!(began.elapsed() < QUIET + 2 * ARRIVES, "over: {over}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
