@@ -21,7 +21,7 @@ use crate::{
     election::{self, Clients, Clock, Contender, Pause, PauseSwitch, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
-    logs::{self, Forwarder, HandlerClient},
+    logs::{self, Forwarder, HandlerClient, Show},
     supervisor::{Signals, Supervisor},
     telemetry,
     workers::{Drained, Manager, Parts},
@@ -88,7 +88,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         &namespace,
         Clients {
             lease: lease_client,
-            work: work_client,
+            work: work_client.clone(),
         },
         metrics.clone(),
         Clock::default(),
@@ -108,6 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         policy: policy.clone(),
         pause: pause.clone(),
         switch,
+        show: Show::new(work_client, &namespace, index.clone()),
         health: health.clone(),
         drain: shutdown.clone(),
     };

@@ -24,6 +24,8 @@ cargo test --release --test model -- --nocapture ${only:+"$only"}
 if [ -z "$only" ]; then
   step "breaks of the leadership code, some of them"
   tests/mutants.sh sample
+  step "random scripts for the resume of logs"
+  tests/fuzz.sh 20
 fi
 
 why=$($cluster possible node)
@@ -47,7 +49,8 @@ attacks=(contenders:: faults:: saturation:: windows::)
 others=(fake:: late:: tasks::)
 node() {
   local code=0
-  $cluster up t-node node && make -s load NAME=t-node && e2e "${others[@]}" "${attacks[@]}" || code=1
+  # Small logs: some tests want them rotated.
+  CONTAINER_LOG_MAX_SIZE=500Ki $cluster up t-node node && make -s load NAME=t-node && e2e "${others[@]}" "${attacks[@]}" || code=1
   $cluster down t-node
   return $code
 }

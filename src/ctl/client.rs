@@ -11,8 +11,8 @@ use tonic::{
 };
 
 use crate::proto::{
-    PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, WorkerEvent,
-    WorkerStatusRequest, WorkerStatusResponse,
+    PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
+    ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
     ottoscaler_admin_service_client::OttoscalerAdminServiceClient,
     ottoscaler_service_client::OttoscalerServiceClient,
 };
@@ -156,6 +156,16 @@ impl Client {
             async move { service.get_worker_status(request).await }
         })
         .await
+    }
+
+    /// Lasts as long as the server lets it.
+    pub(super) async fn logs(
+        &self,
+        message: ShowLogsRequest,
+    ) -> Result<Streaming<ShownLine>, Status> {
+        let request = self.request(message, None, false);
+        let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
+        Ok(admin.show_logs(request).await?.into_inner())
     }
 
     /// Lasts as long as the server lets it.

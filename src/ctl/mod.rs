@@ -3,6 +3,7 @@
 //! Exits 0 when all went well, 1 when a watched worker failed, 64 + the gRPC code
 //! when the call did (as grpcurl does).
 mod client;
+mod logs;
 mod render;
 mod watch;
 
@@ -10,7 +11,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::proto::{ScaleRequest, WorkerStatusRequest};
+use crate::proto::{ScaleRequest, ShowLogsRequest, WorkerStatusRequest};
 use client::Client;
 
 /// Commands Ottoscaler, which runs CI/CD workers as pods.
@@ -81,6 +82,16 @@ enum Command {
         /// Go on showing changes.
         #[arg(short, long)]
         watch: bool,
+    },
+    /// Show what a task's workers print, from their first line.
+    Logs {
+        task: String,
+        /// Until the task has ended.
+        #[arg(short, long)]
+        follow: bool,
+        /// Of one worker.
+        #[arg(long, default_value = "")]
+        pod: String,
     },
     /// End a task for good.
     Cancel { task: String },
@@ -175,6 +186,14 @@ async fn command(args: Args) -> Result<(), Failure> {
         }
         Command::ScaleDown { task, workers } => down(&client, task, workers, output).await?,
         Command::Cancel { task } => down(&client, task, 0, output).await?,
+        Command::Logs { task, follow, pod } => {
+            let request = ShowLogsRequest {
+                task_id: task,
+                worker_pod_name: pod,
+                follow,
+            };
+            logs::show(&client, request, output).await?;
+        }
         Command::Pause { reason } => render::pause(&client.pause(Some(reason)).await?, output),
         Command::Resume => render::pause(&client.pause(None).await?, output),
         Command::Status {

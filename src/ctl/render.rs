@@ -11,7 +11,7 @@ use crate::proto::{
 };
 
 /// Colours only where somebody looks, and wants them.
-fn coloured() -> bool {
+pub(super) fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 

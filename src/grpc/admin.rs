@@ -1,11 +1,18 @@
-//! OttoscalerAdminService: any replica writes the pause, every replica sees it.
+//! OttoscalerAdminService: any replica writes the pause, every replica sees it; any
+//! replica shows logs.
+use std::pin::Pin;
+
+use futures::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::errors::answered;
+use super::errors::{self, answered};
 use crate::{
+    domain::request::Selection,
     election::{NO_REASON, Pause, PauseSwitch},
+    logs::Show,
     proto::{
-        PauseRequest, PauseState, ResumeRequest,
+        PauseRequest, PauseState, ResumeRequest, ShowLogsRequest, ShownLine,
         ottoscaler_admin_service_server::OttoscalerAdminService,
     },
 };
@@ -16,6 +23,8 @@ const MAX_REASON: usize = 256;
 pub(super) struct Admin {
     pub(super) pause: Pause,
     pub(super) switch: PauseSwitch,
+    pub(super) show: Show,
+    pub(super) drain: CancellationToken,
 }
 
 impl Admin {
@@ -46,6 +55,27 @@ impl OttoscalerAdminService for Admin {
                 self.set(Some(&reason)).await
             },
         )
+    }
+
+    type ShowLogsStream = Pin<Box<dyn Stream<Item = Result<ShownLine, Status>> + Send>>;
+
+    async fn show_logs(
+        &self,
+        request: Request<ShowLogsRequest>,
+    ) -> Result<Response<Self::ShowLogsStream>, Status> {
+        let ShowLogsRequest {
+            task_id,
+            worker_pod_name,
+            follow,
+        } = request.into_inner();
+        let lines = if task_id.is_empty() {
+            Err(Status::invalid_argument("task_id: must be given"))
+        } else {
+            Selection::parse(&task_id, &worker_pod_name, "")
+                .map_err(errors::status)
+                .and_then(|selection| self.show.lines(selection, follow, self.drain.clone()))
+        };
+        Ok(Response::new(Box::pin(answered(lines)?)))
     }
 
     async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<PauseState>, Status> {

@@ -12,6 +12,7 @@ use crate::{
     domain::template::Policy,
     election::{Pause, PauseSwitch},
     index::Index,
+    logs::Show,
     proto::{
         self, ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
         ottoscaler_admin_service_server::OttoscalerAdminServiceServer,
@@ -47,6 +48,7 @@ pub struct Server {
     pub policy: Arc<Policy>,
     pub pause: Pause,
     pub switch: PauseSwitch,
+    pub show: Show,
     pub health: Health,
     /// Long streams end, so that clients go elsewhere.
     pub drain: CancellationToken,
@@ -76,11 +78,13 @@ impl Server {
             index: self.index,
             policy: self.policy,
             pause: self.pause.clone(),
-            drain: self.drain,
+            drain: self.drain.clone(),
         };
         let admin = Admin {
             pause: self.pause,
             switch: self.switch,
+            show: self.show,
+            drain: self.drain,
         };
         let reflection = || {
             tonic_reflection::server::Builder::configure()

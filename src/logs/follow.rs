@@ -14,7 +14,7 @@ use super::{
     gate::Gate,
     line::{Line, Splitter},
 };
-use crate::{cluster::LOG_CHECKPOINT, domain::pod, election::LeaderClient};
+use crate::{cluster::LOG_CHECKPOINT, domain::pod};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -44,14 +44,14 @@ pub(super) trait Source: Send + Sync + 'static {
 /// Reads through the API server.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    client: LeaderClient,
+    pods: Api<Pod>,
     gate: Gate,
 }
 
 impl Cluster {
-    pub(super) fn new(client: LeaderClient) -> Self {
+    pub(super) fn new(pods: Api<Pod>) -> Self {
         let gate = Gate::default();
-        Self { client, gate }
+        Self { pods, gate }
     }
 }
 
@@ -70,8 +70,7 @@ impl Source for Cluster {
             since_time: since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
             ..LogParams::default()
         };
-        let pods = self.client.pods();
-        let open = timeout(OPEN_TIMEOUT, pods.log_stream(&pod.name, &params));
+        let open = timeout(OPEN_TIMEOUT, self.pods.log_stream(&pod.name, &params));
         match self.gate.pass(open).await {
             Err(_) => Err(Error::Timeout),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
@@ -81,13 +80,13 @@ impl Source for Cluster {
     }
 
     async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error> {
-        let pods: Api<Pod> = self.client.pods();
         let patch = json!({ "metadata": {
             // Another pod of this name must not get it.
             "uid": pod.uid,
             "annotations": { LOG_CHECKPOINT: checkpoint },
         }});
-        match pods
+        match self
+            .pods
             .patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
             .await
         {

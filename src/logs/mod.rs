@@ -1,4 +1,5 @@
-//! Log lines of workers to otto-handler; runs on the leader only.
+//! Log lines of workers to otto-handler, on the leader only; and to whoever asks for
+//! them (`show.rs`), on any replica.
 //!
 //! One session per worker: follow → window → ForwardWorkerLogs → checkpoint. What
 //! holds: entries of a worker go out in file order; a line counts as delivered
@@ -20,9 +21,11 @@ mod reopen;
 mod resume_model;
 mod session;
 mod settings;
+mod show;
 mod tail;
 mod window;
 
 pub use forwarder::Forwarder;
 pub use handler::HandlerClient;
 pub use settings::Settings;
+pub use show::Show;

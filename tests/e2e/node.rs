@@ -2,6 +2,7 @@
 //! logs, Jaeger. The oracles are the printers' truth, the handler's record and the
 //! API server's audit log.
 mod failures;
+mod logs;
 mod rollout;
 
 use std::{
@@ -167,17 +168,24 @@ impl Installed {
 
     /// Every line once and in order, every transition told.
     pub fn check_logs(&self, task: &str, workers: usize, lines: usize) {
+        let verdict = self.judge_logs(task, workers, lines, &[]);
+        assert_eq!(verdict["recorded"], verdict["printed"]);
+    }
+
+    /// The checker's verdict, of no fault.
+    fn judge_logs(&self, task: &str, workers: usize, lines: usize, more: &[&str]) -> Value {
         let truth = self.truth();
         let out = Command::new(program("log-checker"))
             .args(["--truth", &truth.to_string_lossy()])
             .args(["--record", &truth.join("handler.jsonl").to_string_lossy()])
-            .args(["--prefix", &format!("otto-agent-{task}-")])
+            .args(["--prefix", &format!("otto-agent-{task}-"), "--json"])
             .args([
                 "--expect-workers",
                 &workers.to_string(),
                 "--min-lines",
                 &lines.to_string(),
             ])
+            .args(more)
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
@@ -187,6 +195,15 @@ impl Installed {
             String::from_utf8_lossy(&out.stderr)
         );
         println!("{task}: {}", text.trim());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// How otto-handler treats its callers from now on.
+    fn handler_is(&self, behaviour: &Value) {
+        // It reads it at any moment.
+        let new = self.truth().join("control.new");
+        std::fs::write(&new, behaviour.to_string()).unwrap();
+        std::fs::rename(new, self.truth().join("control.json")).unwrap();
     }
 
     /// One accepted create per worker, no write of an older term.

@@ -1,7 +1,7 @@
 //! Compares what was printed with what the handler recorded.
 //!
 //! Counts what it saw: a check of nothing is no check.
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ pub struct Verdict {
     /// Taken again with the same sequence and text.
     pub repeats: usize,
     pub gaps: usize,
+    /// Lines that are missing where a gap record says so.
+    pub told: usize,
     pub notifications: usize,
     /// What is wrong, in words; empty when all agrees.
     pub faults: Vec<String>,
@@ -28,8 +30,10 @@ pub struct Verdict {
 pub struct Expect {
     pub workers: usize,
     pub min_lines: usize,
-    /// Gap records are no fault.
+    /// Gap records are no fault, nor lines that are missing at one.
     pub allow_gaps: bool,
+    /// So many gap records of each worker.
+    pub gaps_each: Option<usize>,
     /// Printers that were killed leave no exit code.
     pub allow_unfinished: bool,
 }
@@ -88,17 +92,14 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect) -> Verdict {
 fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
     let pod = &truth.pod;
     v.printed += truth.lines.len();
-    // Sequence → text of the first time. A sequence is one line's for ever.
-    let mut first: BTreeMap<u64, &Log> = BTreeMap::new();
-    let mut newest_in_stream: HashMap<u64, u64> = HashMap::new();
+    // Epoch and sequence → what came first. They are one line's for ever.
+    let mut first: BTreeMap<(u64, u64), &Log> = BTreeMap::new();
+    let mut newest_in_stream: HashMap<u64, (u64, u64)> = HashMap::new();
     let mut uid: Option<&str> = None;
     let mut faults = Vec::new();
     for log in logs {
-        if log.is_gap() {
-            v.gaps += 1;
-            if !expect.allow_gaps {
-                faults.push(format!("a gap record: {:?}", log.metadata));
-            }
+        if log.is_gap() && !expect.allow_gaps {
+            faults.push(format!("a gap record: {:?}", log.metadata));
             continue;
         }
         if log.answer != "ack" {
@@ -108,6 +109,7 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
             faults.push(format!("no sequence on {:?}", log.message));
             continue;
         };
+        let at = (log.epoch(), sequence);
         let pod_uid = log
             .metadata
             .get("pod-uid")
@@ -119,39 +121,47 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
         uid = Some(pod_uid);
         // A stream that began after an earlier one may start below its end, but
         // within a stream order holds.
-        let newest = newest_in_stream.entry(log.stream).or_insert(0);
-        if sequence <= *newest
-            && first
-                .get(&sequence)
-                .is_none_or(|f| f.message != log.message)
-        {
-            faults.push(format!("sequence {sequence} after {newest} on one stream"));
+        let newest = newest_in_stream.entry(log.stream).or_insert((0, 0));
+        if at <= *newest && first.get(&at).is_none_or(|f| f.message != log.message) {
+            faults.push(format!("sequence {at:?} after {newest:?} on one stream"));
         }
-        *newest = sequence.max(*newest);
-        match first.get(&sequence) {
+        *newest = at.max(*newest);
+        match first.get(&at) {
             Some(f) if f.message == log.message => v.repeats += 1,
             Some(f) => faults.push(format!(
-                "sequence {sequence} is {:?} and {:?}",
+                "sequence {at:?} is {:?} and {:?}",
                 f.message, log.message
             )),
             None => {
-                // In order over all streams: a new line is the next one.
-                if first
-                    .keys()
-                    .next_back()
-                    .is_some_and(|last| sequence != last + 1)
-                {
-                    faults.push(format!(
-                        "sequence {sequence} came after {:?}",
-                        first.keys().next_back()
-                    ));
+                // In order over all streams: a new line is the next one. An epoch
+                // begins after the last line that was acknowledged.
+                let last = first.keys().next_back();
+                let follows = |last: &(u64, u64)| {
+                    if at.0 == last.0 {
+                        at.1 == last.1 + 1
+                    } else {
+                        at.0 > last.0 && at.1 <= last.1 + 1 && log.is_gap()
+                    }
+                };
+                if !last.is_none_or(follows) {
+                    faults.push(format!("sequence {at:?} came after {last:?}"));
                 }
-                first.insert(sequence, log);
+                v.gaps += usize::from(log.is_gap());
+                first.insert(at, log);
             }
         }
     }
+    let gaps = first.values().filter(|l| l.is_gap()).count();
+    if expect.gaps_each.is_some_and(|n| n != gaps) {
+        faults.push(format!(
+            "{gaps} gap record(s), expected {:?}",
+            expect.gaps_each
+        ));
+    }
     let got: Vec<&Log> = first.values().copied().collect();
-    v.recorded += compare(truth, &got, &mut faults);
+    let (found, told) = compare(truth, &got, &mut faults);
+    v.recorded += found;
+    v.told += told;
     let more = faults.len().saturating_sub(SHOWN);
     v.faults.extend(
         faults
@@ -164,65 +174,76 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
     }
 }
 
-/// Line by line; returns how many printed lines were recorded. The kubelet may
-/// interleave the two streams of a container as it likes, so each is compared on
-/// its own by its texts.
-fn compare(truth: &Truth, got: &[&Log], faults: &mut Vec<String>) -> usize {
-    let printed: Vec<&str> = truth.lines.iter().map(|l| l.text.as_str()).collect();
-    let recorded: Vec<&str> = got.iter().map(|l| l.message.as_str()).collect();
+/// Line by line; returns how many printed lines were recorded, and how many are missing
+/// where a gap record says so. The kubelet may interleave the two streams of a container
+/// as it likes, so each is compared on its own by its texts.
+fn compare(truth: &Truth, got: &[&Log], faults: &mut Vec<String>) -> (usize, usize) {
     let both = truth.lines.iter().any(|l| l.stream == "stderr")
         && truth.lines.iter().any(|l| l.stream == "stdout");
-    let parts: Vec<(Vec<&str>, Vec<&str>)> = if both {
-        ["stdout", "stderr"]
-            .into_iter()
-            .map(|stream| {
-                let of: std::collections::HashSet<&str> = truth
-                    .lines
-                    .iter()
-                    .filter(|l| l.stream == stream)
-                    .map(|l| l.text.as_str())
-                    .collect();
-                let printed = printed.iter().copied().filter(|t| of.contains(t)).collect();
-                let known = |t: &&str| {
-                    of.contains(t) || (stream == "stdout" && !printed_anywhere(truth, t))
-                };
-                (printed, recorded.iter().copied().filter(known).collect())
-            })
-            .collect()
-    } else {
-        vec![(printed, recorded)]
-    };
-    let mut found = 0;
-    for (printed, recorded) in parts {
-        let (mut p, mut r) = (printed.iter().peekable(), recorded.iter());
-        for text in r.by_ref() {
-            if p.peek() == Some(&text) {
-                p.next();
-                found += 1;
-            } else if printed.contains(text) {
-                // Skip the lost ones up to it.
-                let mut lost = 0;
-                while p.peek().is_some_and(|next| *next != text) {
-                    p.next();
-                    lost += 1;
-                }
-                if p.next().is_some() {
-                    found += 1;
-                    faults.push(format!("{lost} line(s) lost before {:?}", clip(text)));
-                } else {
-                    faults.push(format!("out of order: {:?}", clip(text)));
-                    return found;
-                }
-            } else {
-                faults.push(format!("recorded but not printed by it: {:?}", clip(text)));
-            }
-        }
-        let rest = p.count();
-        if rest > 0 {
-            faults.push(format!("{rest} line(s) lost at the end"));
-        }
+    if !both {
+        let printed: Vec<&str> = truth.lines.iter().map(|l| l.text.as_str()).collect();
+        return compare_stream(&printed, got, faults);
     }
-    found
+    let mut sum = (0, 0);
+    for stream in ["stdout", "stderr"] {
+        let of = truth.lines.iter().filter(|l| l.stream == stream);
+        let printed: Vec<&str> = of.map(|l| l.text.as_str()).collect();
+        let known: HashSet<&str> = printed.iter().copied().collect();
+        let is_of = |l: &&&Log| {
+            let text = l.message.as_str();
+            l.is_gap()
+                || known.contains(text)
+                || (stream == "stdout" && !printed_anywhere(truth, text))
+        };
+        let got: Vec<&Log> = got.iter().filter(is_of).copied().collect();
+        let (found, told) = compare_stream(&printed, &got, faults);
+        sum = (sum.0 + found, sum.1 + told);
+    }
+    sum
+}
+
+fn compare_stream(printed: &[&str], got: &[&Log], faults: &mut Vec<String>) -> (usize, usize) {
+    let (mut found, mut told) = (0, 0);
+    let mut p = printed.iter().peekable();
+    let mut is_told = false;
+    for log in got {
+        if log.is_gap() {
+            is_told = true;
+            continue;
+        }
+        let text = log.message.as_str();
+        if p.peek() == Some(&&text) {
+            p.next();
+            found += 1;
+        } else if printed.contains(&text) {
+            // Skip the lost ones up to it.
+            let mut lost = 0;
+            while p.peek().is_some_and(|next| **next != text) {
+                p.next();
+                lost += 1;
+            }
+            if p.next().is_none() {
+                faults.push(format!("out of order: {:?}", clip(text)));
+                return (found, told);
+            }
+            found += 1;
+            if is_told {
+                told += lost;
+            } else {
+                faults.push(format!("{lost} line(s) lost before {:?}", clip(text)));
+            }
+        } else {
+            faults.push(format!("recorded but not printed by it: {:?}", clip(text)));
+        }
+        is_told = false;
+    }
+    let rest = p.count();
+    if is_told {
+        told += rest;
+    } else if rest > 0 {
+        faults.push(format!("{rest} line(s) lost at the end"));
+    }
+    (found, told)
 }
 
 fn printed_anywhere(truth: &Truth, text: &str) -> bool {
@@ -377,5 +398,34 @@ mod tests {
             .faults
             .is_empty()
         );
+    }
+    #[test]
+    fn lines_missing_at_a_gap_are_told_and_each_gap_counts() {
+        let in_epoch = |epoch: u64, sequence, message: &str, is_gap: bool| {
+            let mut record = log(2, sequence, message);
+            if let Record::Log(log) = &mut record {
+                log.metadata.insert("epoch".into(), epoch.to_string());
+                if is_gap {
+                    log.metadata.insert("kind".into(), "gap".into());
+                }
+            }
+            record
+        };
+        // Four of eight came; the last of these was not acknowledged to its sender.
+        let mut r = good(4);
+        r.push(in_epoch(7, 4, "missing", true));
+        r.push(in_epoch(7, 5, "p 7", false));
+        r.push(in_epoch(7, 6, "p 8", false));
+        let judge = |gaps| {
+            let expect = Expect {
+                allow_gaps: true,
+                gaps_each: Some(gaps),
+                ..Expect::default()
+            };
+            check(&[truth(8)], &r, expect)
+        };
+        let v = judge(1);
+        assert_eq!((v.faults, v.recorded, v.told, v.gaps), (vec![], 6, 2, 1));
+        assert!(!judge(2).faults.is_empty());
     }
 }

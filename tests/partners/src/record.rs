@@ -33,6 +33,11 @@ impl Log {
         self.metadata.get("sequence")?.parse().ok()
     }
 
+    pub fn epoch(&self) -> u64 {
+        let epoch = self.metadata.get("epoch");
+        epoch.and_then(|e| e.parse().ok()).unwrap_or(0)
+    }
+
     pub fn is_gap(&self) -> bool {
         self.metadata.get("kind").is_some_and(|k| k == "gap")
     }

@@ -25,6 +25,9 @@ struct Args {
     min_lines: usize,
     #[arg(long)]
     allow_gaps: bool,
+    /// Each worker must have so many gap records.
+    #[arg(long)]
+    gaps_each: Option<usize>,
     /// Printers may have been killed.
     #[arg(long)]
     allow_unfinished: bool,
@@ -54,7 +57,8 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
         Expect {
             workers: args.expect_workers,
             min_lines: args.min_lines,
-            allow_gaps: args.allow_gaps,
+            allow_gaps: args.allow_gaps || args.gaps_each.is_some(),
+            gaps_each: args.gaps_each,
             allow_unfinished: args.allow_unfinished,
         },
     );
@@ -62,10 +66,11 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
         println!("{}", serde_json::to_string(&verdict)?);
     } else {
         println!(
-            "lines {}/{}, {} lost, {} repeats, {} gaps, {} notifications of {} workers",
+            "lines {}/{}, {} lost ({} of them told), {} repeats, {} gaps, {} notifications of {} workers",
             verdict.recorded,
             verdict.printed,
             verdict.printed - verdict.recorded,
+            verdict.told,
             verdict.repeats,
             verdict.gaps,
             verdict.notifications,

@@ -82,6 +82,8 @@ struct Behaviour {
     error_every: u64,
     /// Refuses every call.
     away: bool,
+    /// Sends no headers before its first answer, as grpc-js does.
+    late_headers: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -160,19 +162,33 @@ impl OttoHandlerLogService for Service {
         let handler = self.0.clone();
         let stream = handler.streams.fetch_add(1, Ordering::Relaxed) + 1;
         let trace = traceparent(request.metadata());
+        let mut entries = request.into_inner();
+        let mut first = None;
+        if handler.behaviour().late_headers {
+            first = entries.next().await;
+        }
         // Entries that are there together are recorded by one write.
-        let mut entries = request.into_inner().ready_chunks(256);
+        let mut entries = futures::stream::iter(first)
+            .chain(entries)
+            .ready_chunks(256);
         let (answers, out) = mpsc::channel(1_024);
         // Ends with its stream.
         tokio::spawn(async move {
             let mut count = 0;
+            // What follows an entry asked for again waits for that one.
+            let mut awaited = None;
             while let Some(batch) = entries.next().await {
                 let behaviour = handler.behaviour();
                 let (mut records, mut replies) = (Vec::new(), Vec::new());
                 for entry in batch {
                     let Ok(entry) = entry else { return };
                     count += 1;
-                    let (answer, reply) = treat(&behaviour, &entry, count);
+                    let sequence = entry.metadata.get("sequence").cloned();
+                    let is_early = awaited.is_some() && awaited != sequence;
+                    let (answer, reply) = treat(&behaviour, &entry, count, is_early);
+                    if !is_early {
+                        awaited = sequence.filter(|_| answer == "retry");
+                    }
                     records.push(Record::Log(Log {
                         at: now(),
                         stream,
@@ -253,10 +269,13 @@ fn treat(
     behaviour: &Behaviour,
     entry: &WorkerLogEntry,
     count: u64,
+    is_early: bool,
 ) -> (&'static str, LogForwardResponse) {
     let nth = |n: u64| n > 0 && count.is_multiple_of(n);
     let (answer, status) = match () {
-        () if nth(behaviour.retry_every) => ("retry", log_forward_response::Status::Retry),
+        () if is_early || nth(behaviour.retry_every) => {
+            ("retry", log_forward_response::Status::Retry)
+        }
         () if nth(behaviour.drop_every) => ("drop", log_forward_response::Status::Drop),
         () => ("ack", log_forward_response::Status::Ack),
     };

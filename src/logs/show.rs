@@ -1,0 +1,221 @@
+//! A task's lines for people, on any replica.
+//!
+//! What holds: nothing is written; nothing runs that the connection does not pull, so a
+//! reader that is slow or gone costs nothing; logs open at once are bounded.
+use std::{
+    collections::{HashSet, VecDeque},
+    fmt,
+    sync::Arc,
+};
+
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream, SelectAll},
+};
+use kube::Api;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::{
+    follow::Cluster,
+    settings::Pods,
+    tail::{Next, Tail},
+};
+use crate::{
+    domain::{pod::Pod, request::Selection, view::State},
+    index::Index,
+    proto::{ShownLine, shown_line::Kind},
+};
+
+/// Of a replica.
+const LOGS_AT_ONCE: usize = 256;
+
+/// Reads logs as they are on the nodes; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Show {
+    source: Arc<Cluster>,
+    index: Index,
+    places: Arc<Semaphore>,
+}
+
+impl Show {
+    pub fn new(client: kube::Client, namespace: &str, index: Index) -> Self {
+        Self {
+            source: Arc::new(Cluster::new(Api::namespaced(client, namespace))),
+            index,
+            places: Arc::new(Semaphore::new(LOGS_AT_ONCE)),
+        }
+    }
+
+    /// Of the selected task, until it has ended (`follow`), or what there is now.
+    ///
+    /// # Errors
+    /// NOT_FOUND: there is no such task. The stream ends with RESOURCE_EXHAUSTED where
+    /// too many logs are open, and with UNAVAILABLE at `drain`.
+    pub fn lines(
+        &self,
+        selection: Selection,
+        follow: bool,
+        drain: CancellationToken,
+    ) -> Result<impl Stream<Item = Result<ShownLine, Status>> + Send + 'static, Status> {
+        // Subscribed before the first look: nothing falls between.
+        let changes = self.index.subscribe();
+        let workers = self.index.workers(&selection);
+        let Some(task) = workers.first().map(|w| w.task.name.clone()) else {
+            return Err(Status::not_found("no such task, or no such worker of it"));
+        };
+        let mut showing = Showing {
+            show: self.clone(),
+            task: task.into(),
+            selection,
+            follow,
+            drain,
+            changes,
+            logs: SelectAll::new(),
+            seen: HashSet::new(),
+            ready: VecDeque::new(),
+        };
+        let ended = |s| matches!(s, State::Succeeded | State::Failed);
+        let gone = workers
+            .iter()
+            .filter(|w| ended(w.view.state()) && self.index.pod(&w.view.pod_name).is_none())
+            .count();
+        if gone > 0 {
+            showing.ready.push_back(Ok(ShownLine {
+                kind: Kind::Note.into(),
+                message: format!(
+                    "the pods of {gone} worker(s) are gone: their lines are with otto-handler"
+                ),
+                ..ShownLine::default()
+            }));
+        }
+        showing.look();
+        Ok(stream::unfold(Some(showing), |showing| async move {
+            let mut showing = showing?;
+            let next = showing.next().await?;
+            // After an error there is no more.
+            let rest = next.is_ok().then_some(showing);
+            Some((next, rest))
+        }))
+    }
+}
+
+struct Showing {
+    show: Show,
+    task: Arc<str>,
+    selection: Selection,
+    follow: bool,
+    drain: CancellationToken,
+    changes: broadcast::Receiver<Arc<str>>,
+    logs: SelectAll<BoxStream<'static, ShownLine>>,
+    /// Pods by uid.
+    seen: HashSet<String>,
+    ready: VecDeque<Result<ShownLine, Status>>,
+}
+
+impl fmt::Debug for Showing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Showing")
+            .field("task", &self.task)
+            .field("logs", &self.logs.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Showing {
+    async fn next(&mut self) -> Option<Result<ShownLine, Status>> {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return Some(ready);
+            }
+            if self.logs.is_empty() && self.has_ended() {
+                return None;
+            }
+            tokio::select! {
+                () = self.drain.cancelled() => {
+                    return Some(Err(Status::unavailable("this replica stops; ask again")));
+                }
+                Some(line) = self.logs.next(), if !self.logs.is_empty() => return Some(Ok(line)),
+                change = self.changes.recv(), if self.follow => match change {
+                    Ok(task) if task != self.task => {}
+                    // One that lags looks at everything.
+                    Ok(_) | Err(_) => self.look(),
+                },
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        !self.follow
+            || self
+                .show
+                .index
+                .task(&self.task)
+                .is_none_or(|task| task.status.phase.is_finished())
+    }
+
+    /// Opens the logs that are there by now.
+    fn look(&mut self) {
+        for pod in self.show.index.pods_of(&self.task).0 {
+            let is_selected = |name: &String| **name == *pod.name;
+            if pod.started.is_none()
+                || !self.selection.pod_name.as_ref().is_none_or(is_selected)
+                || !self.seen.insert(pod.uid.clone())
+            {
+                continue;
+            }
+            let Ok(place) = self.show.places.clone().try_acquire_owned() else {
+                self.ready.push_back(Err(Status::resource_exhausted(format!(
+                    "this replica shows {LOGS_AT_ONCE} logs already; ask another one, or later"
+                ))));
+                return;
+            };
+            let (source, index) = (self.show.source.clone(), self.show.index.clone());
+            self.logs.push(if self.follow {
+                log(Tail::new(pod.clone(), source, index, None), pod, place)
+            } else {
+                log(Tail::new(pod.clone(), source, Now(index), None), pod, place)
+            });
+        }
+    }
+}
+
+fn log<P: Pods>(
+    tail: Tail<Cluster, P>,
+    pod: Arc<Pod>,
+    place: OwnedSemaphorePermit,
+) -> BoxStream<'static, ShownLine> {
+    let next = |(mut tail, pod, place): (Tail<Cluster, P>, Arc<Pod>, OwnedSemaphorePermit)| async move {
+        let mut shown = ShownLine {
+            worker_pod_name: pod.name.to_string(),
+            ..ShownLine::default()
+        };
+        match tail.next().await {
+            Next::Line(line, _) => {
+                shown.message = line.message().0;
+                line.level().clone_into(&mut shown.level);
+                shown.timestamp = line.timestamp;
+            }
+            Next::Gap(gap) => {
+                shown.set_kind(Kind::Gap);
+                shown.message = format!("log lines may be missing here ({})", gap.reason);
+            }
+            Next::End | Next::Gone => return None,
+        }
+        Some((shown, (tail, pod, place)))
+    };
+    stream::unfold((tail, pod, place), next).boxed()
+}
+
+/// Pods as if they had ended: their logs are read to where they end now.
+#[derive(Debug, Clone)]
+struct Now(Index);
+
+impl Pods for Now {
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        let mut pod = self.0.latest(pod)?;
+        Arc::make_mut(&mut pod).finished.get_or_insert(0);
+        Some(pod)
+    }
+}
