@@ -26,6 +26,8 @@ if [ -z "$only" ]; then
   tests/mutants.sh sample
   step "random scripts for the resume of logs"
   tests/fuzz.sh 20
+  step "an otto-handler in NestJS"
+  tests/nest.sh
 fi
 
 why=$($cluster possible node)

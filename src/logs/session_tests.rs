@@ -141,23 +141,8 @@ fn lines(n: usize) -> Vec<String> {
         .collect()
 }
 
-/// Runs a session over a file against a peer; what the peer took, in order.
-async fn run(
-    file: File,
-    mood: Mood,
-    checkpoint: Option<String>,
-) -> (End, Vec<(u64, String)>, Settings) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let host = listener.local_addr().unwrap().to_string();
-    let peer = Peer {
-        mood,
-        count: Arc::default(),
-        taken: Arc::default(),
-    };
-    let service = OttoHandlerLogServiceServer::new(peer.clone());
-    let serve = tonic::transport::Server::builder()
-        .add_service(service)
-        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+/// A session over a file against whoever serves there.
+async fn session(host: String, file: File, checkpoint: Option<String>) -> (End, Settings) {
     let handler = config::Handler {
         host,
         ack: AckMode::Each,
@@ -185,8 +170,28 @@ async fn run(
         term: "t/3/h".parse().unwrap(),
         drain: CancellationToken::new(),
     };
-    let end = tokio::select! {
-        end = session.run() => end,
+    (session.run().await, settings)
+}
+
+/// Runs a session over a file against a peer; what the peer took, in order.
+async fn run(
+    file: File,
+    mood: Mood,
+    checkpoint: Option<String>,
+) -> (End, Vec<(u64, String)>, Settings) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let peer = Peer {
+        mood,
+        count: Arc::default(),
+        taken: Arc::default(),
+    };
+    let service = OttoHandlerLogServiceServer::new(peer.clone());
+    let serve = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    let (end, settings) = tokio::select! {
+        ended = session(host, file, checkpoint) => ended,
         _ = serve => unreachable!(),
     };
     let taken = peer.taken.lock().unwrap().clone();
@@ -362,4 +367,30 @@ async fn a_file_that_has_moved_on_gives_one_gap_record() {
     assert_eq!(end, End::Drained);
     let gaps = taken.iter().filter(|(_, m)| m.contains("missing")).count();
     assert_eq!((gaps, taken.len()), (1, 11), "{taken:?}");
+}
+
+/// `tests/nest.sh` starts it: it breaks its streams before answers, and keeps what it
+/// takes as repeats only once.
+#[tokio::test]
+#[ignore = "needs tests/nest.sh"]
+async fn a_nest_handler_keeps_each_line_once() {
+    let host = std::env::var("OTTO_NEST_HANDLER").unwrap();
+    let record = std::env::var("OTTO_NEST_RECORD").unwrap();
+    let file = File {
+        lines: lines(500),
+        ..Default::default()
+    };
+    let (end, settings) = session(host, file, None).await;
+    assert_eq!(end, End::Drained);
+    let kept = std::fs::read_to_string(record).unwrap();
+    let expected: String = (0..500).map(|n| format!("p line {n}\n")).collect();
+    assert_eq!(kept, expected);
+    let mut registry = Registry::default();
+    settings.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(
+        text.contains("ottoscaler_log_acknowledged_total 500\n"),
+        "{text}"
+    );
 }

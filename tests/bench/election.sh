@@ -86,13 +86,15 @@ references() { # runs: both settings side by side
 
 reference() { # name runs duration deadline retry
   local ns=client-go-$1 n holder from signal
-  trap 'kill $(jobs -p) 2> /dev/null; exit' TERM
-  k create namespace "$ns" > /dev/null
   declare -A process
+  trap 'kill "${process[@]}" 2> /dev/null; exit' TERM
+  k create namespace "$ns" > /dev/null
   start_one() {
     $RUN "$raw/clientgo" --kubeconfig "$KUBECONFIG" --namespace "$ns" --lease leader --id "$1-$(date +%s%N)" \
       --lease-duration "$3" --renew-deadline "$4" --retry-period "$5" 2>> "$raw/clientgo-$2.log" &
     process[$1]=$!
+    # Its end is no news.
+    disown
   }
   for n in a b c; do start_one $n "$1" "$3" "$4" "$5"; done
   local kind

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Our log session against the example handler in NestJS (tests/nest): grpc-js on the
+# other side, streams that break, repeats that are kept once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if ! command -v npm > /dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    apt-get install -y -qq --no-remove --no-install-recommends nodejs npm > /dev/null
+  else
+    echo "the NestJS handler is not tested: Node.js 20 with npm is missing"
+    [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
+    exit 0
+  fi
+fi
+key=$(cat tests/nest/package*.json tests/nest/tsconfig.json tests/nest/src/* | sha256sum | cut -c1-16)
+built=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/nest/$key
+if [ ! -e "$built/done" ]; then
+  echo "building the NestJS handler …"
+  rm -rf "$built"
+  mkdir -p "$built"
+  cp -r tests/nest/. "$built"
+  (cd "$built" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error && npx --no-install tsc) > "$built/log" 2>&1 ||
+    { tail -20 "$built/log"; exit 1; }
+  touch "$built/done"
+fi
+work=$(mktemp -d)
+trap 'kill "$handler" 2> /dev/null || true; rm -rf "$work"' EXIT
+port=$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })')
+LISTEN=127.0.0.1:$port PROTO=$PWD/proto/ottoscaler/v1/log.proto RECORD=$work/record BREAK_EVERY=37 \
+  node "$built/dist/handler.js" 2> "$work/said" & handler=$!
+until grep -qx ready "$work/said"; do
+  kill -0 "$handler" 2> /dev/null || { cat "$work/said"; exit 1; }
+  sleep 0.1
+done
+OTTO_NEST_HANDLER=127.0.0.1:$port OTTO_NEST_RECORD=$work/record \
+  cargo test --lib -- --ignored --exact logs::session::tests::a_nest_handler_keeps_each_line_once | tee "$work/tested"
+grep -q '1 passed' "$work/tested"
