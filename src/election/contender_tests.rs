@@ -82,3 +82,33 @@ async fn an_api_server_away_for_an_hour_does_not_make_the_election_look_dead() {
         assert!(beat.silence() >= WEDGED);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_told_when_the_lease_begins_or_ends_it_and_only_then() {
+    let one = contender(&away(false));
+    let seen = Seen {
+        guard: one.guard.clone(),
+        lease: watch::channel(None).0,
+        wake: watch::channel(()).0,
+        paused: one.paused.clone(),
+    };
+    let mut pause = one.pause(false);
+    let lease = |why: Option<&str>| {
+        let mut lease = Lease::default();
+        let annotation = why.map(|why| ("ottoscaler.io/paused".to_owned(), why.to_owned()));
+        lease.metadata.annotations = Some(annotation.into_iter().collect());
+        lease
+    };
+    let second = Duration::from_secs(1);
+    for (why, is_news) in [
+        (None, false),
+        (Some("x"), true),
+        (Some("x"), false),
+        (None, true),
+        (None, false),
+    ] {
+        seen.applied(lease(why));
+        let told = timeout(second, pause.changed()).await.is_ok();
+        assert_eq!((told, pause.why().as_deref()), (is_news, why));
+    }
+}
