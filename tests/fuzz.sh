@@ -9,6 +9,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=SCRIPTDIR/tools.sh
 . tests/tools.sh
+# libFuzzer is C++.
+needs c++ g++
 pinned=0.13.2
 tool cargo-fuzz $pinned
 seconds=${1:-600}

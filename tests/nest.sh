@@ -3,15 +3,10 @@
 # other side, streams that break, repeats that are kept once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if ! command -v npm > /dev/null; then
-  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    apt-get install -y -qq --no-remove --no-install-recommends nodejs npm > /dev/null
-  else
-    echo "the NestJS handler is not tested: Node.js 20 with npm is missing"
-    [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
-    exit 0
-  fi
-fi
+# shellcheck source=SCRIPTDIR/tools.sh
+. tests/tools.sh
+needs npm nodejs npm
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
 key=$(cat tests/nest/package*.json tests/nest/tsconfig.json tests/nest/src/* | sha256sum | cut -c1-16)
 built=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/nest/$key
 if [ ! -e "$built/done" ]; then
