@@ -20,6 +20,10 @@ use crate::proto::{
 /// Between two tries of a call that met nobody.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 
+/// Of a stream that broke: replicas may go away one after the other.
+pub(super) const REOPENS: usize = 60;
+pub(super) const REOPEN_AFTER: Duration = Duration::from_millis(500);
+
 pub(super) struct Client {
     channel: Channel,
     deadline: Instant,

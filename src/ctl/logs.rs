@@ -2,18 +2,18 @@
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    time::Duration,
 };
 
 use serde_json::json;
 use tonic::Code;
 
-use super::{Failure, Output, client::Client, render};
+use super::{
+    Failure, Output,
+    client::{Client, REOPEN_AFTER, REOPENS},
+    render,
+};
 use crate::proto::{ShowLogsRequest, ShownLine, shown_line::Kind};
 
-/// Replicas that may go away one after the other.
-const REOPENS: usize = 60;
-const REOPEN_AFTER: Duration = Duration::from_millis(500);
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
 /// Prints lines until the server has no more. A stream that broke is opened again, and
@@ -23,37 +23,58 @@ pub(super) async fn show(
     request: ShowLogsRequest,
     output: Output,
 ) -> Result<(), Failure> {
-    let mut printed: HashMap<String, u64> = HashMap::new();
-    let mut colours: HashMap<String, u8> = HashMap::new();
+    let mut printer = Printer {
+        output,
+        printed: HashMap::new(),
+        again: HashMap::new(),
+        colours: HashMap::new(),
+    };
     for _ in 0..REOPENS {
-        let mut again: HashMap<String, u64> = HashMap::new();
-        let broke = match client.logs(request.clone()).await {
-            Ok(mut lines) => loop {
-                match lines.message().await {
-                    Ok(None) => return Ok(()),
-                    Ok(Some(line)) => {
-                        let worker = &line.worker_pod_name;
-                        let seen = again.entry(worker.clone()).or_default();
-                        *seen += 1;
-                        let known = printed.entry(worker.clone()).or_default();
-                        if *seen > *known {
-                            *known = *seen;
-                            let next = COLOURS[colours.len() % COLOURS.len()];
-                            let colour = *colours.entry(worker.clone()).or_insert(next);
-                            print(&line, colour, output).map_err(anyhow::Error::from)?;
-                        }
-                    }
-                    Err(status) => break status,
-                }
-            },
-            Err(status) => status,
-        };
-        if broke.code() != Code::Unavailable {
-            return Err(broke.into());
+        printer.again.clear();
+        match once(client, request.clone(), &mut printer).await {
+            Err(Failure::Call(status)) if status.code() == Code::Unavailable => {}
+            ended => return ended,
         }
         tokio::time::sleep(REOPEN_AFTER).await;
     }
     Err(tonic::Status::unavailable("the stream broke again and again").into())
+}
+
+/// One stream, to its end.
+async fn once(
+    client: &Client,
+    request: ShowLogsRequest,
+    printer: &mut Printer,
+) -> Result<(), Failure> {
+    let mut lines = client.logs(request).await?;
+    while let Some(line) = lines.message().await? {
+        printer.take(&line).map_err(anyhow::Error::from)?;
+    }
+    Ok(())
+}
+
+struct Printer {
+    output: Output,
+    /// Lines of each worker: in all, and on this stream.
+    printed: HashMap<String, u64>,
+    again: HashMap<String, u64>,
+    colours: HashMap<String, u8>,
+}
+
+impl Printer {
+    fn take(&mut self, line: &ShownLine) -> io::Result<()> {
+        let worker = &line.worker_pod_name;
+        let seen = self.again.entry(worker.clone()).or_default();
+        *seen += 1;
+        let known = self.printed.entry(worker.clone()).or_default();
+        if *seen <= *known {
+            return Ok(());
+        }
+        *known = *seen;
+        let next = COLOURS[self.colours.len() % COLOURS.len()];
+        let colour = *self.colours.entry(worker.clone()).or_insert(next);
+        print(line, colour, self.output)
+    }
 }
 
 fn print(line: &ShownLine, colour: u8, output: Output) -> io::Result<()> {

@@ -1,11 +1,12 @@
 //! Following workers by WatchWorkers; a stream that breaks is opened again.
-use std::{collections::BTreeMap, io::IsTerminal as _, time::Duration};
+use std::{collections::BTreeMap, io::IsTerminal as _};
 
-use super::{Failure, Output, client::Client, render};
+use super::{
+    Failure, Output,
+    client::{Client, REOPEN_AFTER, REOPENS},
+    render,
+};
 use crate::proto::{WorkerEvent, WorkerPodStatus, WorkerStatusRequest, worker_event::Type};
-
-/// Replicas that may go away one after the other.
-const REOPENS: usize = 60;
 
 /// Shows progress until every worker of the task has ended.
 pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> Result<(), Failure> {
@@ -92,7 +93,7 @@ async fn each(
                 }
             }
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(REOPEN_AFTER).await;
     }
     Err(broken
         .unwrap_or_else(|| tonic::Status::unavailable("the watch broke off again and again"))

@@ -103,8 +103,7 @@ impl Maker<'_> {
                 wire
             }
             What::Gap(gap, found) => {
-                let text = format!("log lines may be missing here ({})", gap.reason);
-                let mut wire = self.wire(entry, text);
+                let mut wire = self.wire(entry, gap.to_string());
                 let known = [
                     ("kind", "gap"),
                     ("reason", gap.reason),

@@ -1,8 +1,5 @@
 //! What an operator sees of logs, in numbers.
-use std::{
-    sync::{Arc, atomic::AtomicI64},
-    time::SystemTime,
-};
+use std::{sync::atomic::AtomicI64, time::SystemTime};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -17,10 +14,7 @@ use prometheus_client::{
 
 /// Shared by all sessions.
 #[derive(Debug, Clone)]
-pub(super) struct Metrics(Arc<Inner>);
-
-#[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct Metrics {
     /// Read from nodes.
     pub(super) lines: Counter,
     pub(super) bytes: Counter,
@@ -37,17 +31,9 @@ struct Reason {
     reason: &'static str,
 }
 
-impl std::ops::Deref for Metrics {
-    type Target = Inner;
-
-    fn deref(&self) -> &Inner {
-        &self.0
-    }
-}
-
 impl Default for Metrics {
     fn default() -> Self {
-        Self(Arc::new(Inner {
+        Self {
             lines: Counter::default(),
             bytes: Counter::default(),
             acknowledged: Counter::default(),
@@ -57,66 +43,61 @@ impl Default for Metrics {
             follows: Gauge::default(),
             // 4 ms to 1 h.
             lag: Histogram::new(exponential_buckets(0.004, 4.0, 11)),
-        }))
+        }
     }
 }
 
 impl Metrics {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let Inner {
-            lines,
-            bytes,
-            acknowledged,
-            retried,
-            dropped,
-            gaps,
-            follows,
-            lag,
-        } = &**self;
+        let m = self.clone();
         for (name, help, counter) in [
-            ("lines", "Log lines read from nodes", lines),
+            ("lines", "Log lines read from nodes", m.lines),
             (
                 "acknowledged",
                 "Log entries that otto-handler took",
-                acknowledged,
+                m.acknowledged,
             ),
             (
                 "retried",
                 "Log entries that otto-handler asked for again",
-                retried,
+                m.retried,
             ),
-            ("dropped", "Log entries that otto-handler gave up", dropped),
+            (
+                "dropped",
+                "Log entries that otto-handler gave up",
+                m.dropped,
+            ),
         ] {
-            registry.register(format!("ottoscaler_log_{name}"), help, counter.clone());
+            registry.register(format!("ottoscaler_log_{name}"), help, counter);
         }
         registry.register_with_unit(
             "ottoscaler_log",
             "Text of the log lines read from nodes",
             Unit::Bytes,
-            bytes.clone(),
+            m.bytes,
         );
         registry.register(
             "ottoscaler_log_gaps",
             "Places where log lines may be missing, by reason",
-            gaps.clone(),
+            m.gaps,
         );
         registry.register(
             "ottoscaler_log_follows",
             "Workers whose logs are being forwarded",
-            follows.clone(),
+            m.follows,
         );
         registry.register_with_unit(
             "ottoscaler_log_lag",
             "From a line's timestamp on the node to its acknowledgement",
             Unit::Seconds,
-            lag.clone(),
+            m.lag,
         );
     }
 
     /// A log is being forwarded, until that is dropped.
     pub(super) fn follow(&self) -> Follow {
         self.follows.inc();
-        Follow(self.clone())
+        Follow(self.follows.clone())
     }
 
     pub(super) fn gap(&self, reason: &'static str) {
@@ -131,10 +112,10 @@ impl Metrics {
 }
 
 #[derive(Debug)]
-pub(super) struct Follow(Metrics);
+pub(super) struct Follow(Gauge<i64, AtomicI64>);
 
 impl Drop for Follow {
     fn drop(&mut self) {
-        self.0.follows.dec();
+        self.0.dec();
     }
 }

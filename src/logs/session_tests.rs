@@ -210,6 +210,15 @@ fn after(n: usize) -> String {
     at.encode()
 }
 
+/// As Prometheus is served.
+fn metrics(settings: &Settings) -> String {
+    let mut registry = Registry::default();
+    settings.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
+}
+
 fn expected(n: usize) -> Vec<(u64, String)> {
     (1..).zip((0..n).map(|i| format!("line {i}"))).collect()
 }
@@ -255,10 +264,7 @@ async fn what_happened_to_lines_is_counted() {
         ..Default::default()
     };
     let (_, _, settings) = run(file, mood, None).await;
-    let mut registry = Registry::default();
-    settings.register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = metrics(&settings);
     let value = |name: &str| {
         let prefix = format!("ottoscaler_log_{name} ");
         let line = text.lines().find(|l| l.starts_with(&prefix)).unwrap();
@@ -385,10 +391,7 @@ async fn a_nest_handler_keeps_each_line_once() {
     let kept = std::fs::read_to_string(record).unwrap();
     let expected: String = (0..500).map(|n| format!("p line {n}\n")).collect();
     assert_eq!(kept, expected);
-    let mut registry = Registry::default();
-    settings.register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = metrics(&settings);
     assert!(
         text.contains("ottoscaler_log_acknowledged_total 500\n"),
         "{text}"

@@ -199,7 +199,7 @@ fn log<P: Pods>(
             }
             Next::Gap(gap) => {
                 shown.set_kind(Kind::Gap);
-                shown.message = format!("log lines may be missing here ({})", gap.reason);
+                shown.message = gap.to_string();
             }
             Next::End | Next::Gone => return None,
         }

@@ -4,7 +4,7 @@
 //! is told before what comes after; the end is told when the log was read to it by an
 //! open that began after the container's end. The API server serves a container's
 //! newest file only, so a line that is not in it any more was rotated away.
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -54,6 +54,12 @@ pub(super) struct Gap {
     pub(super) to: Option<jiff::Timestamp>,
     /// What the file has after it.
     pub(super) place: Option<Place>,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "log lines may be missing here ({})", self.reason)
+    }
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<Reader, Error>> + Send>>;
