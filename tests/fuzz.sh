@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=SCRIPTDIR/tools.sh
 . tests/tools.sh
 # libFuzzer is C++.
-needs c++ g++
+needs c++:g++
 pinned=0.13.2
 tool cargo-fuzz $pinned
 seconds=${1:-600}

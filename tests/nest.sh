@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=SCRIPTDIR/tools.sh
 . tests/tools.sh
-needs npm nodejs npm
+needs node:nodejs npm:npm
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
 key=$(cat tests/nest/package*.json tests/nest/tsconfig.json tests/nest/src/* | sha256sum | cut -c1-16)
 built=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/nest/$key

@@ -10,14 +10,11 @@ tool() {
   (unset CARGO_TARGET_DIR; cd / && cargo install --quiet --locked --root "$tools" "$1@$2")
 }
 
-# command packages… : installs what a part of the checks needs, or says what is missing.
+# command:package… : installs what a part of the checks needs, or says what is missing.
 needs() {
-  command -v "$1" > /dev/null && return
-  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
-    apt-get install -y -qq --no-remove --no-install-recommends "${@:2}" > /dev/null
-    return
-  fi
-  echo "$(basename "$0") is not run: $1 is missing"
+  # shellcheck source=SCRIPTDIR/../deploy/local/lib.sh source=SCRIPTDIR/../deploy/local/deps.sh
+  (. deploy/local/lib.sh && . deploy/local/deps.sh && need_packages "$@") && return
+  echo "$(basename "$0") is not run"
   [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
   exit 0
 }
