@@ -21,10 +21,10 @@ use crate::{
     election::{self, Clients, Clock, Contender, Pause, PauseSwitch, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
-    logs::{self, Forwarder, HandlerClient, Show},
+    logs::{self, Forwarder, HandlerClient, Nobody, Show},
     supervisor::{Signals, Supervisor},
     telemetry,
-    workers::{Drained, Manager, Parts},
+    workers::{Drained, Manager, Parts, Tell},
 };
 
 /// Runs a replica until it is told to stop.
@@ -79,7 +79,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
     telemetry::metrics::register(&mut registry);
-    let logs = logs::Settings::new(&handler, &namespace);
+    let logs = logs::Settings::new(&handler, &namespace, limits.log_drain_timeout);
     logs.register(&mut registry);
     let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
     let (contender, leadership) = Contender::new(
@@ -108,7 +108,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         policy: policy.clone(),
         pause: pause.clone(),
         switch,
-        show: Show::new(work_client, &namespace, index.clone()),
+        show: Show::new(
+            work_client,
+            &namespace,
+            index.clone(),
+            limits.logs_forwarded,
+        ),
         health: health.clone(),
         drain: shutdown.clone(),
     };
@@ -122,10 +127,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         replica = replica.pod_name,
         "serving"
     );
+    let handler = handler.host.as_deref().map(HandlerClient::new);
+    let handler = handler.transpose().context("OTTO_HANDLER_HOST")?;
+    if handler.is_none() {
+        tracing::warn!(
+            "there is no otto-handler: logs stay on their pods, and those for LOG_DRAIN_TIMEOUT"
+        );
+    }
     let reign = Leading {
         index,
         router,
-        handler: HandlerClient::new(&handler).context("OTTO_HANDLER_HOST")?,
+        handler,
         logs,
         policy,
         limits,
@@ -203,7 +215,7 @@ fn watch_into_index(
 struct Leading {
     index: Index,
     router: Arc<Router>,
-    handler: HandlerClient,
+    handler: Option<HandlerClient>,
     logs: logs::Settings,
     policy: Arc<Policy>,
     limits: crate::config::Limits,
@@ -226,11 +238,15 @@ impl Reign for Leading {
             drain: tenure.drain.clone(),
             lost: tenure.lost.clone(),
         });
-        let forwarder = Forwarder {
-            handler: self.handler.clone(),
+        let forwarder = self.handler.clone().map(|handler| Forwarder {
+            handler,
             settings: self.logs.clone(),
             index: self.index.clone(),
             drained,
+        });
+        let tell: Arc<dyn Tell> = match &self.handler {
+            Some(handler) => Arc::new(handler.clone()),
+            None => Arc::new(Nobody),
         };
         self.router.lead(Arc::new(manager.clone()));
         let ended = async {
@@ -248,9 +264,11 @@ impl Reign for Leading {
                 () = tenure.lost.cancelled() => return,
             }
             caught_up.cancel();
-            forwarder.run(&tenure).await;
+            if let Some(forwarder) = forwarder {
+                forwarder.run(&tenure).await;
+            }
         };
-        futures::future::join3(ended, manager.run(Arc::new(self.handler.clone())), forward).await;
+        futures::future::join3(ended, manager.run(tell), forward).await;
     }
 }
 

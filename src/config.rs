@@ -5,7 +5,7 @@
 //! `GRPC_PORT`. A flag wins over the environment; an empty value is no value.
 mod worker;
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, path::PathBuf, time::Duration};
 
 use crate::domain::{
     quantity::{self, Quantity},
@@ -32,7 +32,7 @@ settings! {
     "GRPC_PORT" "9090" "a port" "where otto-handler asks";
     "HEALTH_PORT" "9091" "a port" "gRPC health checks, for the kubelet";
     "METRICS_PORT" "9092" "a port" "metrics for Prometheus, at /metrics";
-    "OTTO_HANDLER_HOST" "otto-handler:8080" "host:port" "where logs and states go";
+    "OTTO_HANDLER_HOST" "otto-handler:8080" "host:port or none" "where logs and states go; none: logs stay on their pods for LOG_DRAIN_TIMEOUT";
     "OTTO_HANDLER_ACK" "each" "each or cumulative" "how otto-handler acknowledges log entries";
     "NAMESPACE" "default" "a namespace" "where the Lease, WorkerTasks and pods live";
     "OTTO_AGENT_IMAGE" "busybox:latest" "an image" "what workers run";
@@ -78,6 +78,8 @@ settings! {
     "NODE_LOST_TIMEOUT" "5m" "a duration" "until workers of a lost node fail";
     "LOG_ACK_TIMEOUT" "30s" "a duration" "for otto-handler to answer a log entry";
     "LOG_WINDOW" "1024" "a count" "log entries of a worker under way";
+    "LOG_SPOOL_DIR" "/tmp" "a directory" "where log entries wait that otto-handler has yet to take";
+    "LOG_SPOOL_SIZE" "1Gi" "a quantity or none" "of them; beyond it lines wait on their nodes";
     "OTEL_EXPORTER_OTLP_ENDPOINT" "" "a URL" "where traces go; empty: nowhere";
 }
 
@@ -142,14 +144,20 @@ pub struct Limits {
     pub pending_timeout: Duration,
     pub log_drain_timeout: Duration,
     pub node_lost_timeout: Duration,
+    /// False: there is no otto-handler, and logs stay with their pods.
+    pub logs_forwarded: bool,
 }
 
 #[derive(Debug, Clone)]
 pub struct Handler {
-    pub host: String,
+    /// None: there is none.
+    pub host: Option<String>,
     pub ack: AckMode,
     pub ack_timeout: Duration,
     pub window: usize,
+    pub spool_dir: PathBuf,
+    /// In bytes.
+    pub spool_size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,11 +196,12 @@ impl Config {
             handover_timeout: get.duration("HANDOVER_TIMEOUT")?,
         };
         lease.validate()?;
-        let host = get.text("OTTO_HANDLER_HOST");
-        if !host
-            .rsplit_once(':')
-            .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
-        {
+        let host = Some(get.text("OTTO_HANDLER_HOST")).filter(|h| h != "none");
+        let is_address = |host: &String| {
+            host.rsplit_once(':')
+                .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
+        };
+        if !host.as_ref().is_none_or(is_address) {
             return Err(get.invalid("OTTO_HANDLER_HOST"));
         }
         let pod_name = match get.text("POD_NAME") {
@@ -229,6 +238,7 @@ impl Config {
                 pending_timeout: get.duration("PENDING_TIMEOUT")?,
                 log_drain_timeout: get.duration("LOG_DRAIN_TIMEOUT")?,
                 node_lost_timeout: get.duration("NODE_LOST_TIMEOUT")?,
+                logs_forwarded: host.is_some(),
             },
             paused: get.one_of("PAUSED", &["true", "false"])? == "true",
             handler: Handler {
@@ -242,6 +252,8 @@ impl Config {
                 },
                 ack_timeout: get.duration("LOG_ACK_TIMEOUT")?,
                 window: get.count("LOG_WINDOW")?,
+                spool_dir: get.text("LOG_SPOOL_DIR").into(),
+                spool_size: get.bytes("LOG_SPOOL_SIZE")?,
             },
             telemetry: Telemetry {
                 log_level: get.text("LOG_LEVEL"),
@@ -437,6 +449,15 @@ impl Reader<'_> {
         quantity::duration(&self.text(name)).ok_or_else(|| self.invalid(name))
     }
 
+    /// `none` is 0.
+    fn bytes(&self, name: &str) -> Result<u64, Invalid> {
+        if self.text(name) == "none" {
+            return Ok(0);
+        }
+        let milli = self.quantity(name)?.milli();
+        u64::try_from(milli / 1_000).map_err(|_| self.invalid(name))
+    }
+
     fn quantity(&self, name: &str) -> Result<Quantity, Invalid> {
         Quantity::parse(&self.text(name)).ok_or_else(|| self.invalid(name))
     }
@@ -460,7 +481,7 @@ mod tests {
     fn the_originals_defaults_are_kept() {
         let c = with(&[]).unwrap();
         assert_eq!(c.serve.grpc_port, 9090);
-        assert_eq!(c.handler.host, "otto-handler:8080");
+        assert_eq!(c.handler.host.as_deref(), Some("otto-handler:8080"));
         assert_eq!(c.namespace, "default");
         assert_eq!(c.worker.image, "busybox:latest");
         assert_eq!(
@@ -482,6 +503,7 @@ mod tests {
             ("REPOSITORY_WEIGHTS", "org/app=0"),
             ("OTTO_HANDLER_HOST", "handler"),
             ("OTTO_HANDLER_ACK", "maybe"),
+            ("LOG_SPOOL_SIZE", "much"),
         ] {
             assert_eq!(with(&[(name, value)]).unwrap_err().name, name);
         }

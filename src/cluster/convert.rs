@@ -230,6 +230,9 @@ fn init_container(pod: &mut Pod, statuses: Vec<ContainerStatusView>) {
                 pod.reason = format!("Init:{}", end.reason);
                 pod.message = format!("init container {name}: {}", end.message);
                 pod.finished = second(end.finished_at).filter(|s| *s > 0);
+                // Where it ran at all.
+                let ran = second(end.started_at).is_some_and(|s| s > 0);
+                pod.failed_init = ran.then(|| name.into());
                 return;
             }
             (None, Some(waiting)) if waiting.reason != "PodInitializing" => {
@@ -372,10 +375,11 @@ mod tests {
     #[test]
     fn an_init_container_that_failed_tells_why() {
         let p = decode(json!({"phase": "Failed",
-            "initContainerStatuses": [{"name": "mesh", "state": {"terminated": {"exitCode": 3, "reason": "Error"}}}],
+            "initContainerStatuses": [{"name": "mesh", "state": {"terminated": {"exitCode": 3, "reason": "Error", "startedAt": "2026-01-01T00:00:00Z"}}}],
             "containerStatuses": [{"name": "worker", "state": {"waiting": {"reason": "PodInitializing"}}}]}));
         assert_eq!((p.exit_code, p.reason.as_str()), (Some(3), "Init:Error"));
         assert!(p.message.contains("mesh") && p.started.is_none());
+        assert!(p.has_logs() && p.container() == "mesh");
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! A task's conditions: what `kubectl get workertasks` and an SRE read first.
 //!
 //! Types after the Kubernetes API conventions: `Created` (each wanted worker has,
-//! or had, its pod) and `Finished`. A condition's time changes with its status only.
+//! or had, its pod), `Finished`, and `LogsDelivered` where it is False. A condition's
+//! time changes with its status only.
 use std::collections::BTreeMap;
 
 use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
+
+/// Workers that a message names.
+const NAMED: usize = 10;
 
 /// What the conditions are made of.
 #[derive(Clone, Copy)]
@@ -47,23 +51,47 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
         TaskPhase::Cancelled => "Cancelled",
     };
     let finished = (phase.is_finished(), reason, tally(workers));
-    [("Created", created), ("Finished", finished)]
-        .into_iter()
-        .map(|(kind, (is, reason, message))| {
-            let status = if is { "True" } else { "False" };
-            let since = before
-                .iter()
-                .find(|c| c.kind == kind && c.status == status)
-                .map_or(now, |c| &c.last_transition_time);
-            Condition {
-                kind: kind.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                last_transition_time: since.to_owned(),
-            }
-        })
-        .collect()
+    let delivered = cut(workers).map(|message| (false, "LogDrainTimeout", message));
+    [
+        ("Created", Some(created)),
+        ("Finished", Some(finished)),
+        ("LogsDelivered", delivered),
+    ]
+    .into_iter()
+    .filter_map(|(kind, told)| Some((kind, told?)))
+    .map(|(kind, (is, reason, message))| {
+        let status = if is { "True" } else { "False" };
+        let since = before
+            .iter()
+            .find(|c| c.kind == kind && c.status == status)
+            .map_or(now, |c| &c.last_transition_time);
+        Condition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since.to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Whose pods went before otto-handler had all of their logs, the first of them by
+/// index.
+fn cut(workers: &[WorkerRecord]) -> Option<String> {
+    let all: Vec<String> = workers
+        .iter()
+        .filter(|w| w.cut)
+        .map(|w| w.index.to_string())
+        .collect();
+    let more = if all.len() > NAMED { ", …" } else { "" };
+    (!all.is_empty()).then(|| {
+        format!(
+            "otto-handler did not take the last lines of {} worker(s) in time: {}{more}",
+            all.len(),
+            all[..all.len().min(NAMED)].join(", ")
+        )
+    })
 }
 
 /// Whether `new` says something that `old` does not; counts may differ.

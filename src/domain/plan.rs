@@ -6,7 +6,7 @@
 //! gone; a pod is deleted only once the *stored* status says that its uid is
 //! done with, or that its attempt is and had another pod or none: then a former
 //! leader's create took effect too late; a final record never changes but for what
-//! was notified; a finished task is never revived.
+//! was notified and that its logs were cut; a finished task is never revived.
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -28,7 +28,7 @@ pub struct Observed<'a> {
     /// Last states of pods that went.
     pub gone: &'a [Arc<Pod>],
     /// The logs of this pod are acknowledged to the last line.
-    pub drained: &'a dyn Fn(&str) -> bool,
+    pub drained: &'a dyn Fn(&Pod) -> bool,
     /// What otto-handler took of this worker, newer than the stored record.
     pub notified: &'a dyn Fn(u32) -> Option<Notified>,
     /// The API server refused this worker's pod for good, and why.
@@ -102,7 +102,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         {
             record.notified = Some(told);
         }
-        p.deletions(&stored);
+        p.deletions(&stored, &mut record);
         workers.push(record);
     }
     let status = p.status(workers);
@@ -243,6 +243,7 @@ impl Planner<'_> {
             attempt: record.attempt + 1,
             failures: record.failures + u32::from(counts),
             notified: record.notified,
+            cut: record.cut,
             not_before: (delay > 0).then_some(self.now + delay),
             queued: Some(self.now),
             // Why, until the new pod says something itself.
@@ -275,10 +276,10 @@ impl Planner<'_> {
         }
     }
 
-    /// Pods whose uid the stored record is done with go, once drained; and so do
-    /// pods that came into being when their attempt was over, those that still
-    /// live at once.
-    fn deletions(&mut self, stored: &WorkerRecord) {
+    /// Pods whose uid the stored record is done with go, once drained, or once it says
+    /// that they were not in time; and so do pods that came into being when their attempt
+    /// was over, those that still live at once.
+    fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
         let pods = self.live.of(stored.index).to_vec();
         for pod in pods.into_iter().filter(|p| !p.deleting) {
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());
@@ -288,7 +289,10 @@ impl Planner<'_> {
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
             // A retry waits for the end of the attempt before: what lives came late.
             let stray = over && !current && !pod.phase.is_terminal();
-            if stopped || stray || (over && self.is_drained(pod)) {
+            let held = over && !self.is_drained(pod);
+            let overdue = held && self.is_overdue(pod, stored);
+            record.cut |= overdue;
+            if stopped || stray || (over && !held) || (overdue && stored.cut) {
                 self.actions.push(Action::Delete {
                     name: pod.name.clone(),
                     uid: pod.uid.clone(),
@@ -297,12 +301,14 @@ impl Planner<'_> {
         }
     }
 
-    fn is_drained(&mut self, pod: &Pod) -> bool {
-        // A container that never ran has no logs.
-        if pod.started.is_none() || (self.seen.drained)(&pod.uid) {
-            return true;
-        }
-        let cap = pod.finished.unwrap_or(self.now) + self.limits.log_drain_timeout;
+    fn is_drained(&self, pod: &Pod) -> bool {
+        !pod.has_logs() || (self.seen.drained)(pod)
+    }
+
+    /// The logs of a pod that is done with were not acknowledged in time.
+    fn is_overdue(&mut self, pod: &Pod, stored: &WorkerRecord) -> bool {
+        let end = pod.finished.or(stored.finished).unwrap_or(self.now);
+        let cap = end + self.limits.log_drain_timeout;
         if cap > self.now {
             self.wake(cap);
         }

@@ -100,12 +100,29 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
         name: "otto-agent-t-1".into(),
         uid: "u1-1".into(),
     };
-    assert_eq!(
-        plan_with(&t, &pods, &[], true, 12).actions,
-        std::slice::from_ref(&delete)
-    );
-    // The cap on draining.
-    assert_eq!(plan_with(&t, &pods, &[], false, 2 + 900).actions, [delete]);
+    assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
+}
+
+#[test]
+fn a_pod_whose_logs_were_not_taken_in_time_goes_once_that_is_stored() {
+    let mut t = task(1);
+    let pods = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
+    t.status = plan_with(&t, &pods, &[], false, 10).status;
+    let waits = plan_with(&t, &pods, &[], false, 2 + 899);
+    assert_eq!((waits.wake_at, &waits.status), (Some(902), &t.status));
+    let late = plan_with(&t, &pods, &[], false, 902);
+    assert_eq!(late.actions, []);
+    let told = late
+        .status
+        .conditions
+        .last()
+        .map(|c| (&*c.kind, &*c.status, &*c.message));
+    let message = "otto-handler did not take the last lines of 1 worker(s) in time: 1";
+    assert_eq!(told, Some(("LogsDelivered", "False", message)));
+    t.status = late.status;
+    assert_eq!(plan_with(&t, &pods, &[], false, 903).actions.len(), 1);
+    // It stays told, for this and later attempts.
+    assert_eq!(plan_with(&t, &[], &pods, false, 904).status, t.status);
 }
 
 #[test]

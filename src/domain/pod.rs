@@ -60,6 +60,9 @@ pub struct Pod {
     /// running container is not ready.
     pub node_lost: Option<i64>,
     pub restart_count: i32,
+    /// The init container that failed, where one did: its log tells why the worker's
+    /// never ran.
+    pub failed_init: Option<Box<str>>,
     pub node: String,
     pub ip: String,
     pub deleting: bool,
@@ -70,6 +73,16 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// A container of it has run whose logs are wanted.
+    pub fn has_logs(&self) -> bool {
+        self.started.is_some() || self.failed_init.is_some()
+    }
+
+    /// The one whose logs are wanted.
+    pub fn container(&self) -> &str {
+        self.failed_init.as_deref().unwrap_or("worker")
+    }
+
     /// Holds what it has in common with another pod of its task only once.
     pub fn share(&mut self, other: &Self) {
         let share = |ours: &mut Arc<str>, theirs: &Arc<str>| {

@@ -218,6 +218,8 @@ pub struct WorkerRecord {
     pub not_before: Option<i64>,
     /// Failures counted against the retry budget so far.
     pub failures: u32,
+    /// A pod of it went, or may go, before its last line of log was acknowledged.
+    pub cut: bool,
 }
 
 /// A transition of an attempt, as otto-handler knows it.

@@ -114,7 +114,7 @@ async fn replica(asked: Option<Arc<Asked>>) -> Replica {
         index: Index::default(),
         policy: Arc::new(config.worker),
         pause: Pause::channel(false).1,
-        show: crate::logs::Show::new(nowhere.clone(), "n", Index::default()),
+        show: crate::logs::Show::new(nowhere.clone(), "n", Index::default(), true),
         switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
         drain: CancellationToken::new(),

@@ -1,10 +1,12 @@
 //! Lines and gaps as entries of the wire contract. No client required.
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     checkpoint::{Anchor, Checkpoint},
+    gap::Gap,
     line::Line,
-    tail::Gap,
 };
 use crate::{
     cluster::ATTEMPT,
@@ -16,14 +18,14 @@ use crate::{
 const OVERHEAD: i64 = 192;
 
 /// An entry under way; a message is made of it each time that it is sent.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     what: What,
     /// Where the log stands once it is acknowledged.
     pub(super) then: Checkpoint,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum What {
     Line(Line),
     /// And when it was found.
@@ -106,7 +108,7 @@ impl Maker<'_> {
                 let mut wire = self.wire(entry, gap.to_string());
                 let known = [
                     ("kind", "gap"),
-                    ("reason", gap.reason),
+                    ("reason", gap.reason.as_str()),
                     ("missing", "unknown"),
                 ];
                 add(
@@ -148,7 +150,7 @@ impl Maker<'_> {
             metadata: HashMap::from([
                 ("sequence".to_owned(), entry.sequence().to_string()),
                 ("pod-uid".to_owned(), pod.uid.clone()),
-                ("container".to_owned(), "worker".to_owned()),
+                ("container".to_owned(), pod.container().to_owned()),
                 ("restart".to_owned(), entry.then.restart.to_string()),
                 ("epoch".to_owned(), entry.then.epoch.to_string()),
                 ("leader-term".to_owned(), self.term.to_string()),

@@ -25,18 +25,29 @@ pub(super) enum Error {
     Timeout,
     #[error("the pod is gone")]
     Gone,
+    /// By its successors, and its log with it.
+    #[error("the container was replaced")]
+    Replaced,
     #[error("{0}")]
     Api(#[from] kube::Error),
     #[error("the log broke off: {0}")]
     Read(#[from] std::io::Error),
 }
 
+/// How to open a log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Open {
+    /// From a second on; None: its start.
+    pub(super) since: Option<i64>,
+    pub(super) follow: bool,
+    /// Of the container before the one that is there now.
+    pub(super) previous: bool,
+}
+
 /// Where logs and checkpoints of workers live.
 #[tonic::async_trait]
 pub(super) trait Source: Send + Sync + 'static {
-    /// Opens the worker container's log from a second on (None: its start).
-    async fn open(&self, pod: &pod::Pod, since: Option<i64>, follow: bool)
-    -> Result<Reader, Error>;
+    async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error>;
     /// Stores a checkpoint on the pod, if it is still this one.
     async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error>;
 }
@@ -57,23 +68,23 @@ impl Cluster {
 
 #[tonic::async_trait]
 impl Source for Cluster {
-    async fn open(
-        &self,
-        pod: &pod::Pod,
-        since: Option<i64>,
-        follow: bool,
-    ) -> Result<Reader, Error> {
+    async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error> {
         let params = LogParams {
-            container: Some("worker".to_owned()),
-            follow,
+            container: Some(pod.container().to_owned()),
+            follow: how.follow,
+            previous: how.previous,
             timestamps: true,
-            since_time: since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
+            since_time: how.since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
             ..LogParams::default()
         };
         let open = timeout(OPEN_TIMEOUT, self.pods.log_stream(&pod.name, &params));
         match self.gate.pass(open).await {
             Err(_) => Err(Error::Timeout),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
+            // "previous terminated container not found"
+            Ok(Err(kube::Error::Api(status))) if how.previous && status.code == 400 => {
+                Err(Error::Replaced)
+            }
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(bytes)) => Ok(Reader::new(Box::pin(bytes))),
         }

@@ -39,7 +39,7 @@ impl Forwarder {
     /// Runs until the tenure drains (sessions finish what is under way and store
     /// their checkpoints) or is lost (they stop at once).
     pub async fn run(self, tenure: &Tenure) {
-        let mut sessions: JoinSet<(Arc<Pod>, End)> = JoinSet::new();
+        let mut sessions: JoinSet<(Arc<Pod>, (End, i32))> = JoinSet::new();
         let mut running: HashMap<String, AbortHandle> = HashMap::new();
         let source = Arc::new(Cluster::new(tenure.client.pods()));
         let mut changes = self.index.subscribe();
@@ -89,13 +89,10 @@ impl Forwarder {
         pod: Arc<Pod>,
         source: &Arc<Cluster>,
         tenure: &Tenure,
-        sessions: &mut JoinSet<(Arc<Pod>, End)>,
+        sessions: &mut JoinSet<(Arc<Pod>, (End, i32))>,
         running: &mut HashMap<String, AbortHandle>,
     ) {
-        if pod.started.is_none()
-            || running.contains_key(&pod.uid)
-            || self.drained.is_drained(&pod.uid)
-        {
+        if !pod.has_logs() || running.contains_key(&pod.uid) || self.drained.is_drained(&pod) {
             return;
         }
         let span = tracing::info_span!(
@@ -129,14 +126,14 @@ impl Forwarder {
 
     fn ended(
         &self,
-        ended: Result<(Arc<Pod>, End), tokio::task::JoinError>,
+        ended: Result<(Arc<Pod>, (End, i32)), tokio::task::JoinError>,
         running: &mut HashMap<String, AbortHandle>,
     ) {
         match ended {
-            Ok((pod, end)) => {
+            Ok((pod, (end, restart))) => {
                 running.remove(&pod.uid);
                 match end {
-                    End::Drained | End::Gone => self.drained.drained(&pod.uid, &pod.task),
+                    End::Drained | End::Gone => self.drained.drained(&pod, restart),
                     End::HandedOver => {}
                 }
             }

@@ -20,7 +20,6 @@ use tonic::{
 };
 
 use crate::{
-    config,
     proto::{
         LogForwardResponse, WorkerLogEntry, WorkerStatusNotification,
         otto_handler_log_service_client::OttoHandlerLogServiceClient, worker_status_ack,
@@ -68,9 +67,9 @@ impl HandlerClient {
     /// Connects to nothing yet; must run inside the tokio runtime.
     ///
     /// # Errors
-    /// OTTO_HANDLER_HOST is no host and port.
-    pub fn new(settings: &config::Handler) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", settings.host))?
+    /// `host` (OTTO_HANDLER_HOST) is no host and port.
+    pub fn new(host: &str) -> Result<Self, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{host}"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE / 2)
@@ -152,6 +151,17 @@ impl Answers {
                 Stream::Open(answers) => return answers.message().await,
             }
         }
+    }
+}
+
+/// There is no otto-handler: whatever it is told is told.
+#[derive(Debug)]
+pub struct Nobody;
+
+#[tonic::async_trait]
+impl Tell for Nobody {
+    async fn tell(&self, _: WorkerStatusNotification) -> Result<(), String> {
+        Ok(())
     }
 }
 

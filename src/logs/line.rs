@@ -2,19 +2,21 @@
 //!
 //! A line longer than [`MAX_LINE`] is cut, and its true length kept.
 use base64::Engine as _;
+use serde::{Deserialize, Serialize};
 
 /// Of a line's text in bytes; an entry must fit gRPC's 4 MiB message limit even
 /// when it carries its original too.
 pub(super) const MAX_LINE: usize = 1024 * 1024;
 
 /// A line as the kubelet serves it with timestamps on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Line {
     /// As the node wrote it; empty when the line had none (the rest of a line
     /// whose head was cut off).
     pub(super) timestamp: String,
     /// The same as Unix time in nanoseconds.
     pub(super) nanos: Option<i64>,
+    #[serde(with = "serde_bytes")]
     pub(super) text: Vec<u8>,
     /// Bytes of the whole line, if it was cut.
     pub(super) cut_from: Option<usize>,

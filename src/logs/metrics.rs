@@ -12,6 +12,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::gap;
+
 /// Shared by all sessions.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
@@ -21,6 +23,8 @@ pub(super) struct Metrics {
     pub(super) acknowledged: Counter,
     pub(super) retried: Counter,
     pub(super) dropped: Counter,
+    /// Workers whose pods went before otto-handler had all of their logs.
+    pub(super) cut: Counter,
     gaps: Family<Reason, Counter>,
     follows: Gauge<i64, AtomicI64>,
     lag: Histogram,
@@ -39,6 +43,7 @@ impl Default for Metrics {
             acknowledged: Counter::default(),
             retried: Counter::default(),
             dropped: Counter::default(),
+            cut: Counter::default(),
             gaps: Family::default(),
             follows: Gauge::default(),
             // 4 ms to 1 h.
@@ -66,6 +71,11 @@ impl Metrics {
                 "dropped",
                 "Log entries that otto-handler gave up",
                 m.dropped,
+            ),
+            (
+                "cut",
+                "Workers whose pods went before otto-handler had all of their logs",
+                m.cut,
             ),
         ] {
             registry.register(format!("ottoscaler_log_{name}"), help, counter);
@@ -100,7 +110,8 @@ impl Metrics {
         Follow(self.follows.clone())
     }
 
-    pub(super) fn gap(&self, reason: &'static str) {
+    pub(super) fn gap(&self, reason: gap::Reason) {
+        let reason = reason.as_str();
         self.gaps.get_or_create(&Reason { reason }).inc();
     }
 

@@ -5,13 +5,16 @@
 //! holds: entries of a worker go out in file order; a line counts as delivered
 //! only when it was acknowledged; a checkpoint covers acknowledged lines only, so
 //! whoever resumes from it gives the same line the same sequence; what the node
-//! no longer has is told by a gap record. Memory is bounded per worker: a full
-//! window stops the reading, and the node's file is the buffer.
+//! no longer has is told by a gap record. Memory is bounded, per worker and in all: what
+//! is ahead of otto-handler waits on disk (`spool.rs`), and where that is full nothing
+//! more is read, and the node's file is the buffer.
+mod backlog;
 mod budget;
 mod checkpoint;
 mod entry;
 mod follow;
 mod forwarder;
+mod gap;
 mod gate;
 mod handler;
 mod line;
@@ -22,10 +25,11 @@ mod resume_model;
 mod session;
 mod settings;
 mod show;
+mod spool;
 mod tail;
 mod window;
 
 pub use forwarder::Forwarder;
-pub use handler::HandlerClient;
+pub use handler::{HandlerClient, Nobody};
 pub use settings::Settings;
 pub use show::Show;

@@ -2,24 +2,25 @@
 //!
 //! Two nested loops: the outer opens streams to otto-handler, the inner pumps
 //! lines in and answers out. A broken stream loses nothing: what was not
-//! answered stays in the window and goes out again with the same sequence.
+//! answered stays in the window and goes out again with the same sequence. Reading goes
+//! on meanwhile: what the window has no room for waits in the spool, behind it.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    budget::Held,
+    backlog::Backlog,
     checkpoint::Checkpoint,
     entry::{Entry, Maker},
     follow::Source,
     handler::{Answers, HandlerClient},
     settings::{Pods, Settings},
     tail::{Next, Tail},
-    window::{Answer, Window},
+    window::Answer,
 };
 use crate::{
     config::AckMode,
@@ -68,21 +69,42 @@ pub(super) struct Session<S, P> {
 
 /// What moves while a session runs.
 struct State<S, P> {
-    window: Window<Entry>,
-    held: Held,
+    backlog: Backlog,
     /// After the last line read, and after the last one acknowledged.
     read: Checkpoint,
     acked: Checkpoint,
     tail: Tail<S, P>,
     /// There is no more to read.
     end: Option<End>,
-    /// Since when nothing is read, for want of answers.
+    /// Since when nothing is read, for want of room.
     held_up: Option<Instant>,
     pause_until: Option<Instant>,
     last_answer: Instant,
+    /// When otto-handler last settled an entry.
+    settled: Instant,
     saved: Instant,
     saved_next: u64,
     counts: Counts,
+}
+
+impl<S: Source, P: Pods> State<S, P> {
+    /// There is more to read, and room for it.
+    fn may_read(&mut self) -> bool {
+        let now = Instant::now();
+        if !self.backlog.has_room() {
+            self.held_up.get_or_insert(now);
+            return false;
+        }
+        if self.held_up.take().is_some_and(|at| now - at > HELD_UP) {
+            self.tail.was_held_up();
+        }
+        self.end.is_none()
+    }
+
+    /// otto-handler took nothing for so long.
+    fn is_stale(&self, limit: Duration) -> bool {
+        self.settled.elapsed() > limit
+    }
 }
 
 #[derive(Default)]
@@ -94,30 +116,31 @@ struct Counts {
 }
 
 impl<S: Source, P: Pods> Session<S, P> {
-    /// Runs to an [`End`]; dropped when the term is lost.
-    pub(super) async fn run(self) -> End {
+    /// Runs to an [`End`], of which instance of the container; dropped when the term is
+    /// lost.
+    pub(super) async fn run(self) -> (End, i32) {
         let from = self.pod.checkpoint.as_deref().and_then(Checkpoint::parse);
+        // One that restarted is begun with what the node still has of it.
+        let first = (self.pod.restart_count - 1).max(0);
         let from = from
-            .filter(|c| c.restart == self.pod.restart_count)
-            .unwrap_or_else(|| Checkpoint::start(self.pod.restart_count));
-        let now = Instant::now();
-        let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
-        let mut state = State {
-            window: Window::new(self.settings.window),
-            held: self.settings.budget.hold(),
-            tail: Tail::new(pod, source, pods, from.place.clone()),
-            read: from.clone(),
-            saved_next: from.next,
-            acked: from,
-            end: None,
-            held_up: None,
-            pause_until: None,
-            last_answer: now,
-            saved: now,
-            counts: Counts::default(),
-        };
+            .filter(|c| c.restart <= self.pod.restart_count)
+            .unwrap_or_else(|| Checkpoint::start(first));
+        let mut state = self.state(from);
         let follow = self.settings.metrics.follow();
-        let end = self.streams(&mut state).await;
+        let end = loop {
+            let end = self.streams(&mut state).await;
+            let restarts = self.pods.latest(&self.pod).map_or(0, |p| p.restart_count);
+            if end != End::Drained || restarts <= state.acked.restart {
+                break end;
+            }
+            let next = (state.acked.restart + 1).max(restarts - 1);
+            let counts = std::mem::take(&mut state.counts);
+            state = self.state(Checkpoint::start(next));
+            state.counts = counts;
+            // The one before is done with.
+            state.saved_next = 0;
+            self.save(&mut state).await;
+        };
         if end == End::HandedOver {
             self.save(&mut state).await;
         }
@@ -140,7 +163,30 @@ impl<S: Source, P: Pods> Session<S, P> {
             retried,
             "log session ended"
         );
-        end
+        (end, state.acked.restart)
+    }
+
+    fn state(&self, from: Checkpoint) -> State<S, P> {
+        let now = Instant::now();
+        State {
+            backlog: Backlog::new(&self.settings),
+            tail: self.tail(&from),
+            read: from.clone(),
+            saved_next: from.next,
+            acked: from,
+            end: None,
+            held_up: None,
+            pause_until: None,
+            last_answer: now,
+            settled: now,
+            saved: now,
+            counts: Counts::default(),
+        }
+    }
+
+    fn tail(&self, from: &Checkpoint) -> Tail<S, P> {
+        let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
+        Tail::new(pod, source, pods, from.restart, from.place.clone())
     }
 
     /// Opens streams until one ends well; the wait between two grows.
@@ -148,10 +194,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         let mut failures = 0_u32;
         loop {
             let before = state.acked.next;
-            let broken = self.stream(state).await;
-            // Nothing is read until the next one is open.
-            state.held_up.get_or_insert_with(Instant::now);
-            match broken {
+            match self.stream(state).await {
                 Broken::Finished(end) => return end,
                 Broken::Stream(why) => {
                     if state.acked.next > before {
@@ -166,23 +209,48 @@ impl<S: Source, P: Pods> Session<S, P> {
                     }
                     let delay = Duration::from_millis(50 << failures.min(7)).min(MAX_BACKOFF);
                     failures += 1;
-                    tokio::select! {
-                        () = self.drain.cancelled() => return End::HandedOver,
-                        () = sleep(delay) => {}
+                    if let Some(end) = self.between(state, Instant::now() + delay).await {
+                        return end;
                     }
                 }
             }
         }
     }
 
+    /// Reads on until then, without a stream.
+    async fn between(&self, state: &mut State<S, P>, until: Instant) -> Option<End> {
+        loop {
+            if state.end == Some(End::Gone) && state.is_stale(self.settings.drain_timeout) {
+                tracing::warn!(
+                    pod = &*self.pod.name,
+                    "its last lines are given up: otto-handler took none for too long, and its pod is gone"
+                );
+                return state.end;
+            }
+            if until <= Instant::now() {
+                return None;
+            }
+            let may_read = state.may_read();
+            let wake = state
+                .backlog
+                .has_room_at()
+                .map_or(until, |at| at.min(until));
+            tokio::select! {
+                () = self.drain.cancelled() => return Some(End::HandedOver),
+                () = sleep_until(wake) => {}
+                next = state.tail.next(), if may_read => self.take(state, next).await,
+            }
+        }
+    }
+
     /// Lines in, answers out, until the stream breaks or all is done.
     async fn stream(&self, state: &mut State<S, P>) -> Broken {
-        state.window.restart();
+        state.backlog.window.restart();
         let (entries, mut answers) = self.handler.forward(self.pod.traceparent.as_deref());
         let mut draining: Option<Instant> = None;
         loop {
-            if state.window.is_empty() {
-                if let Some(end) = state.end {
+            if state.backlog.window.is_empty() {
+                if let Some(end) = state.end.filter(|_| state.backlog.is_empty()) {
                     half_close(entries, answers).await;
                     return Broken::Finished(end);
                 }
@@ -190,23 +258,19 @@ impl<S: Source, P: Pods> Session<S, P> {
                     return Broken::Finished(End::HandedOver);
                 }
             }
+            if draining.is_none() {
+                self.refill(state).await;
+            }
             let now = Instant::now();
             let paused = state.pause_until.filter(|at| *at > now);
-            let may_send = paused.is_none() && state.window.next().is_some();
-            // Without an entry under way no answer would wake it.
-            let has_room =
-                state.window.is_empty() || !state.window.is_full() && state.held.has_room();
-            if !has_room {
-                state.held_up.get_or_insert(now);
-            } else if state.held_up.take().is_some_and(|at| now - at > HELD_UP) {
-                state.tail.was_held_up();
-            }
-            let may_read = draining.is_none() && state.end.is_none() && has_room;
+            let may_send = paused.is_none() && state.backlog.window.next().is_some();
+            let may_read = draining.is_none() && state.may_read();
             let mute_at = state.last_answer + self.settings.ack_timeout;
             let wake = [
                 paused,
-                state.window.awaits_answers().then_some(mute_at),
+                state.backlog.window.awaits_answers().then_some(mute_at),
                 draining,
+                state.backlog.has_room_at(),
                 Some(state.saved + CHECKPOINT_EVERY)
                     .filter(|_| state.acked.next != state.saved_next),
             ];
@@ -224,24 +288,24 @@ impl<S: Source, P: Pods> Session<S, P> {
                 },
                 permit = entries.reserve(), if may_send => match permit {
                     Ok(permit) => {
-                        if !state.window.awaits_answers() {
+                        if !state.backlog.window.awaits_answers() {
                             state.last_answer = Instant::now();
                         }
-                        if let Some(entry) = state.window.next() {
+                        if let Some(entry) = state.backlog.window.next() {
                             permit.send(self.maker().message(entry));
-                            state.window.sent();
+                            state.backlog.window.sent();
                         }
                     }
                     Err(_) => return Broken::Stream("otto-handler closed it".to_owned()),
                 },
-                next = state.tail.next(), if may_read => self.take(state, next),
+                next = state.tail.next(), if may_read => self.take(state, next).await,
                 () = self.drain.cancelled(), if draining.is_none() => draining = Some(Instant::now() + LAST_ANSWERS),
                 () = sleep_until(wake) => {
                     let now = Instant::now();
                     if draining.is_some_and(|at| at <= now) {
                         return Broken::Finished(End::HandedOver);
                     }
-                    if state.window.awaits_answers() && mute_at <= now {
+                    if state.backlog.window.awaits_answers() && mute_at <= now {
                         return Broken::Stream("it answers nothing".to_owned());
                     }
                     if state.saved + CHECKPOINT_EVERY <= now {
@@ -252,7 +316,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         }
     }
 
-    fn take(&self, state: &mut State<S, P>, next: Next) {
+    async fn take(&self, state: &mut State<S, P>, next: Next) {
         let metrics = &self.settings.metrics;
         let entry = match next {
             Next::Line(line, anchor) => {
@@ -270,10 +334,25 @@ impl<S: Source, P: Pods> Session<S, P> {
                 Entry::gap(&mut state.read, gap, &self.term)
             }
             Next::End => return state.end = Some(End::Drained),
-            Next::Gone => return state.end = Some(End::Gone),
+            Next::Gone => {
+                if !state.backlog.is_empty() {
+                    metrics.cut.inc();
+                }
+                return state.end = Some(End::Gone);
+            }
         };
-        state.held.add(entry.bytes());
-        state.window.push(entry);
+        state.backlog.push(entry).await;
+    }
+
+    async fn refill(&self, state: &mut State<S, P>) {
+        let Err(error) = state.backlog.refill().await else {
+            return;
+        };
+        tracing::error!(pod = &*self.pod.name, %error, "the spool lost lines; they are read again (LOG_SPOOL_DIR)");
+        let last = state.backlog.window.last().map(|e| e.then.clone());
+        state.read = last.unwrap_or_else(|| state.acked.clone());
+        state.tail = self.tail(&state.read);
+        state.end = None;
     }
 
     fn maker(&self) -> Maker<'_> {
@@ -293,14 +372,24 @@ impl<S: Source, P: Pods> Session<S, P> {
         let settled = match (self.settings.ack, status) {
             (AckMode::Cumulative, Status::Ack) => {
                 let up_to = u64::try_from(answer.sequence).unwrap_or(0);
-                state.window.answer_up_to(|e| e.sequence() <= up_to)
+                state.backlog.window.answer_up_to(|e| e.sequence() <= up_to)
             }
-            (_, Status::Ack) => state.window.answer(Answer::Ack).into_iter().collect(),
-            (_, Status::Drop) => state.window.answer(Answer::Drop).into_iter().collect(),
+            (_, Status::Ack) => state
+                .backlog
+                .window
+                .answer(Answer::Ack)
+                .into_iter()
+                .collect(),
+            (_, Status::Drop) => state
+                .backlog
+                .window
+                .answer(Answer::Drop)
+                .into_iter()
+                .collect(),
             (_, Status::Retry) => {
                 state.counts.retried += 1;
                 self.settings.metrics.retried.inc();
-                state.window.answer(Answer::Retry);
+                state.backlog.window.answer(Answer::Retry);
                 Vec::new()
             }
         };
@@ -312,6 +401,9 @@ impl<S: Source, P: Pods> Session<S, P> {
         if pause > 0 {
             state.pause_until = Some(now + Duration::from_millis(pause.min(60_000)));
         }
+        if !settled.is_empty() {
+            state.settled = now;
+        }
         for entry in settled {
             if status == Status::Drop {
                 state.counts.dropped += 1;
@@ -322,7 +414,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                     self.settings.metrics.took(time);
                 }
             }
-            state.held.sub(entry.bytes());
+            state.backlog.settled(&entry);
             state.acked = entry.then;
         }
     }

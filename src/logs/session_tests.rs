@@ -18,7 +18,7 @@ use crate::{
     logs::{
         checkpoint::{Resume, Step},
         entry,
-        follow::{Error, Reader},
+        follow::{Error, Open, Reader},
         line::Splitter,
     },
     proto::{
@@ -38,8 +38,8 @@ struct File {
 
 #[tonic::async_trait]
 impl Source for File {
-    async fn open(&self, _: &Pod, since: Option<i64>, _: bool) -> Result<Reader, Error> {
-        let since = since.map_or(i64::MIN, |s| s);
+    async fn open(&self, _: &Pod, how: Open) -> Result<Reader, Error> {
+        let since = how.since.unwrap_or(i64::MIN);
         let from = |l: &&String| {
             let stamp: jiff::Timestamp = l.split(' ').next().unwrap().parse().unwrap();
             stamp.as_second() >= since
@@ -141,13 +141,15 @@ fn lines(n: usize) -> Vec<String> {
         .collect()
 }
 
-/// A session over a file against whoever serves there.
-async fn session(host: String, file: File, checkpoint: Option<String>) -> (End, Settings) {
+/// A session over a file, for whoever serves there.
+fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, Still> {
     let handler = config::Handler {
-        host,
+        host: Some(host.to_owned()),
         ack: AckMode::Each,
         ack_timeout: Duration::from_millis(500),
         window: 16,
+        spool_dir: std::env::temp_dir(),
+        spool_size: 1 << 30,
     };
     let pod = Arc::new(Pod {
         name: "p".into(),
@@ -158,29 +160,31 @@ async fn session(host: String, file: File, checkpoint: Option<String>) -> (End, 
         checkpoint,
         ..Pod::default()
     });
-    let settings = Settings::new(&handler, "n");
-    let session = Session {
+    Session {
         pod: pod.clone(),
         labels: entry::labels(&pod),
         source: Arc::new(file),
         pods: Still(pod),
         drained: Drained::default(),
-        handler: HandlerClient::new(&handler).unwrap(),
-        settings: settings.clone(),
+        handler: HandlerClient::new(host).unwrap(),
+        settings: Settings::new(&handler, "n", Duration::from_secs(2)),
         term: "t/3/h".parse().unwrap(),
         drain: CancellationToken::new(),
-    };
-    (session.run().await, settings)
+    }
 }
 
-/// Runs a session over a file against a peer; what the peer took, in order.
-async fn run(
-    file: File,
-    mood: Mood,
-    checkpoint: Option<String>,
-) -> (End, Vec<(u64, String)>, Settings) {
+async fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
+    (listener, host)
+}
+
+/// Serves as a peer of that mood while `work` runs; what the peer took, in order.
+async fn against<T>(
+    listener: TcpListener,
+    mood: Mood,
+    work: impl Future<Output = T>,
+) -> (T, Vec<(u64, String)>) {
     let peer = Peer {
         mood,
         count: Arc::default(),
@@ -190,11 +194,24 @@ async fn run(
     let serve = tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
-    let (end, settings) = tokio::select! {
-        ended = session(host, file, checkpoint) => ended,
+    let done = tokio::select! {
+        done = work => done,
         _ = serve => unreachable!(),
     };
     let taken = peer.taken.lock().unwrap().clone();
+    (done, taken)
+}
+
+/// Runs a session over a file against a peer.
+async fn run(
+    file: File,
+    mood: Mood,
+    checkpoint: Option<String>,
+) -> (End, Vec<(u64, String)>, Settings) {
+    let (listener, host) = listener().await;
+    let session = session(&host, file, checkpoint);
+    let settings = session.settings.clone();
+    let ((end, _), taken) = against(listener, mood, session.run()).await;
     (end, taken, settings)
 }
 
@@ -217,6 +234,13 @@ fn metrics(settings: &Settings) -> String {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     text
+}
+
+fn value(settings: &Settings, name: &str) -> u64 {
+    let text = metrics(settings);
+    let prefix = format!("ottoscaler_log_{name} ");
+    let line = text.lines().find(|l| l.starts_with(&prefix)).unwrap();
+    line[prefix.len()..].parse().unwrap()
 }
 
 fn expected(n: usize) -> Vec<(u64, String)> {
@@ -264,12 +288,7 @@ async fn what_happened_to_lines_is_counted() {
         ..Default::default()
     };
     let (_, _, settings) = run(file, mood, None).await;
-    let text = metrics(&settings);
-    let value = |name: &str| {
-        let prefix = format!("ottoscaler_log_{name} ");
-        let line = text.lines().find(|l| l.starts_with(&prefix)).unwrap();
-        line[prefix.len()..].parse::<u64>().unwrap()
-    };
+    let value = |name: &str| value(&settings, name);
     let retried = value("retried_total");
     assert!((1..20).contains(&retried), "{retried}");
     assert_eq!(
@@ -375,6 +394,65 @@ async fn a_file_that_has_moved_on_gives_one_gap_record() {
     assert_eq!((gaps, taken.len()), (1, 11), "{taken:?}");
 }
 
+#[tokio::test]
+async fn while_otto_handler_is_away_lines_wait_on_disk() {
+    let (listener, host) = listener().await;
+    drop(listener);
+    let file = File {
+        lines: lines(5_000),
+        ..Default::default()
+    };
+    let session = session(&host, file, None);
+    let settings = session.settings.clone();
+    let ended = tokio::spawn(session.run());
+    while value(&settings, "lines_total") < 5_000 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(value(&settings, "spool_bytes") > 100_000);
+    assert!(value(&settings, "held_bytes") < 10_000);
+    let listener = TcpListener::bind(host).await.unwrap();
+    let (ended, taken) = against(listener, |_| Some(Status::Ack), ended).await;
+    assert_eq!((ended.unwrap().0, taken), (End::Drained, expected(5_000)));
+    assert_eq!(value(&settings, "spool_bytes"), 0);
+}
+
+#[tokio::test]
+async fn lines_that_the_disk_lost_are_read_again() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(5_000),
+        ..Default::default()
+    };
+    let session = session(&host, file, None);
+    let mut state = session.state(Checkpoint::start(0));
+    state.backlog.fall_behind();
+    while state.may_read() {
+        let next = state.tail.next().await;
+        session.take(&mut state, next).await;
+    }
+    state.backlog.lose().unwrap();
+    let ended = session.streams(&mut state);
+    let (end, taken) = against(listener, |_| Some(Status::Ack), ended).await;
+    assert_eq!((end, taken), (End::Drained, expected(5_000)));
+}
+
+#[tokio::test]
+async fn the_last_lines_of_a_pod_that_went_are_given_up_in_the_end() {
+    let (listener, host) = listener().await;
+    drop(listener);
+    let file = File {
+        lines: lines(100),
+        ..Default::default()
+    };
+    let session = session(&host, file, None);
+    let mut state = session.state(Checkpoint::start(0));
+    let next = state.tail.next().await;
+    session.take(&mut state, next).await;
+    session.take(&mut state, Next::Gone).await;
+    assert_eq!(session.streams(&mut state).await, End::Gone);
+    assert_eq!(value(&session.settings, "cut_total"), 1);
+}
+
 /// `tests/nest.sh` starts it: it breaks its streams before answers, and keeps what it
 /// takes as repeats only once.
 #[tokio::test]
@@ -386,8 +464,9 @@ async fn a_nest_handler_keeps_each_line_once() {
         lines: lines(500),
         ..Default::default()
     };
-    let (end, settings) = session(host, file, None).await;
-    assert_eq!(end, End::Drained);
+    let session = session(&host, file, None);
+    let settings = session.settings.clone();
+    assert_eq!(session.run().await.0, End::Drained);
     let kept = std::fs::read_to_string(record).unwrap();
     let expected: String = (0..500).map(|n| format!("p line {n}\n")).collect();
     assert_eq!(kept, expected);

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 
-use super::{budget::Budget, metrics::Metrics};
+use super::{budget::Budget, metrics::Metrics, spool::Spool};
 use crate::{
     config::{self, AckMode},
     domain::pod::Pod,
@@ -16,17 +16,22 @@ pub struct Settings {
     pub ack_timeout: Duration,
     pub window: usize,
     pub namespace: String,
+    /// How long the last lines of a pod that is gone are offered.
+    pub drain_timeout: Duration,
+    pub(super) spool: Spool,
     pub(super) budget: Budget,
     pub(super) metrics: Metrics,
 }
 
 impl Settings {
-    pub fn new(handler: &config::Handler, namespace: &str) -> Self {
+    pub fn new(handler: &config::Handler, namespace: &str, drain_timeout: Duration) -> Self {
         Self {
             ack: handler.ack,
             ack_timeout: handler.ack_timeout,
             window: handler.window,
             namespace: namespace.to_owned(),
+            drain_timeout,
+            spool: Spool::new(handler.spool_dir.clone(), handler.spool_size),
             budget: Budget::default(),
             metrics: Metrics::default(),
         }
@@ -34,6 +39,7 @@ impl Settings {
 
     pub fn register(&self, registry: &mut Registry) {
         self.budget.register(registry);
+        self.spool.register(registry);
         self.metrics.register(registry);
     }
 }

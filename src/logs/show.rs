@@ -36,14 +36,17 @@ const LOGS_AT_ONCE: usize = 256;
 pub struct Show {
     source: Arc<Cluster>,
     index: Index,
+    /// Else there is no otto-handler.
+    forwarded: bool,
     places: Arc<Semaphore>,
 }
 
 impl Show {
-    pub fn new(client: kube::Client, namespace: &str, index: Index) -> Self {
+    pub fn new(client: kube::Client, namespace: &str, index: Index, forwarded: bool) -> Self {
         Self {
             source: Arc::new(Cluster::new(Api::namespaced(client, namespace))),
             index,
+            forwarded,
             places: Arc::new(Semaphore::new(LOGS_AT_ONCE)),
         }
     }
@@ -82,11 +85,14 @@ impl Show {
             .filter(|w| ended(w.view.state()) && self.index.pod(&w.view.pod_name).is_none())
             .count();
         if gone > 0 {
+            let lines = if self.forwarded {
+                "their lines are with otto-handler"
+            } else {
+                "their lines went with them, for there is no otto-handler"
+            };
             showing.ready.push_back(Ok(ShownLine {
                 kind: Kind::Note.into(),
-                message: format!(
-                    "the pods of {gone} worker(s) are gone: their lines are with otto-handler"
-                ),
+                message: format!("the pods of {gone} worker(s) are gone: {lines}"),
                 ..ShownLine::default()
             }));
         }
@@ -159,7 +165,7 @@ impl Showing {
     fn look(&mut self) {
         for pod in self.show.index.pods_of(&self.task).0 {
             let is_selected = |name: &String| **name == *pod.name;
-            if pod.started.is_none()
+            if !pod.has_logs()
                 || !self.selection.pod_name.as_ref().is_none_or(is_selected)
                 || !self.seen.insert(pod.uid.clone())
             {
@@ -172,10 +178,15 @@ impl Showing {
                 return;
             };
             let (source, index) = (self.show.source.clone(), self.show.index.clone());
+            let now = pod.restart_count;
             self.logs.push(if self.follow {
-                log(Tail::new(pod.clone(), source, index, None), pod, place)
+                log(Tail::new(pod.clone(), source, index, now, None), pod, place)
             } else {
-                log(Tail::new(pod.clone(), source, Now(index), None), pod, place)
+                log(
+                    Tail::new(pod.clone(), source, Now(index), now, None),
+                    pod,
+                    place,
+                )
             });
         }
     }

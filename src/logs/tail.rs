@@ -4,13 +4,14 @@
 //! is told before what comes after; the end is told when the log was read to it by an
 //! open that began after the container's end. The API server serves a container's
 //! newest file only, so a line that is not in it any more was rotated away.
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     checkpoint::{Anchor, Place, Resume, Step},
-    follow::{Error, Piece, Reader, Source},
+    follow::{Error, Open, Piece, Reader, Source},
+    gap::{Gap, Reason},
     line::Line,
     reopen::Reopen,
     settings::Pods,
@@ -46,22 +47,6 @@ pub(super) enum Next {
     Gone,
 }
 
-#[derive(Debug)]
-pub(super) struct Gap {
-    pub(super) reason: &'static str,
-    /// Times of the last line before and the first one after, where known.
-    pub(super) from: Option<jiff::Timestamp>,
-    pub(super) to: Option<jiff::Timestamp>,
-    /// What the file has after it.
-    pub(super) place: Option<Place>,
-}
-
-impl fmt::Display for Gap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "log lines may be missing here ({})", self.reason)
-    }
-}
-
 type Opening = Pin<Box<dyn Future<Output = Result<Reader, Error>> + Send>>;
 type Look = Pin<Box<dyn Future<Output = bool> + Send>>;
 
@@ -71,12 +56,16 @@ struct Mode {
     follow: bool,
     /// The container had ended before.
     over: bool,
+    /// And another one runs in its place.
+    previous: bool,
 }
 
 pub(super) struct Tail<S, P> {
     pod: Arc<Pod>,
     source: Arc<S>,
     pods: P,
+    /// Which of the container's instances; the first is 0.
+    restart: i32,
     /// After the last line that was handed on.
     at: Option<Place>,
     /// Its line is not in the file any more: all that is there is new, after a gap.
@@ -102,16 +91,25 @@ pub(super) struct Tail<S, P> {
     /// Read to an end after the container's, though not by an open that began then.
     caught_up: bool,
     gone: bool,
+    /// Later instances have taken its place, and its log is gone.
+    replaced: bool,
 }
 
 impl<S: Source, P: Pods> Tail<S, P> {
     /// From that place on.
-    pub(super) fn new(pod: Arc<Pod>, source: Arc<S>, pods: P, at: Option<Place>) -> Self {
+    pub(super) fn new(
+        pod: Arc<Pod>,
+        source: Arc<S>,
+        pods: P,
+        restart: i32,
+        at: Option<Place>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             pod,
             source,
             pods,
+            restart,
             resume: Resume::new(at.clone()),
             at,
             lost: false,
@@ -119,6 +117,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             mode: Mode {
                 follow: false,
                 over: false,
+                previous: false,
             },
             reader: None,
             opening: None,
@@ -132,6 +131,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             look: None,
             caught_up: false,
             gone: false,
+            replaced: false,
         }
     }
 
@@ -143,6 +143,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
             }
             if self.gone {
                 return Next::Gone;
+            }
+            if self.replaced {
+                return Next::End;
             }
             let next = match self.piece().await {
                 Ok(Piece::Line(line)) => self.line(line),
@@ -188,8 +191,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
                         return Err(Error::Timeout);
                     }
                     let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.sought());
+                    let previous = self.mode.previous;
                     self.look = Some(Box::pin(async move {
-                        let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at)).await;
+                        let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at, previous)).await;
                         sleep(ARRIVES).await;
                         more.unwrap_or(false)
                     }));
@@ -213,14 +217,27 @@ impl<S: Source, P: Pods> Tail<S, P> {
             None => {
                 sleep_until(self.next_open).await;
                 let over = self.is_over();
+                let later = self.later_instances();
+                // The node keeps the log of the one before.
+                if later > 1 {
+                    return Err(Error::Replaced);
+                }
                 // A log that has ended is read to its last byte.
                 let follow = !over && !self.decide && !self.poll;
-                self.mode = Mode { follow, over };
-                let since = self.sought().as_ref().and_then(Place::since);
+                let previous = later == 1;
+                self.mode = Mode {
+                    follow,
+                    over,
+                    previous,
+                };
+                let how = Open {
+                    since: self.sought().as_ref().and_then(Place::since),
+                    follow,
+                    previous,
+                };
                 let (source, pod) = (self.source.clone(), self.pod.clone());
-                self.opening.insert(Box::pin(
-                    async move { source.open(&pod, since, follow).await },
-                ))
+                self.opening
+                    .insert(Box::pin(async move { source.open(&pod, how).await }))
             }
         };
         let opened = opening.await;
@@ -252,7 +269,11 @@ impl<S: Source, P: Pods> Tail<S, P> {
             }
             Step::New(anchor) if self.lost => {
                 self.lost = false;
-                let gap = self.gap("rotated", line.time(), Some(Place::Before(anchor.clone())));
+                let gap = self.gap(
+                    Reason::Rotated,
+                    line.time(),
+                    Some(Place::Before(anchor.clone())),
+                );
                 self.ready = Some((line, anchor));
                 Some(gap)
             }
@@ -293,7 +314,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             if self.mode.over {
                 let lost = std::mem::take(&mut self.lost);
                 return Some(if lost {
-                    self.gap("rotated", None, None)
+                    self.gap(Reason::Rotated, None, None)
                 } else {
                     Next::End
                 });
@@ -316,22 +337,28 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     fn not_read(&mut self, error: &Error) -> Option<Next> {
-        if !matches!(error, Error::Gone) && self.pods.is_current(&self.pod) {
-            tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
-            self.rewind();
-            return None;
-        }
-        self.gone = true;
-        (!self.caught_up).then(|| self.gap("pod gone", None, None))
+        let is_there = self.pods.is_current(&self.pod);
+        let reason = match error {
+            Error::Replaced if is_there => Reason::Restarted,
+            Error::Gone => Reason::PodGone,
+            error if is_there => {
+                tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
+                self.rewind();
+                return None;
+            }
+            _ => Reason::PodGone,
+        };
+        self.replaced = reason == Reason::Restarted;
+        self.gone = !self.replaced;
+        (!self.caught_up).then(|| self.gap(reason, None, None))
     }
 
-    fn gap(
-        &mut self,
-        reason: &'static str,
-        to: Option<jiff::Timestamp>,
-        place: Option<Place>,
-    ) -> Next {
-        tracing::warn!(pod = &*self.pod.name, reason, "log lines may be missing");
+    fn gap(&mut self, reason: Reason, to: Option<jiff::Timestamp>, place: Option<Place>) -> Next {
+        tracing::warn!(
+            pod = &*self.pod.name,
+            reason = reason.as_str(),
+            "log lines may be missing"
+        );
         let from = self.at.as_ref().and_then(Place::time);
         self.at.clone_from(&place);
         Next::Gap(Gap {
@@ -360,16 +387,26 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     fn is_over(&self) -> bool {
-        self.pods
-            .latest(&self.pod)
-            .is_none_or(|p| p.phase.is_terminal() || p.finished.is_some())
+        self.pods.latest(&self.pod).is_none_or(|p| {
+            p.phase.is_terminal() || p.finished.is_some() || p.restart_count > self.restart
+        })
+    }
+
+    /// Of the container, after the one whose log this is.
+    fn later_instances(&self) -> i32 {
+        let latest = self.pods.latest(&self.pod);
+        latest.map_or(0, |p| p.restart_count - self.restart)
     }
 }
 
 /// Whether the file has lines after that place, or does not have it, or is gone.
-async fn has_more<S: Source>(source: &S, pod: &Pod, at: Option<Place>) -> bool {
-    let since = at.as_ref().and_then(Place::since);
-    let mut reader = match source.open(pod, since, false).await {
+async fn has_more<S: Source>(source: &S, pod: &Pod, at: Option<Place>, previous: bool) -> bool {
+    let how = Open {
+        since: at.as_ref().and_then(Place::since),
+        follow: false,
+        previous,
+    };
+    let mut reader = match source.open(pod, how).await {
         Ok(reader) => reader,
         Err(error) => return matches!(error, Error::Gone),
     };

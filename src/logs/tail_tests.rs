@@ -16,6 +16,9 @@ struct Node {
     lines: watch::Sender<Vec<String>>,
     /// The first one of the newest file.
     newest: AtomicUsize,
+    /// The first one of the container's instance, and of the one before.
+    began: AtomicUsize,
+    began_before: AtomicUsize,
     /// Follows see nothing of what comes after this line: they hang.
     hang_at: AtomicUsize,
     no_inotify: AtomicBool,
@@ -30,7 +33,12 @@ struct Node {
 
 #[tonic::async_trait]
 impl Source for Arc<Node> {
-    async fn open(&self, _: &Pod, since: Option<i64>, follow: bool) -> Result<Reader, Error> {
+    async fn open(&self, _: &Pod, how: Open) -> Result<Reader, Error> {
+        let Open {
+            since,
+            follow,
+            previous,
+        } = how;
         self.opens.lock().unwrap().push((since, follow));
         if self.pod.lock().unwrap().is_none() {
             return Err(Error::Gone);
@@ -48,20 +56,29 @@ impl Source for Arc<Node> {
             since.is_none_or(|s| stamp.as_second() >= s)
         };
         let cut = self.cut.lock().unwrap().pop().unwrap_or(usize::MAX);
-        let state = (
-            self.clone(),
-            self.lines.subscribe(),
-            self.newest.load(Relaxed),
-            cut,
-        );
+        let first = if previous {
+            &self.began_before
+        } else {
+            &self.newest
+        };
+        let first = first.load(Relaxed);
+        let instance = self.restarts();
+        let state = (self.clone(), self.lines.subscribe(), first, cut);
         let bytes = stream::unfold(state, move |(node, mut lines, next, mut left)| async move {
-            let until = if follow {
+            let hang_at = if follow {
                 node.hang_at.load(Relaxed)
             } else {
                 usize::MAX
             };
+            let replaced = previous || node.restarts() > instance;
+            let until = if replaced {
+                node.began.load(Relaxed)
+            } else {
+                hang_at
+            };
             let over = || {
                 !follow
+                    || replaced
                     || node
                         .pod
                         .lock()
@@ -130,6 +147,8 @@ impl Node {
         Arc::new(Self {
             lines: watch::Sender::new(Vec::new()),
             newest: AtomicUsize::new(0),
+            began: AtomicUsize::new(0),
+            began_before: AtomicUsize::new(0),
             hang_at: AtomicUsize::new(usize::MAX),
             no_inotify: AtomicBool::new(false),
             dead: AtomicUsize::new(0),
@@ -149,9 +168,29 @@ impl Node {
         self.newest.store(self.lines.borrow().len(), Relaxed);
     }
 
+    fn restarts(&self) -> i32 {
+        let pod = self.pod.lock().unwrap();
+        pod.as_ref().map_or(0, |p| p.restart_count)
+    }
+
+    fn restart(&self) {
+        let pod = Pod {
+            phase: PodPhase::Running,
+            restart_count: self.restarts() + 1,
+            ..Pod::default()
+        };
+        *self.pod.lock().unwrap() = Some(Arc::new(pod));
+        let now = self.lines.borrow().len();
+        self.began_before
+            .store(self.began.swap(now, Relaxed), Relaxed);
+        self.newest.store(now, Relaxed);
+        self.lines.send_modify(|_| {});
+    }
+
     fn end(&self) {
         let pod = Pod {
             phase: PodPhase::Succeeded,
+            restart_count: self.restarts(),
             ..Pod::default()
         };
         *self.pod.lock().unwrap() = Some(Arc::new(pod));
@@ -159,10 +198,15 @@ impl Node {
     }
 
     fn tail(self: &Arc<Self>, at: Option<Place>) -> Tail<Arc<Self>, Here> {
+        self.tail_of(0, at)
+    }
+
+    fn tail_of(self: &Arc<Self>, restart: i32, at: Option<Place>) -> Tail<Arc<Self>, Here> {
         Tail::new(
             Arc::default(),
             Arc::new(self.clone()),
             Here(self.clone()),
+            restart,
             at,
         )
     }
@@ -202,7 +246,7 @@ async fn some(tail: &mut Tail<Arc<Node>, Here>) -> String {
             let second = |t: Option<jiff::Timestamp>| t.map(|t| t.as_second() - 1_790_000_000);
             format!(
                 "gap {} {:?} {:?}",
-                gap.reason,
+                gap.reason.as_str(),
                 second(gap.from),
                 second(gap.to)
             )
@@ -410,4 +454,37 @@ async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
         at.pass(anchor);
     }
     assert_eq!(node.opens.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_that_restarts_is_read_to_its_end_first() {
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    for n in 0..3 {
+        assert_eq!(some(&mut tail).await, format!("line {n}"));
+    }
+    // Not seen by the follow.
+    node.hang_at.store(3, Relaxed);
+    node.print(3..5);
+    node.restart();
+    node.hang_at.store(usize::MAX, Relaxed);
+    node.print(5..7);
+    assert_eq!(rest(&mut tail).await, ["line 3", "line 4", "end"]);
+    let mut next = node.tail_of(1, None);
+    assert_eq!(some(&mut next).await, "line 5");
+    node.end();
+    assert_eq!(rest(&mut next).await, ["line 6", "end"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_log_is_gone_is_one_gap() {
+    let node = Node::running();
+    node.print(0..3);
+    let at = node.after(2).await;
+    node.restart();
+    node.print(3..5);
+    node.restart();
+    let mut tail = node.tail(at);
+    assert_eq!(rest(&mut tail).await, ["gap restarted Some(1) None", "end"]);
 }

@@ -44,6 +44,15 @@ impl<T> Window<T> {
         self.entries.len() >= self.max
     }
 
+    pub(super) fn is_half_free(&self) -> bool {
+        self.entries.len() * 2 <= self.max
+    }
+
+    /// The newest entry.
+    pub(super) fn last(&self) -> Option<&T> {
+        self.entries.back()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -1,11 +1,13 @@
 //! What the log forwarder tells the worker manager: which pods' logs are
 //! acknowledged to the last line, and when they began.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
 };
 
 use tokio::sync::broadcast;
+
+use crate::domain::pod::Pod;
 
 const CHANGES: usize = 4_096;
 
@@ -15,8 +17,8 @@ pub struct Drained(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// By pod uid.
-    done: RwLock<HashSet<String>>,
+    /// By pod uid: which of the container's instances was the last one.
+    done: RwLock<HashMap<String, i32>>,
     /// Unix seconds, by pod uid.
     first_line: RwLock<HashMap<String, i64>>,
     changes: broadcast::Sender<Arc<str>>,
@@ -33,12 +35,10 @@ impl Default for Drained {
 }
 
 impl Drained {
-    pub fn is_drained(&self, uid: &str) -> bool {
-        self.0
-            .done
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(uid)
+    pub fn is_drained(&self, pod: &Pod) -> bool {
+        let done = self.0.done.read().unwrap_or_else(PoisonError::into_inner);
+        done.get(&pod.uid)
+            .is_some_and(|restart| *restart >= pod.restart_count)
     }
 
     pub fn first_line(&self, uid: &str) -> Option<i64> {
@@ -64,14 +64,15 @@ impl Drained {
         self.0.changes.subscribe()
     }
 
-    pub fn drained(&self, uid: &str, task: &Arc<str>) {
+    /// Up to that instance of its container.
+    pub fn drained(&self, pod: &Pod, restart: i32) {
         self.0
             .done
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(uid.to_owned());
+            .insert(pod.uid.clone(), restart);
         // Nobody to tell is no error.
-        let _ = self.0.changes.send(task.clone());
+        let _ = self.0.changes.send(pod.task.clone());
     }
 
     /// Forgets pods that are gone.
@@ -80,7 +81,7 @@ impl Drained {
             .done
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain(|uid| lives(uid));
+            .retain(|uid, _| lives(uid));
         self.0
             .first_line
             .write()

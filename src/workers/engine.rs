@@ -295,7 +295,7 @@ impl Engine {
         let seen = Observed {
             pods: &pods,
             gone: &gone,
-            drained: &|uid| self.shared.drained.is_drained(uid),
+            drained: &|pod| self.shared.is_drained(pod, unix),
             notified: &|index| notified?.get(&index).copied(),
             refused: &|index| {
                 let refused = refused?;

@@ -15,6 +15,7 @@ use crate::{
     },
     config,
     domain::{
+        pod::Pod,
         task::{Notified, Task},
         template::Policy,
     },
@@ -101,6 +102,17 @@ impl Shared {
     /// Its last write was of this term.
     pub(super) fn is_sealed(&self, task: &Task) -> bool {
         task.term == self.term
+    }
+
+    /// Whether otto-handler has all of a pod's logs; without one, whether whoever wants
+    /// to read them had the time to.
+    pub(super) fn is_drained(&self, pod: &Pod, unix: i64) -> bool {
+        if self.limits.logs_forwarded {
+            return self.drained.is_drained(pod);
+        }
+        let kept = i64::try_from(self.limits.log_drain_timeout.as_secs()).unwrap_or(i64::MAX);
+        pod.finished
+            .is_some_and(|end| end.saturating_add(kept) <= unix)
     }
 
     pub(super) fn room(&self, room: Room) {

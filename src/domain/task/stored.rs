@@ -44,6 +44,10 @@ pub(super) struct Stored {
     /// What `workers[].node` counts in, from 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<String>,
+    /// Workers of which a pod went before otto-handler had all of its logs, by index:
+    /// `1-3,7`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    cut: String,
     /// When the last worker was final (Unix seconds).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     finished_at: Option<i64>,
@@ -146,6 +150,8 @@ impl<T: Clone + Eq + std::hash::Hash> Table<T> {
 impl From<TaskStatus> for Stored {
     fn from(status: TaskStatus) -> Self {
         let (mut reasons, mut nodes) = (Table::new(), Table::new());
+        let cut = status.workers.iter().filter(|w| w.cut).map(|w| w.index);
+        let cut = ranges(cut);
         let workers = status.workers.into_iter();
         let workers = workers.map(|w| Worker::new(w, &mut reasons, &mut nodes));
         Self {
@@ -156,6 +162,7 @@ impl From<TaskStatus> for Stored {
             workers: workers.collect(),
             reasons: reasons.values,
             nodes: nodes.values,
+            cut,
             finished_at: status.finished_at,
         }
     }
@@ -168,6 +175,11 @@ impl From<Stored> for TaskStatus {
         let mut workers: Vec<_> = workers.map(|w| w.record(&reasons, &nodes)).collect();
         // As they are written; a person may have changed it.
         workers.sort_by_key(|w| w.index);
+        for (first, last) in stored.cut.split(',').filter_map(range) {
+            let from = workers.partition_point(|w| w.index < first);
+            let all = workers[from..].iter_mut().take_while(|w| w.index <= last);
+            all.for_each(|w| w.cut = true);
+        }
         Self {
             term: stored.term,
             phase: stored.phase,
@@ -257,8 +269,30 @@ impl Worker {
             stopping: self.stopping,
             not_before: self.not_before,
             failures: self.failures.unwrap_or(0),
+            cut: false,
         }
     }
+}
+
+/// `1-3,7` of 1, 2, 3, 7.
+fn ranges(sorted: impl Iterator<Item = u32>) -> String {
+    let mut all: Vec<(u32, u32)> = Vec::new();
+    for index in sorted {
+        match all.last_mut() {
+            Some((_, last)) if *last + 1 == index => *last = index,
+            _ => all.push((index, index)),
+        }
+    }
+    let text = |(first, last): (u32, u32)| match last - first {
+        0 => first.to_string(),
+        _ => format!("{first}-{last}"),
+    };
+    all.into_iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+fn range(text: &str) -> Option<(u32, u32)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some((first.parse().ok()?, last.parse().ok()?))
 }
 
 fn told_as(told: Notified, attempt: u32, phase: WorkerPhase) -> String {

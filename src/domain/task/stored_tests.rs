@@ -31,7 +31,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
         told,
         time(),
         0_u32..4,
-        any::<bool>(),
+        any::<(bool, bool)>(),
         prop::option::of(any::<i32>()),
     );
     (phase(), 1_u32..4, times, texts, rest).prop_map(|(phase, attempt, times, texts, rest)| {
@@ -45,7 +45,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             finished,
         ] = times;
         let (reason, message, node, ip) = texts;
-        let (told, not_before, failures, stopping, exit_code) = rest;
+        let (told, not_before, failures, (stopping, cut), exit_code) = rest;
         WorkerRecord {
             attempt,
             phase,
@@ -66,6 +66,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             notified: told.map(|(attempt, state)| Notified { attempt, state }),
             not_before,
             failures,
+            cut,
             ..WorkerRecord::default()
         }
     })
@@ -152,6 +153,7 @@ fn longest() -> (TaskSpec, TaskStatus) {
             state: NotifiedState::Terminated,
         }),
         failures: 10,
+        cut: n % 2 == 0,
         ..WorkerRecord::default()
     });
     let mut status = status(workers.collect());
@@ -164,7 +166,7 @@ fn longest() -> (TaskSpec, TaskStatus) {
         message: long('m', 256),
         last_transition_time: "2026-11-25T01:00:00Z".into(),
     };
-    status.conditions = vec![condition; 2];
+    status.conditions = vec![condition; 3];
     (spec, status)
 }
 

@@ -198,7 +198,7 @@ impl Leader {
         let seen = Observed {
             pods: &pods,
             gone: &gone,
-            drained: &|uid| self.drained.contains(uid),
+            drained: &|pod| self.drained.contains(&pod.uid),
             notified: &|index| told.get(&(task.uid.clone(), index)).copied(),
             refused: &|_| None,
             first_line: &|_| None,

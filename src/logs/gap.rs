@@ -1,0 +1,47 @@
+//! Where lines may be missing.
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::Place;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(super) enum Reason {
+    /// The node has a newer file only.
+    Rotated,
+    /// The pod went before its log was read to the end.
+    PodGone,
+    /// A container ran, ended and was replaced before its log was read to the end.
+    Restarted,
+}
+
+impl Reason {
+    /// As metadata, metrics and people have it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Rotated => "rotated",
+            Self::PodGone => "pod gone",
+            Self::Restarted => "restarted",
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Gap {
+    pub(super) reason: Reason,
+    /// Times of the last line before and the first one after, where known.
+    pub(super) from: Option<jiff::Timestamp>,
+    pub(super) to: Option<jiff::Timestamp>,
+    /// What the file has after it.
+    pub(super) place: Option<Place>,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "log lines may be missing here ({})",
+            self.reason.as_str()
+        )
+    }
+}
