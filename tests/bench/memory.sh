@@ -4,7 +4,7 @@
 # pods nobody schedules, so that no log is followed beside.
 
 memory() {
-  plane
+  plane recording
   replica 0
   leader=$pid leader_grpc=$grpc
   ready

@@ -7,7 +7,7 @@
 workers() {
   export AUDIT_POLICY=$PWD/tests/bench/audit.yaml
   task_ttl=5s
-  plane
+  plane recording
   replica 0; ready
   local n servers=("$grpc")
   for n in 1 2; do replica "$n"; ready; servers+=("$grpc"); done

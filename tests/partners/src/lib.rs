@@ -2,6 +2,7 @@
 //! they share. Nothing here uses Ottoscaler's own code.
 pub mod audit;
 pub mod check;
+pub mod pace;
 pub mod record;
 pub mod tail;
 pub mod truth;
