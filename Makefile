@@ -68,7 +68,7 @@ bench: ## Measure, one line per figure (ONLY=group)
 .PHONY: model soak mutants fuzz
 model: ## Check the protocol's model exhaustively: three replicas (at most 10 min)
 	@tests/long.sh model
-soak: ## Attacks on leadership, 400 deaths in a ScaleUp, 10,000 changes of leader, 36,000 tasks, in full (about 2 h)
+soak: ## Attacks on leadership, 400 deaths in a ScaleUp, 10,000 changes of leader, 36,000 tasks, logs, in full (about 3 h)
 	@tests/long.sh soak
 mutants: ## Break the leadership code in every small way: a test must notice (about 30 min)
 	@tests/mutants.sh

@@ -1,7 +1,31 @@
 //! Logs: what otto-handler got, held against what the printers wrote on the node.
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Seek as _, SeekFrom},
+    process::Command,
+    time::{Duration, Instant},
+};
+
 use serde_json::{Value, json};
 
-use super::{DONE, Installed, SOON, installed, program, wait_for};
+use super::{DONE, Installed, NAMESPACE, SOON, installed, program, wait_for};
+use crate::support::count_of;
+
+/// Of the record, where its newest lines are looked for.
+const TAIL: u64 = 64 * 1024;
+
+fn printing(lines: usize, rate: usize, length: usize) -> [(&'static str, String); 3] {
+    [
+        ("LINES", lines.to_string()),
+        ("RATE", rate.to_string()),
+        ("LENGTH", length.to_string()),
+    ]
+}
+
+/// How a printer's lines begin.
+fn numbered(pod: &str, lines: usize) -> Vec<String> {
+    (1..=lines).map(|n| format!("{pod} {n}")).collect()
+}
 
 /// Puts otto-handler's manners right again, whatever happened.
 struct Manners<'a>(&'a Installed);
@@ -25,6 +49,69 @@ impl Installed {
         ours.filter_map(|l| serde_json::from_str(l).ok())
             .filter(|r| is(r))
             .count()
+    }
+
+    /// The lines of a task's only worker with such metadata, each once and in order:
+    /// their first two words.
+    fn lines_of(&self, task: &str, is: impl Fn(&Value) -> bool) -> Vec<String> {
+        let text = std::fs::read_to_string(self.truth().join("handler.jsonl")).unwrap();
+        let ours = text.lines().filter(|l| l.contains(task));
+        let records = ours.filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        let mut lines = BTreeMap::new();
+        for record in records.filter(|r| r["answer"] == "ack" && is(&r["metadata"])) {
+            let number = |key: &str| record["metadata"][key].as_str()?.parse::<u64>().ok();
+            let words: Vec<&str> = record["message"].as_str().unwrap().split(' ').collect();
+            let at = (number("epoch"), number("sequence"));
+            lines.entry(at).or_insert_with(|| words[..2].join(" "));
+        }
+        lines.into_values().collect()
+    }
+
+    /// Of the leader that sent the newest line of a task.
+    fn newest_term(&self, task: &str) -> Option<String> {
+        let mut record = std::fs::File::open(self.truth().join("handler.jsonl")).ok()?;
+        let length = record.metadata().ok()?.len();
+        record
+            .seek(SeekFrom::Start(length.saturating_sub(TAIL)))
+            .ok()?;
+        let mut text = Vec::new();
+        record.read_to_end(&mut text).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let newest = text.lines().rev().filter(|l| l.contains(task));
+        let terms = newest.filter_map(|l| {
+            let record: Value = serde_json::from_str(l).ok()?;
+            let term = record["metadata"]["leader-term"].as_str()?;
+            // `<lease>/<transitions>/<holder>`; a holder begins with its pod.
+            Some(term.rsplit('/').next()?.split('_').next()?.to_owned())
+        });
+        terms.take(1).next()
+    }
+
+    fn holder(&self) -> Option<String> {
+        let lease = ["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"];
+        let lease = self.cluster.json(&lease);
+        lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
+    }
+
+    /// Memory of the leader's process, in KiB.
+    fn leader_resident(&self) -> i64 {
+        let leader = self.leader().unwrap();
+        let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
+        let find = format!(
+            r"for p in /proc/[0-9]*; do
+                tr '\0' '\n' < $p/environ 2>/dev/null | grep -qx POD_NAME={leader} &&
+                grep -q '^Name:.ottoscaler$' $p/status && sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' $p/status
+            done; true"
+        );
+        let out = Command::new(node[0])
+            .args(&node[1..])
+            .args(["sh", "-c", &find])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        text.trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("no memory of {leader}: {text:?}"))
     }
 }
 
@@ -108,32 +195,31 @@ fn any_replica_shows_a_tasks_lines_as_they_come() {
 
 /// The node rotates a log of 500 KiB, and looks every 10 s.
 #[test]
-fn lines_rotated_away_while_the_handler_was_away_are_one_gap_each() {
+fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
     let i = installed();
     let (task, workers, lines) = ("rotated", 20, 6_000);
-    let manners = Manners(i);
-    let env = [
-        ("LINES", lines.to_string()),
-        ("RATE", "200".into()),
-        ("LENGTH", "400".into()),
-    ];
-    i.scale_up(task, workers, &env);
-    // From its first lines on it is away; each worker prints 2.4 MB in 30 s.
+    // Each prints 2.4 MB in 30 s.
+    i.scale_up(task, workers, &printing(lines, 200, 400));
     wait_for("each worker's first lines", SOON, || {
         let told = i.records(task, |r| r["kind"] == "log" && r["answer"] == "ack");
         (told > workers * 20).then_some(())
     });
-    i.handler_is(&json!({"away": true}));
+    let scale = |replicas: &str| {
+        let to = format!("--replicas={replicas}");
+        let args = ["-n", NAMESPACE, "scale", "deployment/ottoscaler", &to];
+        i.cluster.kubectl(&args);
+    };
+    scale("0");
+    let query = format!("task-id={task}");
     wait_for("every worker ended", DONE, || {
-        (i.succeeded(task) == workers as u64).then_some(())
+        let pods = ["-n", NAMESPACE, "get", "pods", "-l", &query, "-o", "name"];
+        let ended = ["--field-selector=status.phase=Succeeded"];
+        let pods = i.cluster.kubectl(&[&pods[..], &ended].concat());
+        (pods.lines().count() == workers).then_some(())
     });
-    drop(manners);
+    scale("3");
+    wait_for("a leader", DONE, || (i.replicas().len() == 3).then_some(()));
     i.wait_done(task, workers as u64);
-    // Those are tried again less and less.
-    wait_for("every end notified", DONE, || {
-        let told = i.records(task, |r| r["status"] == "COMPLETED");
-        (told == workers).then_some(())
-    });
     let verdict = i.judge_logs(task, workers, workers * lines, &["--gaps-each", "1"]);
     let told = verdict["told"].as_u64().unwrap();
     assert!(told > 0, "nothing was rotated away");
@@ -141,4 +227,182 @@ fn lines_rotated_away_while_the_handler_was_away_are_one_gap_each() {
         verdict["recorded"].as_u64().unwrap() + told,
         verdict["printed"].as_u64().unwrap()
     );
+}
+
+/// What the node rotates away meanwhile, and more, waits on the leader's disk.
+#[test]
+fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
+    let i = installed();
+    let (task, workers) = ("away", 20);
+    let away = Duration::from_secs(count_of("OTTO_TEST_AWAY_S", 30) as u64);
+    let lines = 100 * (away.as_secs() as usize + 10);
+    let manners = Manners(i);
+    i.scale_up(task, workers, &printing(lines, 100, 400));
+    wait_for("each worker's first lines", SOON, || {
+        let told = i.records(task, |r| r["kind"] == "log" && r["answer"] == "ack");
+        (told > workers * 20).then_some(())
+    });
+    let (leader, before) = (i.leader().unwrap(), i.leader_resident());
+    i.handler_is(&json!({"away": true}));
+    let since = Instant::now();
+    let mut most = before;
+    wait_for("its time is over", 2 * away, || {
+        most = most.max(i.leader_resident());
+        (since.elapsed() > away).then_some(())
+    });
+    drop(manners);
+    let back = Instant::now();
+    i.wait_done(task, workers as u64);
+    println!(
+        "{task}: {} s away, the leader's memory {} KiB before, {} KiB at most; all taken {} s after",
+        away.as_secs(),
+        before,
+        most,
+        back.elapsed().as_secs()
+    );
+    assert_eq!(
+        i.leader(),
+        Some(leader),
+        "another leader has another memory"
+    );
+    assert!(
+        most - before <= 64 * 1024,
+        "{before} KiB grew to {most} KiB"
+    );
+    // Those are tried again less and less.
+    wait_for("every end notified", DONE, || {
+        let told = i.records(task, |r| r["status"] == "COMPLETED");
+        (told == workers).then_some(())
+    });
+    i.check_logs(task, workers, workers * lines);
+}
+
+/// SIGKILL to the leader's container, again and again.
+#[test]
+fn leaders_killed_again_and_again_lose_no_line() {
+    let i = installed();
+    let kills = count_of("OTTO_TEST_LOG_KILLS", 3);
+    change_leaders(i, "kills", kills, || drop(i.kill_leader()));
+}
+
+#[test]
+fn leaders_that_hand_over_again_and_again_repeat_no_line() {
+    let i = installed();
+    let handovers = count_of("OTTO_TEST_LOG_HANDOVERS", 3);
+    let verdict = change_leaders(i, "handovers", handovers, || {
+        let leader = i.leader().unwrap();
+        let delete = ["-n", NAMESPACE, "delete", "pod", &leader, "--wait=false"];
+        i.cluster.kubectl(&delete);
+    });
+    assert_eq!(verdict["repeats"], 0, "{verdict}");
+}
+
+/// Many workers print 50 lines a second for as long as leaders change.
+fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl FnMut()) -> Value {
+    let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
+    // So many seconds, if each change takes five.
+    let lines = 50 * (10 + 5 * changes);
+    i.scale_up(task, workers, &printing(lines, 50, 80));
+    let mut during = 0;
+    for n in 0..changes {
+        wait_for("lines of this leader", SOON, || {
+            let leader = i.leader()?;
+            i.newest_term(task)?.ends_with(&leader).then_some(())
+        });
+        wait_for("another replica is ready", DONE, || {
+            (i.replicas().len() >= 2).then_some(())
+        });
+        let before = i.holder();
+        change();
+        wait_for("another term", SOON, || {
+            (i.holder() != before).then_some(())
+        });
+        let is_under_way = i.printed(task) < workers * lines;
+        println!(
+            "{task}: change {} of {changes}, under way: {is_under_way}",
+            n + 1
+        );
+        during += usize::from(is_under_way);
+    }
+    i.wait_done(task, workers as u64);
+    let verdict = i.judge_logs(task, workers, workers * lines, &[]);
+    assert_eq!(verdict["recorded"], verdict["printed"]);
+    i.check_audit(task, workers, during + 1);
+    assert!(
+        during * 10 >= changes * 8,
+        "{during} of {changes} during the lines"
+    );
+    wait_for("three ready replicas", DONE, || {
+        (i.replicas().len() == 3).then_some(())
+    });
+    verdict
+}
+
+#[test]
+fn an_api_server_and_a_kubelet_that_restart_lose_no_line() {
+    let i = installed();
+    let (task, workers, lines) = ("restarting", 20, 1_500);
+    i.scale_up(task, workers, &printing(lines, 50, 80));
+    for component in ["apiserver", "kubelet"] {
+        let before = i.printed(task);
+        wait_for("more lines", SOON, || {
+            (i.printed(task) > before + 1_000).then_some(())
+        });
+        i.cluster.component("kill", component);
+        i.cluster.component("start", component);
+        wait_for("it serves again", SOON, || {
+            let out = i.cluster.try_run(&["kubectl", "get", "--raw", "/readyz"]);
+            out.status.success().then_some(())
+        });
+    }
+    assert!(
+        i.printed(task) < workers * lines,
+        "the lines ended before the faults"
+    );
+    i.wait_done(task, workers as u64);
+    i.check_logs(task, workers, workers * lines);
+}
+
+#[test]
+fn workers_that_live_for_a_moment_lose_no_line() {
+    let i = installed();
+    let (task, lines) = ("moment", 6);
+    let workers = count_of("OTTO_TEST_SHORT_WORKERS", 40);
+    // 100 ms from the first line to the last.
+    i.scale_up(task, workers, &printing(lines, 50, 80));
+    let within = DONE + Duration::from_millis(500) * u32::try_from(workers).unwrap();
+    wait_for("every worker succeeded and went", within, || {
+        let all = i.succeeded(task) == workers as u64;
+        (all && i.worker_pods(task) == 0).then_some(())
+    });
+    i.check_logs(task, workers, workers * lines);
+}
+
+#[test]
+fn an_init_container_that_fails_tells_its_lines() {
+    let i = installed();
+    i.scale_up("init-fails", 1, &[]);
+    wait_for("the worker failed and went", DONE, || {
+        let status = i.ottoctl(&i.service, &["status", "init-fails"]);
+        (status["failed"] == 1 && i.worker_pods("init-fails") == 0).then_some(())
+    });
+    let lines = i.lines_of("init-fails", |m| m["container"] == "prepare");
+    assert_eq!(lines, numbered("otto-agent-init-fails-1", 30));
+}
+
+#[test]
+fn a_container_that_restarts_tells_the_lines_of_each_run() {
+    let i = installed();
+    let env = [("LINES", "40"), ("RATE", "10"), ("EXIT_CODE", "1")];
+    let env = env.map(|(k, v)| (k, v.to_owned()));
+    i.scale_up("restarts", 1, &env);
+    wait_for("its third run", DONE, || {
+        let third = i.lines_of("restarts", |m| m["restart"] == "2");
+        (!third.is_empty()).then_some(())
+    });
+    i.ottoctl(&i.service, &["cancel", "restarts"]);
+    for run in ["0", "1"] {
+        let lines = i.lines_of("restarts", |m| m["restart"] == run);
+        assert_eq!(lines, numbered("otto-agent-restarts-1", 40), "run {run}");
+    }
 }
