@@ -33,7 +33,7 @@ model() {
 export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv
 
 soak() {
-  on_a_fake_cluster faults:: contenders:: late:: saturation:: windows:: tasks::
+  on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows:: tasks::
   logs
 }
 
@@ -41,7 +41,7 @@ soak() {
 leadership-changes() { on_a_fake_cluster contenders::growth::; }
 
 # What remains of the fence's windows, and renewals under saturation.
-fence-windows() { on_a_fake_cluster late:: saturation:: windows::; }
+fence-windows() { on_a_fake_cluster delayed:: saturation:: windows::; }
 
 # The leader's death at each write of a ScaleUp.
 crashes() { on_a_fake_cluster faults::boundaries::; }

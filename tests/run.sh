@@ -6,9 +6,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 only=${ONLY:-}
-up=() beside='' failed=''
+up=() failed=''
+declare -A running=()
 finish() {
-  [ -z "$beside" ] || { pkill -P "$beside"; kill "$beside"; } 2> /dev/null || true
+  for pid in "${running[@]}"; do { pkill -P "$pid"; kill "$pid"; } 2> /dev/null || true; done
   for name in "${up[@]}"; do $cluster down "$name" > /dev/null || true; done
 }
 trap finish EXIT
@@ -18,7 +19,7 @@ started=$SECONDS
 step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "without a cluster"
-cargo test --workspace --lib --bins -- ${only:+"$only"}
+cargo test --workspace --lib -- ${only:+"$only"}
 cargo test --release --test model -- --nocapture ${only:+"$only"}
 
 if [ -z "$only" ]; then
@@ -40,64 +41,66 @@ step "programs and images"
 deploy/local/build.sh
 if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
-# Two lanes: the tests wait more than they work. Attacks on leadership have one fake
-# cluster; beside them the real node, and then a fake one for the rest.
+# Three lanes: the tests wait more than they work. Each has a cluster of its own.
 cargo test --test e2e --no-run
-export OTTO_TEST_FAKE=t-fake OTTO_TEST_NODE=t-node
-e2e() { # modules to leave out…
-  cargo test --test e2e -- --test-threads=1 --nocapture "${@/#/--skip=}" ${only:+"$only"}
+export OTTO_TEST_NODE=t-node
+declare -A tests_of=(
+  [elections]="contenders:: windows:: fake::"
+  [faults]="faults:: delayed:: tasks::"
+  [node]="node::"
+  # What asks how soon something is done while the processors have all to do.
+  [alone]="saturation::"
+)
+# Each line with the second in which it was said.
+timed() { while IFS= read -r line; do printf '%4d  %s\n' $((SECONDS - started)) "$line"; done; }
+e2e() { # lane
+  local other skip=()
+  for other in "${!tests_of[@]}"; do
+    # shellcheck disable=SC2206
+    [ "$other" = "$1" ] || skip+=(${tests_of[$other]})
+  done
+  cargo test --test e2e -- --test-threads=1 --nocapture "${skip[@]/#/--skip=}" ${only:+"$only"} 2>&1 | timed
 }
-attacks=(contenders:: faults:: windows::)
-others=(fake:: late:: tasks::)
-# What asks how soon something is done while the processors have all to do.
-alone=(saturation::)
-node() {
+run_lane() { # lane cluster kind
   local code=0
+  export OTTO_TEST_FAKE=$2
   # Small logs: some tests want them rotated.
-  CONTAINER_LOG_MAX_SIZE=500Ki $cluster up t-node node && make -s load NAME=t-node && e2e "${others[@]}" "${attacks[@]}" "${alone[@]}" || code=1
-  $cluster down t-node
+  CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "$2" "$3" || return
+  [ "$3" = fake ] || make -s load NAME="$2" || code=1
+  [ $code != 0 ] || e2e "$1" || code=1
+  [ "$1" != elections ] || return $code
+  $cluster down "$2"
   return $code
 }
-rest() {
-  local code=0
-  $cluster up t-rest fake && OTTO_TEST_FAKE=t-rest e2e node:: "${attacks[@]}" "${alone[@]}" || code=1
-  $cluster down t-rest
-  return $code
+said=$(mktemp -d)
+beside() { # lane cluster kind
+  up+=("$2")
+  run_lane "$@" > "$said/$1" 2>&1 &
+  running[$1]=$!
 }
-beside() {
-  local code=0
-  [ -n "$why" ] || node || code=1
-  rest || code=1
-  return $code
-}
-up+=(t-rest)
-[ -n "$why" ] || up+=(t-node)
-said=$(mktemp) attacked=$(mktemp)
-beside > "$said" 2>&1 &
-beside=$!
-
-step "attacks on leadership, on a fake cluster"
+step "real node, attacks and the rest, side by side"
+[ -n "$why" ] || beside node t-node node
+beside faults t-rest fake
 up+=(t-fake)
-$cluster up t-fake fake
-e2e node:: "${others[@]}" "${alone[@]}" | tee "$attacked" || failed=1
-
-wait "$beside" || failed=1
-beside=''
-step "real node and fake cluster, meanwhile"
-cat "$said"
-
+run_lane elections t-fake fake | tee "$said/elections" || failed=1
+for name in "${!running[@]}"; do
+  wait "${running[$name]}" || failed=1
+  unset "running[$name]"
+  step "meanwhile: $name"
+  cat "$said/$name"
+done
 step "with nothing beside"
-e2e node:: "${others[@]}" "${attacks[@]}" | tee -a "$attacked" || failed=1
+OTTO_TEST_FAKE=t-fake e2e alone | tee "$said/alone" || failed=1
 $cluster down t-fake
 
 if [ -z "$why$only$failed" ]; then
   # What a lane leaves out, by a part of its name, another must run.
-  passed=$(cat "$said" "$attacked" | awk '/^test result: ok/ {n += $4} END {print n}')
+  passed=$(cat "$said"/* | awk '/^ *[0-9]+ +test result: ok/ {n += $5} END {print n}')
   all=$(cargo test --quiet --test e2e -- --list | grep -c ': test$')
   echo "$passed of $all tests passed, in one lane or the other"
   [ "$passed" = "$all" ] || failed=1
 fi
-rm -f "$said" "$attacked"
+rm -rf "$said"
 if [ -z "$why$only" ]; then
   step "clusters leave no trace"
   tests/cluster/no_trace.sh || failed=1

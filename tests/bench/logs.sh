@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2154,SC2034 # sourced by bench.sh, which sets these
+# shellcheck disable=SC2154,SC2034,SC2086 # sourced by bench.sh, which sets these
 # Lines from pods' logs to an otto-handler that acknowledges and counts each, beside a bare
 # follow of the same pods that counts them; on fake nodes, which serve one file as every
 # worker's log. PARTS="speed" looks at one part.
@@ -8,6 +8,7 @@ log_workers=20
 log_lines=20000 # of a worker, of 100 bytes
 
 logs() {
+  # shellcheck source=SCRIPTDIR/../tools.sh
   . tests/tools.sh
   needs jq:jq
   lines_file=$raw/worker.log

@@ -5,7 +5,6 @@
 mod contenders;
 mod fake;
 mod faults;
-mod late;
 mod node;
 mod processes;
 mod proxy;
