@@ -1,6 +1,11 @@
 //! Lines and gaps as entries of the wire contract. No client required.
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
+use prost::{
+    DecodeError, Message,
+    bytes::{Buf, BufMut, Bytes},
+    encoding::{DecodeContext, WireType},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -75,93 +80,235 @@ impl Entry {
 }
 
 /// What a worker's pod is labelled with, as otto-handler is told.
-pub(super) fn labels(pod: &Pod) -> HashMap<String, String> {
+fn labels(pod: &Pod) -> HashMap<String, String> {
     let mut labels =
         names::worker_labels(&pod.task_id, &pod.repository, &pod.commit_sha, pod.index);
     labels.insert(ATTEMPT.to_owned(), pod.attempt.to_string());
     labels.into_iter().collect()
 }
 
-/// Makes the messages of one worker.
-#[derive(Debug)]
-pub(super) struct Maker<'a> {
-    pub(super) pod: &'a Pod,
-    pub(super) labels: &'a HashMap<String, String>,
-    pub(super) namespace: &'a str,
-    pub(super) term: &'a Term,
+/// A `WorkerLogEntry` in two parts, one after the other, which protobuf takes as one:
+/// what a worker's entries have in common, encoded once, and what differs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outgoing {
+    common: Bytes,
+    own: Own,
 }
 
-impl Maker<'_> {
-    pub(super) fn message(&self, entry: &Entry) -> WorkerLogEntry {
+/// Fields of `WorkerLogEntry`, by its numbers.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Own {
+    #[prost(string, tag = "3")]
+    timestamp: String,
+    #[prost(string, tag = "4")]
+    level: String,
+    #[prost(string, tag = "5")]
+    source: String,
+    #[prost(string, tag = "6")]
+    message: String,
+    /// Entries of the map.
+    #[prost(message, repeated, tag = "8")]
+    metadata: Vec<Pair>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Pair {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+impl Message for Outgoing {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        buf.put_slice(&self.common);
+        self.own.encode_raw(buf);
+    }
+
+    fn encoded_len(&self) -> usize {
+        self.common.len() + self.own.encoded_len()
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire: WireType,
+        buf: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        self.own.merge_field(tag, wire, buf, context)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Makes the messages of one worker.
+#[derive(Debug)]
+pub(super) struct Maker {
+    pod: Arc<Pod>,
+    namespace: String,
+    term: String,
+    /// Of which instance of the container, and epoch.
+    common: Option<(i32, u32, Bytes)>,
+}
+
+impl Maker {
+    pub(super) fn new(pod: Arc<Pod>, namespace: &str, term: &Term) -> Self {
+        Self {
+            pod,
+            namespace: namespace.to_owned(),
+            term: term.to_string(),
+            common: None,
+        }
+    }
+
+    pub(super) fn message(&mut self, entry: &Entry) -> Outgoing {
+        let mut own = Own {
+            metadata: vec![pair("sequence", entry.sequence().to_string())],
+            ..Own::default()
+        };
         match &entry.what {
             What::Line(line) => {
                 let (message, original) = line.message();
-                let mut wire = self.wire(entry, message);
                 let cut_from = line.cut_from.map(|n| n.to_string());
                 let more = [("original-base64", original), ("cut-from-bytes", cut_from)];
-                add(&mut wire, more);
-                line.level().clone_into(&mut wire.level);
-                wire.timestamp.clone_from(&line.timestamp);
-                wire
+                own.metadata.extend(known(more));
+                own.message = message;
+                line.level().clone_into(&mut own.level);
+                "stdout".clone_into(&mut own.source);
+                own.timestamp.clone_from(&line.timestamp);
             }
             What::Gap(gap, found) => {
-                let mut wire = self.wire(entry, gap.to_string());
-                let known = [
-                    ("kind", "gap"),
-                    ("reason", gap.reason.as_str()),
-                    ("missing", "unknown"),
-                ];
-                add(
-                    &mut wire,
-                    known.map(|(key, value)| (key, Some(value.to_owned()))),
-                );
-                let times = [("from", gap.from), ("to", gap.to)];
-                add(
-                    &mut wire,
-                    times.map(|(key, time)| (key, time.map(|t| t.to_string()))),
-                );
-                wire.timestamp = found.to_string();
-                "WARN".clone_into(&mut wire.level);
-                "stderr".clone_into(&mut wire.source);
-                wire
+                own.metadata.extend(known([
+                    ("kind", Some("gap".to_owned())),
+                    ("reason", Some(gap.reason.as_str().to_owned())),
+                    ("missing", Some("unknown".to_owned())),
+                    ("from", gap.from.map(|t| t.to_string())),
+                    ("to", gap.to.map(|t| t.to_string())),
+                ]));
+                own.message = gap.to_string();
+                "WARN".clone_into(&mut own.level);
+                "stderr".clone_into(&mut own.source);
+                own.timestamp = found.to_string();
+            }
+        }
+        Outgoing {
+            common: self.common(entry),
+            own,
+        }
+    }
+
+    fn common(&mut self, entry: &Entry) -> Bytes {
+        let (restart, epoch) = (entry.then.restart, entry.then.epoch);
+        match &self.common {
+            Some((r, e, common)) if (*r, *e) == (restart, epoch) => common.clone(),
+            _ => {
+                let common = Bytes::from(self.in_common(restart, epoch).encode_to_vec());
+                self.common = Some((restart, epoch, common.clone()));
+                common
             }
         }
     }
 
-    fn wire(&self, entry: &Entry, message: String) -> WorkerLogEntry {
-        let pod = self.pod;
+    fn in_common(&self, restart: i32, epoch: u32) -> WorkerLogEntry {
+        let pod = &self.pod;
         let created = pod
             .created
             .and_then(|s| jiff::Timestamp::from_second(s).ok());
         WorkerLogEntry {
             worker_id: pod.name.to_string(),
             task_id: pod.task_id.to_string(),
-            timestamp: String::new(),
-            level: "INFO".to_owned(),
-            source: "stdout".to_owned(),
-            message,
             pod_metadata: Some(WorkerMetadata {
                 pod_name: pod.name.to_string(),
-                namespace: self.namespace.to_owned(),
+                namespace: self.namespace.clone(),
                 node_name: pod.node.clone(),
                 created_at: created.map(|t| t.to_string()).unwrap_or_default(),
-                labels: self.labels.clone(),
+                labels: labels(pod),
             }),
             metadata: HashMap::from([
-                ("sequence".to_owned(), entry.sequence().to_string()),
                 ("pod-uid".to_owned(), pod.uid.clone()),
                 ("container".to_owned(), pod.container().to_owned()),
-                ("restart".to_owned(), entry.then.restart.to_string()),
-                ("epoch".to_owned(), entry.then.epoch.to_string()),
-                ("leader-term".to_owned(), self.term.to_string()),
+                ("restart".to_owned(), restart.to_string()),
+                ("epoch".to_owned(), epoch.to_string()),
+                ("leader-term".to_owned(), self.term.clone()),
             ]),
+            ..WorkerLogEntry::default()
         }
     }
 }
 
-fn add<const N: usize>(wire: &mut WorkerLogEntry, metadata: [(&str, Option<String>); N]) {
-    let known = metadata
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value?)));
-    wire.metadata.extend(known);
+fn pair(key: &str, value: String) -> Pair {
+    Pair {
+        key: key.to_owned(),
+        value,
+    }
+}
+
+fn known<const N: usize>(pairs: [(&'static str, Option<String>); N]) -> impl Iterator<Item = Pair> {
+    let all = pairs.into_iter();
+    all.filter_map(|(key, value)| Some(pair(key, value?)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+    use crate::logs::gap::Reason;
+
+    #[test]
+    fn the_parts_of_a_message_are_one_entry() {
+        let pod = Pod {
+            name: "otto-agent-t-1".into(),
+            uid: "u".into(),
+            task_id: "t".into(),
+            node: "n".into(),
+            created: Some(1_790_000_000),
+            ..Pod::default()
+        };
+        let term: Term = "lease/3/holder".parse().unwrap();
+        let mut maker = Maker::new(Arc::new(pod), "ns", &term);
+        let mut read = Checkpoint::start(0);
+        let line = Line {
+            timestamp: "2026-01-02T03:04:05.000000006Z".to_owned(),
+            text: b"ERROR \xff".to_vec(),
+            ..Line::default()
+        };
+        let anchor = Anchor::of(&line, None);
+        let gap = Gap {
+            reason: Reason::Rotated,
+            from: None,
+            to: None,
+            place: None,
+        };
+        let entries = [
+            Entry::line(&mut read, line.clone(), anchor.clone()),
+            Entry::gap(&mut read, gap, &term),
+            Entry::line(&mut read, line, anchor),
+        ];
+        let decoded = entries.map(|e| {
+            let bytes = maker.message(&e).encode_to_vec();
+            WorkerLogEntry::decode(bytes.as_slice()).unwrap()
+        });
+        let [first, gap, last] = &decoded;
+        assert_eq!(first.worker_id, "otto-agent-t-1");
+        assert_eq!(first.pod_metadata.as_ref().unwrap().node_name, "n");
+        assert_eq!(
+            (&*first.level, &*first.source, &*first.message),
+            ("ERROR", "stdout", "ERROR \u{fffd}")
+        );
+        assert_eq!(first.timestamp, "2026-01-02T03:04:05.000000006Z");
+        let of = |e: &WorkerLogEntry, key: &str| e.metadata.get(key).cloned().unwrap_or_default();
+        assert_eq!(of(first, "original-base64"), "RVJST1Ig/w==");
+        assert_eq!((&*of(gap, "kind"), &*gap.level), ("gap", "WARN"));
+        let place = |e| (of(e, "epoch"), of(e, "sequence"), of(e, "leader-term"));
+        let places = decoded.each_ref().map(place);
+        let expected = [("0", "1"), ("3", "2"), ("3", "3")];
+        assert_eq!(
+            places,
+            expected.map(|(e, s)| (e.into(), s.into(), "lease/3/holder".into()))
+        );
+        assert_eq!(of(last, "pod-uid"), "u");
+    }
 }

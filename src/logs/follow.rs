@@ -133,6 +133,11 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
+    /// A line that is there already.
+    pub(super) fn ready(&mut self) -> Option<Line> {
+        self.ready.pop_front()
+    }
+
     pub(super) fn new(bytes: Pin<Box<dyn AsyncBufRead + Send>>) -> Self {
         Self {
             bytes,

@@ -12,7 +12,6 @@ use tokio::{
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
-    entry,
     follow::Cluster,
     handler::HandlerClient,
     session::{End, Session},
@@ -110,7 +109,6 @@ impl Forwarder {
         }
         let session = Session {
             pod: pod.clone(),
-            labels: entry::labels(&pod),
             source: source.clone(),
             pods: self.index.clone(),
             drained: self.drained.clone(),

@@ -16,18 +16,24 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Request, Response, Status, Streaming,
+    client::Grpc,
+    codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
 };
+use tonic_prost::ProstCodec;
 
+use super::entry::Outgoing;
 use crate::{
     proto::{
-        LogForwardResponse, WorkerLogEntry, WorkerStatusNotification,
+        LogForwardResponse, WorkerStatusNotification,
         otto_handler_log_service_client::OttoHandlerLogServiceClient, worker_status_ack,
     },
     telemetry,
     workers::Tell,
 };
 
+/// As the generated client has it; its entries are encoded by parts.
+const FORWARD: &str = "/ottoscaler.v1.OttoHandlerLogService/ForwardWorkerLogs";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -84,17 +90,19 @@ impl HandlerClient {
 
     /// Opens a stream of a worker's entries. They can be sent at once: many servers
     /// (grpc-js) send no headers before their first answer.
-    pub(super) fn forward(
-        &self,
-        traceparent: Option<&str>,
-    ) -> (mpsc::Sender<WorkerLogEntry>, Answers) {
+    pub(super) fn forward(&self, traceparent: Option<&str>) -> (mpsc::Sender<Outgoing>, Answers) {
         let (entries, outgoing) = mpsc::channel(UNSENT);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         telemetry::inject(request.metadata_mut(), traceparent);
         let place = self.place();
-        let mut client = OttoHandlerLogServiceClient::new(place.channel.clone())
-            .max_decoding_message_size(MAX_ANSWER);
-        let opening = Box::pin(async move { client.forward_worker_logs(request).await });
+        let mut client = Grpc::new(place.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let opening = Box::pin(async move {
+            let gone = |e| Status::unavailable(format!("otto-handler is not reached: {e}"));
+            client.ready().await.map_err(gone)?;
+            let codec = ProstCodec::<Outgoing, LogForwardResponse>::default();
+            let path = PathAndQuery::from_static(FORWARD);
+            client.streaming(request, path, codec).await
+        });
         let answers = Answers {
             stream: Stream::Opening(opening),
             _place: place,
@@ -127,6 +135,9 @@ impl HandlerClient {
     }
 }
 
+/// None: otto-handler ended the stream.
+pub(super) type Answered = Result<Option<LogForwardResponse>, Status>;
+
 /// What otto-handler answers on a stream.
 pub(super) struct Answers {
     stream: Stream,
@@ -141,8 +152,8 @@ enum Stream {
 }
 
 impl Answers {
-    /// The next one; None: otto-handler ended the stream. Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<Option<LogForwardResponse>, Status> {
+    /// The next one. Cancel safe.
+    pub(super) async fn next(&mut self) -> Answered {
         loop {
             match &mut self.stream {
                 Stream::Opening(opening) => {

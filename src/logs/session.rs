@@ -4,8 +4,9 @@
 //! lines in and answers out. A broken stream loses nothing: what was not
 //! answered stays in the window and goes out again with the same sequence. Reading goes
 //! on meanwhile: what the window has no room for waits in the spool, behind it.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
@@ -15,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     backlog::Backlog,
     checkpoint::Checkpoint,
-    entry::{Entry, Maker},
+    entry::{Entry, Maker, Outgoing},
     follow::Source,
-    handler::{Answers, HandlerClient},
+    handler::{Answered, Answers, HandlerClient},
     settings::{Pods, Settings},
     tail::{Next, Tail},
     window::Answer,
@@ -25,7 +26,7 @@ use super::{
 use crate::{
     config::AckMode,
     domain::{pod::Pod, term::Term},
-    proto::{LogForwardResponse, WorkerLogEntry, log_forward_response::Status},
+    proto::{LogForwardResponse, log_forward_response::Status},
     workers::Drained,
 };
 
@@ -57,7 +58,6 @@ enum Broken {
 
 pub(super) struct Session<S, P> {
     pub(super) pod: Arc<Pod>,
-    pub(super) labels: HashMap<String, String>,
     pub(super) source: Arc<S>,
     pub(super) pods: P,
     pub(super) drained: Drained,
@@ -70,6 +70,7 @@ pub(super) struct Session<S, P> {
 /// What moves while a session runs.
 struct State<S, P> {
     backlog: Backlog,
+    maker: Maker,
     /// After the last line read, and after the last one acknowledged.
     read: Checkpoint,
     acked: Checkpoint,
@@ -99,6 +100,16 @@ impl<S: Source, P: Pods> State<S, P> {
             self.tail.was_held_up();
         }
         self.end.is_none()
+    }
+
+    /// The next entry, if there is one that may go.
+    fn send(&mut self, permit: mpsc::Permit<'_, Outgoing>) -> bool {
+        let Some(entry) = self.backlog.window.next() else {
+            return false;
+        };
+        permit.send(self.maker.message(entry));
+        self.backlog.window.sent();
+        true
     }
 
     /// otto-handler took nothing for so long.
@@ -170,6 +181,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         let now = Instant::now();
         State {
             backlog: Backlog::new(&self.settings),
+            maker: Maker::new(self.pod.clone(), &self.settings.namespace, &self.term),
             tail: self.tail(&from),
             read: from.clone(),
             saved_next: from.next,
@@ -238,7 +250,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             tokio::select! {
                 () = self.drain.cancelled() => return Some(End::HandedOver),
                 () = sleep_until(wake) => {}
-                next = state.tail.next(), if may_read => self.take(state, next).await,
+                next = state.tail.next(), if may_read => self.take_all(state, next).await,
             }
         }
     }
@@ -281,24 +293,26 @@ impl<S: Source, P: Pods> Session<S, P> {
                 .unwrap_or_else(|| now + Duration::from_secs(60));
             tokio::select! {
                 biased;
-                answer = answers.next() => match answer {
-                    Ok(Some(answer)) => self.answered(state, &answer),
-                    Ok(None) => return Broken::Stream("otto-handler ended it".to_owned()),
-                    Err(status) => return Broken::Stream(format!("{:?}: {}", status.code(), status.message())),
-                },
+                answer = answers.next() => {
+                    if let Err(why) = self.all_answered(state, answer, &mut answers) {
+                        return Broken::Stream(why);
+                    }
+                }
                 permit = entries.reserve(), if may_send => match permit {
                     Ok(permit) => {
                         if !state.backlog.window.awaits_answers() {
                             state.last_answer = Instant::now();
                         }
-                        if let Some(entry) = state.backlog.window.next() {
-                            permit.send(self.maker().message(entry));
-                            state.backlog.window.sent();
+                        state.send(permit);
+                        while let Ok(permit) = entries.try_reserve() {
+                            if !state.send(permit) {
+                                break;
+                            }
                         }
                     }
                     Err(_) => return Broken::Stream("otto-handler closed it".to_owned()),
                 },
-                next = state.tail.next(), if may_read => self.take(state, next).await,
+                next = state.tail.next(), if may_read => self.take_all(state, next).await,
                 () = self.drain.cancelled(), if draining.is_none() => draining = Some(Instant::now() + LAST_ANSWERS),
                 () = sleep_until(wake) => {
                     let now = Instant::now();
@@ -313,6 +327,18 @@ impl<S: Source, P: Pods> Session<S, P> {
                     }
                 }
             }
+        }
+    }
+
+    /// What was read together is taken together: a turn of the loop for each line would
+    /// cost more than the line.
+    async fn take_all(&self, state: &mut State<S, P>, next: Next) {
+        self.take(state, next).await;
+        while state.may_read() {
+            let Some(next) = state.tail.ready() else {
+                return;
+            };
+            self.take(state, next).await;
         }
     }
 
@@ -355,12 +381,23 @@ impl<S: Source, P: Pods> Session<S, P> {
         state.end = None;
     }
 
-    fn maker(&self) -> Maker<'_> {
-        Maker {
-            pod: &self.pod,
-            labels: &self.labels,
-            namespace: &self.settings.namespace,
-            term: &self.term,
+    /// That answer, and those that have come behind it.
+    fn all_answered(
+        &self,
+        state: &mut State<S, P>,
+        mut answer: Answered,
+        answers: &mut Answers,
+    ) -> Result<(), String> {
+        loop {
+            match answer {
+                Ok(Some(answer)) => self.answered(state, &answer),
+                Ok(None) => return Err("otto-handler ended it".to_owned()),
+                Err(status) => return Err(format!("{:?}: {}", status.code(), status.message())),
+            }
+            match answers.next().now_or_never() {
+                Some(next) => answer = next,
+                None => return Ok(()),
+            }
         }
     }
 
@@ -435,7 +472,7 @@ impl<S: Source, P: Pods> Session<S, P> {
 
 /// All is acknowledged: ends our side, waits for otto-handler's. Whatever it says now,
 /// it has answered every entry.
-async fn half_close(entries: mpsc::Sender<WorkerLogEntry>, mut answers: Answers) {
+async fn half_close(entries: mpsc::Sender<Outgoing>, mut answers: Answers) {
     drop(entries);
     let _ = timeout(LAST_ANSWERS, async {
         while let Ok(Some(_)) = answers.next().await {}

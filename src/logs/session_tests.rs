@@ -17,12 +17,11 @@ use crate::{
     config,
     logs::{
         checkpoint::{Resume, Step},
-        entry,
         follow::{Error, Open, Reader},
         line::Splitter,
     },
     proto::{
-        WorkerStatusAck, WorkerStatusNotification,
+        WorkerLogEntry, WorkerStatusAck, WorkerStatusNotification,
         otto_handler_log_service_server::{OttoHandlerLogService, OttoHandlerLogServiceServer},
     },
 };
@@ -162,7 +161,6 @@ fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, 
     });
     Session {
         pod: pod.clone(),
-        labels: entry::labels(&pod),
         source: Arc::new(file),
         pods: Still(pod),
         drained: Drained::default(),

@@ -138,8 +138,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
     /// Waits for it as long as the pod lives. Cancel safe: an open log stays open.
     pub(super) async fn next(&mut self) -> Next {
         loop {
-            if let Some((line, anchor)) = self.ready.take() {
-                return self.hand_on(line, anchor);
+            if let Some(next) = self.ready() {
+                return next;
             }
             if self.gone {
                 return Next::Gone;
@@ -157,6 +157,19 @@ impl<S: Source, P: Pods> Tail<S, P> {
             };
             if let Some(next) = next {
                 return next;
+            }
+        }
+    }
+
+    /// What was read already, if anything.
+    pub(super) fn ready(&mut self) -> Option<Next> {
+        if let Some((line, anchor)) = self.ready.take() {
+            return Some(self.hand_on(line, anchor));
+        }
+        loop {
+            let line = self.reader.as_mut()?.ready()?;
+            if let Some(next) = self.line(line) {
+                return Some(next);
             }
         }
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
 
 mod contenders;
+mod delayed;
 mod fake;
 mod faults;
 mod node;

@@ -151,6 +151,19 @@ fn kubectl_tells_a_tasks_story() {
     wait_for("the pods are gone", SOON, || {
         cell.pods("story").is_empty().then_some(())
     });
+    // Nobody served this one's log.
+    let tasks = cell.cluster.json(&["-n", "story", "get", "wt"]);
+    let cut = &tasks["items"][0]["status"]["conditions"][2];
+    assert_eq!(
+        (&cut["type"], &cut["status"], &cut["reason"]),
+        (
+            &json!("LogsDelivered"),
+            &json!("False"),
+            &json!("LogDrainTimeout")
+        )
+    );
+    let message = cut["message"].as_str().unwrap();
+    assert!(message.ends_with("of 1 worker(s) in time: 3"), "{message}");
     let worker = cell.ask(2, &["status", "story"])["workers"][2].clone();
     let times: Vec<&str> = [
         "queuedAt",
@@ -165,6 +178,45 @@ fn kubectl_tells_a_tasks_story() {
     assert!(times.iter().all(|at| at.len() == 20), "{worker}");
     assert!(times[..3].is_sorted(), "{worker}");
     cell.audit("story", 3, 1);
+}
+
+#[test]
+fn without_an_otto_handler_pods_stay_for_a_while_and_nothing_is_told_to_be_missing() {
+    let settings = [("OTTO_HANDLER_HOST", "none"), ("LOG_DRAIN_TIMEOUT", "5s")];
+    let cell = Cell::start("alone", &settings);
+    cell.ask(0, &scale_up("alone", "1"));
+    wait_for("it runs", SOON, || {
+        (cell.ask(1, &["status", "alone"])["running"] == 1).then_some(())
+    });
+    let now = jiff::Timestamp::now();
+    let end = json!({"status": {"phase": "Succeeded", "containerStatuses": [{"name": "worker", "ready": false,
+        "restartCount": 0, "image": "i", "imageID": "", "state": {"terminated": {"exitCode": 0, "reason": "Completed",
+        "startedAt": now.to_string(), "finishedAt": now.to_string()}}}]}});
+    let patch = [
+        "-n",
+        "alone",
+        "patch",
+        "pod",
+        "otto-agent-alone-1",
+        "--subresource=status",
+        "-p",
+    ];
+    cell.cluster
+        .kubectl(&[&patch[..], &[&end.to_string()]].concat());
+    wait_for("its end is known, and its pod is there", SOON, || {
+        let ended = cell.ask(2, &["status", "alone"])["succeeded"] == 1;
+        (ended && cell.pods("alone").len() == 1).then_some(())
+    });
+    wait_for("its pod is gone", SOON, || {
+        cell.pods("alone").is_empty().then_some(())
+    });
+    assert!(now.duration_until(jiff::Timestamp::now()).as_secs() >= 4);
+    let tasks = cell.cluster.json(&["-n", "alone", "get", "wt"]);
+    let conditions = &tasks["items"][0]["status"]["conditions"];
+    assert_eq!(conditions.as_array().unwrap().len(), 2, "{conditions}");
+    let note = cell.ask(1, &["logs", "alone"]);
+    let said = note["message"].as_str().unwrap();
+    assert!(said.contains("there is no otto-handler"), "{note}");
 }
 
 /// A name of this length that tells a number.
