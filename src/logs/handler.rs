@@ -2,7 +2,9 @@
 //!
 //! Peers may allow as few as 100 streams a connection: log streams are spread
 //! over as many connections as that asks for. A connection is made when needed
-//! and again when it broke.
+//! and again when it broke. Streams of one connection share its flow control: one that
+//! otto-handler does not read takes the room of all others, so it gets a connection of
+//! its own where that is noticed, as long as there are few such.
 use std::{
     pin::Pin,
     sync::{
@@ -38,6 +40,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAMS_PER_CONNECTION: usize = 64;
+/// Of streams that are not read.
+const CONNECTIONS_APART: usize = 8;
 /// Entries of a stream that the connection has not taken.
 const UNSENT: usize = 64;
 /// Of a message from otto-handler, in bytes.
@@ -54,6 +58,8 @@ struct Inner {
     /// Connections with the streams they carry. Grown by callers, never shrunk:
     /// an idle connection costs next to nothing.
     connections: Mutex<Vec<(Channel, Arc<AtomicUsize>)>>,
+    /// Of one stream each.
+    apart: Arc<AtomicUsize>,
 }
 
 /// A place on a connection; gives it back when dropped.
@@ -85,16 +91,23 @@ impl HandlerClient {
             endpoint,
             notify,
             connections: Mutex::default(),
+            apart: Arc::default(),
         })))
     }
 
     /// Opens a stream of a worker's entries. They can be sent at once: many servers
     /// (grpc-js) send no headers before their first answer.
-    pub(super) fn forward(&self, traceparent: Option<&str>) -> (mpsc::Sender<Outgoing>, Answers) {
+    /// `apart`: on a connection of its own, if that may be.
+    pub(super) fn forward(
+        &self,
+        traceparent: Option<&str>,
+        apart: bool,
+    ) -> (mpsc::Sender<Outgoing>, Answers) {
         let (entries, outgoing) = mpsc::channel(UNSENT);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         telemetry::inject(request.metadata_mut(), traceparent);
-        let place = self.place();
+        let place = apart.then(|| self.place_apart()).flatten();
+        let place = place.unwrap_or_else(|| self.place());
         let mut client = Grpc::new(place.channel.clone()).max_decoding_message_size(MAX_ANSWER);
         let opening = Box::pin(async move {
             let gone = |e| Status::unavailable(format!("otto-handler is not reached: {e}"));
@@ -108,6 +121,21 @@ impl HandlerClient {
             _place: place,
         };
         (entries, answers)
+    }
+
+    #[cfg(test)]
+    pub(super) fn connections_apart(&self) -> usize {
+        self.0.apart.load(Ordering::Relaxed)
+    }
+
+    fn place_apart(&self) -> Option<Place> {
+        let streams = self.0.apart.clone();
+        let there_is_room = |n| (n < CONNECTIONS_APART).then_some(n + 1);
+        streams
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, there_is_room)
+            .ok()?;
+        let channel = self.0.endpoint.connect_lazy();
+        Some(Place { channel, streams })
     }
 
     fn place(&self) -> Place {

@@ -35,6 +35,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Without room to read on, after which the log is opened again.
 const HELD_UP: Duration = Duration::from_secs(10);
+/// Streams in a row that otto-handler took nothing of, until the next one gets a
+/// connection of its own.
+const UNREAD: u32 = 2;
 /// Of a drain, for answers to what is under way.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
@@ -54,6 +57,8 @@ enum Broken {
     Finished(End),
     /// Open another one.
     Stream(String),
+    /// The same; it answered nothing.
+    Mute,
 }
 
 pub(super) struct Session<S, P> {
@@ -203,28 +208,31 @@ impl<S: Source, P: Pods> Session<S, P> {
 
     /// Opens streams until one ends well; the wait between two grows.
     async fn streams(&self, state: &mut State<S, P>) -> End {
-        let mut failures = 0_u32;
+        let (mut failures, mut unread) = (0_u32, 0);
         loop {
             let before = state.acked.next;
-            match self.stream(state).await {
+            let why = match self.stream(state, unread >= UNREAD).await {
                 Broken::Finished(end) => return end,
-                Broken::Stream(why) => {
-                    if state.acked.next > before {
-                        failures = 0;
-                    }
-                    if failures == 0 {
-                        tracing::warn!(
-                            pod = &*self.pod.name,
-                            why,
-                            "log stream to otto-handler broke; trying again"
-                        );
-                    }
-                    let delay = Duration::from_millis(50 << failures.min(7)).min(MAX_BACKOFF);
-                    failures += 1;
-                    if let Some(end) = self.between(state, Instant::now() + delay).await {
-                        return end;
-                    }
+                Broken::Stream(why) => why,
+                Broken::Mute => {
+                    unread += 1;
+                    "it answers nothing".to_owned()
                 }
+            };
+            if state.acked.next > before {
+                (failures, unread) = (0, 0);
+            }
+            if failures == 0 {
+                tracing::warn!(
+                    pod = &*self.pod.name,
+                    why,
+                    "log stream to otto-handler broke; trying again"
+                );
+            }
+            let delay = Duration::from_millis(50 << failures.min(7)).min(MAX_BACKOFF);
+            failures += 1;
+            if let Some(end) = self.between(state, Instant::now() + delay).await {
+                return end;
             }
         }
     }
@@ -256,9 +264,9 @@ impl<S: Source, P: Pods> Session<S, P> {
     }
 
     /// Lines in, answers out, until the stream breaks or all is done.
-    async fn stream(&self, state: &mut State<S, P>) -> Broken {
+    async fn stream(&self, state: &mut State<S, P>, apart: bool) -> Broken {
         state.backlog.window.restart();
-        let (entries, mut answers) = self.handler.forward(self.pod.traceparent.as_deref());
+        let (entries, mut answers) = self.handler.forward(self.pod.traceparent.as_deref(), apart);
         let mut draining: Option<Instant> = None;
         loop {
             if state.backlog.window.is_empty() {
@@ -320,7 +328,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                         return Broken::Finished(End::HandedOver);
                     }
                     if state.backlog.window.awaits_answers() && mute_at <= now {
-                        return Broken::Stream("it answers nothing".to_owned());
+                        return Broken::Mute;
                     }
                     if state.saved + CHECKPOINT_EVERY <= now {
                         self.save(state).await;

@@ -75,6 +75,9 @@ impl Pods for Still {
     }
 }
 
+/// Of this one's streams a peer reads one entry, and no more.
+const UNREAD_WORKER: &str = "unread";
+
 type Mood = fn(u64) -> Option<Status>;
 
 /// Answers the nth entry by its mood (None: not at all); keeps what it took.
@@ -98,6 +101,13 @@ impl OttoHandlerLogService for Peer {
         let mut entries = request.into_inner();
         // As grpc-js does it: no headers before the first answer.
         let first = entries.next().await;
+        if matches!(&first, Some(Ok(entry)) if entry.worker_id == UNREAD_WORKER) {
+            let never = futures::stream::unfold(entries, |entries| async move {
+                std::future::pending::<()>().await;
+                Some((Ok(LogForwardResponse::default()), entries))
+            });
+            return Ok(Response::new(Box::pin(never)));
+        }
         let entries = futures::stream::iter(first).chain(entries);
         let answers = entries.filter_map(move |entry| {
             let n = peer.count.fetch_add(1, Ordering::Relaxed) as u64;
@@ -189,7 +199,10 @@ async fn against<T>(
         taken: Arc::default(),
     };
     let service = OttoHandlerLogServiceServer::new(peer.clone());
+    // The windows of Node.
     let serve = tonic::transport::Server::builder()
+        .initial_stream_window_size(65_535)
+        .initial_connection_window_size(65_535)
         .add_service(service)
         .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
     let done = tokio::select! {
@@ -412,6 +425,37 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
     let (ended, taken) = against(listener, |_| Some(Status::Ack), ended).await;
     assert_eq!((ended.unwrap().0, taken), (End::Drained, expected(5_000)));
     assert_eq!(value(&settings, "spool_bytes"), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
+    let (listener, host) = listener().await;
+    let file = || File {
+        lines: lines(3_000),
+        ..Default::default()
+    };
+    let mut unread = session(&host, file(), None);
+    unread.settings.window = 1_024;
+    unread.pod = Arc::new(Pod {
+        name: UNREAD_WORKER.into(),
+        ..(*unread.pod).clone()
+    });
+    let mut read = session(&host, file(), None);
+    read.settings.window = 1_024;
+    read.handler = unread.handler.clone();
+    let handler = unread.handler.clone();
+    let both = async {
+        let unread = tokio::spawn(unread.run());
+        while handler.connections_apart() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let end = read.run().await;
+        unread.abort();
+        end.0
+    };
+    let both = timeout(Duration::from_secs(20), both);
+    let (end, taken) = against(listener, |_| Some(Status::Ack), both).await;
+    assert_eq!((end.unwrap(), taken), (End::Drained, expected(3_000)));
 }
 
 #[tokio::test]

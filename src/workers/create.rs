@@ -72,7 +72,7 @@ pub(super) async fn delete(shared: &Shared, name: &str, uid: &str) -> End {
         Ok(_) => End::Done,
         // Gone, or another pod of this name.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
-        Err(error) => End::Later(error.to_string()),
+        Err(error) => End::of_error(&error),
     }
 }
 
@@ -85,6 +85,6 @@ pub(super) async fn delete_orphan(shared: &Shared, pod: &Pod) -> End {
             tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");
             delete(shared, &pod.name, &pod.uid).await
         }
-        Err(error) => End::Later(error.to_string()),
+        Err(error) => End::of_error(&error),
     }
 }

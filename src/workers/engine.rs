@@ -11,13 +11,14 @@ use tokio::{
     time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use super::{
     admission::Admission,
     create,
     effect::{End, Key, Running},
     notify::Offers,
+    removals::{Removal, Removals, What},
     shared::{Shared, span_of},
     status,
     timetable::Timetable,
@@ -54,6 +55,7 @@ pub(super) struct Engine {
     effects: JoinSet<(Key, Arc<str>, End)>,
     busy: HashSet<Key>,
     admission: Admission,
+    removals: Removals,
     /// Tasks to plan, by when.
     due: Timetable<Arc<str>>,
     /// From when a task may be planned again.
@@ -68,6 +70,7 @@ impl Engine {
     pub(super) fn new(shared: Arc<Shared>, offers: Offers) -> Self {
         Self {
             admission: Admission::new(shared.clone()),
+            removals: Removals::default(),
             shared,
             offers,
             effects: JoinSet::new(),
@@ -95,8 +98,10 @@ impl Engine {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !drain.is_cancelled() {
             self.admit();
+            self.remove();
             let next = self.due.next().into_iter();
-            let next = next.chain(self.admission.wake_at()).min();
+            let next = next.chain(self.admission.wake_at());
+            let next = next.chain(self.removals.wake_at()).min();
             let idle = Instant::now() + Duration::from_secs(3_600);
             tokio::select! {
                 () = drain.cancelled() => break,
@@ -170,23 +175,39 @@ impl Engine {
             let Some(pod) = self.shared.index.pod(&name) else {
                 continue;
             };
-            let shared = self.shared.clone();
-            self.start(&pod.task.clone(), Key::Delete(pod.uid.clone()), || {
-                Box::pin(async move { create::delete_orphan(&shared, &pod).await })
+            self.removals.ask(Removal {
+                task: pod.task.clone(),
+                what: What::Orphan(pod),
             });
         }
         for name in left_over.tasks {
             if let Some(task) = self.shared.index.task(&name) {
-                self.forget(&Arc::from(name), task);
+                self.removals.ask(Removal {
+                    task: Arc::from(name),
+                    what: What::Task(task),
+                });
             }
         }
     }
 
-    fn forget(&mut self, name: &Arc<str>, task: Arc<Task>) {
-        let shared = self.shared.clone();
-        self.start(name, Key::Forget(name.clone()), || {
-            Box::pin(async move { status::forget(&shared, &task).await })
-        });
+    /// Starts the deletes that there is room for.
+    fn remove(&mut self) {
+        for removal in self.removals.admit() {
+            let (key, shared) = (removal.key(), self.shared.clone());
+            let name = removal.task.clone();
+            self.start(&name, key, || match removal.what {
+                What::Pod { name: pod, uid } => {
+                    let task = shared.index.task(&removal.task);
+                    let span = task.map_or_else(Span::none, |t| span_of(&t, "remove worker"));
+                    let delete = async move { create::delete(&shared, &pod, &uid).await };
+                    Box::pin(delete.instrument(span))
+                }
+                What::Orphan(pod) => {
+                    Box::pin(async move { create::delete_orphan(&shared, &pod).await })
+                }
+                What::Task(task) => Box::pin(async move { status::forget(&shared, &task).await }),
+            });
+        }
     }
 
     /// Starts the creates that there is room for.
@@ -316,19 +337,14 @@ impl Engine {
 
     fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
         for action in actions {
-            let (shared, task) = (self.shared.clone(), task.clone());
-            match action {
-                Action::Delete { name: pod, uid } => {
-                    self.start(name, Key::Delete(uid.clone()), || {
-                        let span = span_of(&task, "remove worker");
-                        Box::pin(
-                            async move { create::delete(&shared, &pod, &uid).await }
-                                .instrument(span),
-                        )
-                    });
-                }
-                Action::Forget => self.forget(name, task),
-            }
+            let what = match action {
+                Action::Delete { name, uid } => What::Pod { name, uid },
+                Action::Forget => What::Task(task.clone()),
+            };
+            self.removals.ask(Removal {
+                task: name.clone(),
+                what,
+            });
         }
     }
 
@@ -373,8 +389,10 @@ impl Engine {
             }
         };
         self.busy.remove(&key);
-        if let Key::Create(task, which) = &key {
-            self.admission.ended(task, *which, &end);
+        match &key {
+            Key::Create(task, which) => self.admission.ended(task, *which, &end),
+            Key::Delete(_) | Key::Forget(_) => self.removals.ended(&key, &end),
+            Key::Seal(_) | Key::Status(_) => {}
         }
         let mut again = Instant::now();
         match end {

@@ -13,6 +13,7 @@ mod engine;
 mod manager;
 mod notify;
 mod pod;
+mod removals;
 mod scale;
 mod shared;
 mod status;

@@ -117,7 +117,7 @@ pub(super) async fn forget(shared: &Shared, task: &Task) -> End {
     {
         Ok(_) => End::Done,
         Err(kube::Error::Api(status)) if status.code == 404 => End::Done,
-        Err(error) => End::Later(error.to_string()),
+        Err(error) => End::of_error(&error),
     }
 }
 
@@ -130,6 +130,6 @@ fn taken(shared: &Shared, answer: kube::Result<WorkerTask>) -> End {
             End::Done
         }
         Err(kube::Error::Api(status)) if status.code == 404 => End::Done,
-        Err(error) => End::Later(error.to_string()),
+        Err(error) => End::of_error(&error),
     }
 }

@@ -379,6 +379,19 @@ fn workers_that_live_for_a_moment_lose_no_line() {
 }
 
 #[test]
+fn more_workers_than_a_connection_may_have_streams_lose_no_line() {
+    let i = installed();
+    let (task, workers, lines) = ("streams", 110, 50);
+    i.scale_up(task, workers, &printing(lines, 2, 80));
+    wait_for("all of them at once", DONE, || {
+        let status = i.ottoctl(&i.service, &["status", task]);
+        (status["running"] == workers).then_some(())
+    });
+    i.wait_done(task, workers as u64);
+    i.check_logs(task, workers, workers * lines);
+}
+
+#[test]
 fn an_init_container_that_fails_tells_its_lines() {
     let i = installed();
     i.scale_up("init-fails", 1, &[]);
