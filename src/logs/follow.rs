@@ -81,8 +81,9 @@ impl Source for Cluster {
         match self.gate.pass(open).await {
             Err(_) => Err(Error::Timeout),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
-            // "previous terminated container not found"
-            Ok(Err(kube::Error::Api(status))) if how.previous && status.code == 400 => {
+            Ok(Err(kube::Error::Api(status)))
+                if status.code == 400 && status.message.starts_with("previous terminated") =>
+            {
                 Err(Error::Replaced)
             }
             Ok(Err(error)) => Err(error.into()),

@@ -9,6 +9,8 @@ use super::checkpoint::Place;
 pub(super) enum Reason {
     /// The node has a newer file only.
     Rotated,
+    /// Nobody read it from the container's start on, and its file begins later.
+    Late,
     /// The pod went before its log was read to the end.
     PodGone,
     /// A container ran, ended and was replaced before its log was read to the end.
@@ -20,6 +22,7 @@ impl Reason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Rotated => "rotated",
+            Self::Late => "read late",
             Self::PodGone => "pod gone",
             Self::Restarted => "restarted",
         }

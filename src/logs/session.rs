@@ -203,7 +203,8 @@ impl<S: Source, P: Pods> Session<S, P> {
 
     fn tail(&self, from: &Checkpoint) -> Tail<S, P> {
         let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
-        Tail::new(pod, source, pods, from.restart, from.place.clone())
+        let now = jiff::Timestamp::now().as_second();
+        Tail::new(pod, source, pods, from.restart, from.place.clone()).begun_at(now)
     }
 
     /// Opens streams until one ends well; the wait between two grows.

@@ -164,8 +164,8 @@ fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, 
         name: "p".into(),
         uid: "u".into(),
         phase: crate::domain::pod::PodPhase::Succeeded,
-        started: Some(1),
-        finished: Some(2),
+        started: Some(1_790_000_000),
+        finished: Some(1_790_009_999),
         checkpoint,
         ..Pod::default()
     });

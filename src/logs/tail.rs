@@ -29,6 +29,9 @@ const QUIETEST: Duration = Duration::from_secs(300);
 /// What is on its way to a follow arrives in so long.
 const ARRIVES: Duration = Duration::from_secs(2);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks of a kubelet whether a log is to be rotated: nothing was before the
+/// container had run for so long.
+const ROTATES_AFTER: i64 = 10;
 /// How the kubelet says, in place of the log, that a node has no inotify instance left.
 const CANNOT_FOLLOW: [&[u8]; 2] = [
     b"failed to create fsnotify watcher",
@@ -93,6 +96,9 @@ pub(super) struct Tail<S, P> {
     gone: bool,
     /// Later instances have taken its place, and its log is gone.
     replaced: bool,
+    /// The container's start (Unix seconds), where its first line may have been rotated
+    /// away before anybody read it.
+    late_since: Option<i64>,
 }
 
 impl<S: Source, P: Pods> Tail<S, P> {
@@ -132,7 +138,17 @@ impl<S: Source, P: Pods> Tail<S, P> {
             caught_up: false,
             gone: false,
             replaced: false,
+            late_since: None,
         }
+    }
+
+    /// Read by whoever must tell what is missing at `now` (Unix seconds), also before the
+    /// first line that there is.
+    pub(super) fn begun_at(mut self, now: i64) -> Self {
+        let is_new = self.at.is_none() && self.restart == self.pod.restart_count;
+        let started = self.pod.started.filter(|_| is_new);
+        self.late_since = started.filter(|at| now - at > ROTATES_AFTER);
+        self
     }
 
     /// Waits for it as long as the pod lives. Cancel safe: an open log stays open.
@@ -280,18 +296,28 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 self.doubt_at.get_or_insert_with(|| Instant::now() + DOUBT);
                 None
             }
-            Step::New(anchor) if self.lost => {
+            Step::New(anchor) if self.lost || self.is_late(&line) => {
+                let reason = if self.lost {
+                    Reason::Rotated
+                } else {
+                    Reason::Late
+                };
                 self.lost = false;
-                let gap = self.gap(
-                    Reason::Rotated,
-                    line.time(),
-                    Some(Place::Before(anchor.clone())),
-                );
+                let gap = self.gap(reason, line.time(), Some(Place::Before(anchor.clone())));
                 self.ready = Some((line, anchor));
                 Some(gap)
             }
             Step::New(anchor) => Some(self.hand_on(line, anchor)),
         }
+    }
+
+    /// Whether lines may have been before that first one. A container that was silent for
+    /// so long looks the same.
+    fn is_late(&mut self, line: &Line) -> bool {
+        let since = self.late_since.take();
+        since
+            .zip(line.time())
+            .is_some_and(|(at, line)| line.as_second() - at > ROTATES_AFTER)
     }
 
     fn hand_on(&mut self, line: Line, anchor: Anchor) -> Next {
@@ -353,7 +379,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         let is_there = self.pods.is_current(&self.pod);
         let reason = match error {
             Error::Replaced if is_there => Reason::Restarted,
-            Error::Gone => Reason::PodGone,
+            // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
                 tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
                 self.rewind();

@@ -24,6 +24,8 @@ struct Node {
     no_inotify: AtomicBool,
     /// Opens that give nothing, ever.
     dead: AtomicUsize,
+    /// Opens that the node answers with that it knows no such pod.
+    unknown: AtomicUsize,
     /// An open reads only so many bytes, and ends.
     cut: Mutex<Vec<usize>>,
     /// Since when, and whether followed.
@@ -41,6 +43,10 @@ impl Source for Arc<Node> {
         } = how;
         self.opens.lock().unwrap().push((since, follow));
         if self.pod.lock().unwrap().is_none() {
+            return Err(Error::Gone);
+        }
+        if self.unknown.load(Relaxed) > 0 {
+            self.unknown.fetch_sub(1, Relaxed);
             return Err(Error::Gone);
         }
         if self.dead.load(Relaxed) > 0 {
@@ -152,6 +158,7 @@ impl Node {
             hang_at: AtomicUsize::new(usize::MAX),
             no_inotify: AtomicBool::new(false),
             dead: AtomicUsize::new(0),
+            unknown: AtomicUsize::new(0),
             cut: Mutex::default(),
             opens: Mutex::default(),
             pod: Mutex::new(Some(Arc::new(pod))),
@@ -487,4 +494,36 @@ async fn an_instance_whose_log_is_gone_is_one_gap() {
     node.restart();
     let mut tail = node.tail(at);
     assert_eq!(rest(&mut tail).await, ["gap restarted Some(1) None", "end"]);
+}
+
+/// Nobody knows what was rotated away before the first reader came.
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_to_a_file_that_begins_late_tells_of_a_gap() {
+    let node = Node::running();
+    node.print(20..23);
+    let read = |late: bool, start: i64| {
+        let mut tail = node.tail(None);
+        let start = 1_790_000_000 + start;
+        Arc::make_mut(&mut tail.pod).started = Some(start);
+        let mut tail = tail.begun_at(start + if late { 11 } else { 9 });
+        async move { [some(&mut tail).await, some(&mut tail).await] }
+    };
+    assert_eq!(
+        read(true, 9).await,
+        ["gap read late None Some(20)", "line 20"]
+    );
+    assert_eq!(read(true, 10).await, ["line 20", "line 21"]);
+    assert_eq!(read(false, 0).await, ["line 20", "line 21"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_know_a_pod_yet_is_asked_again() {
+    let node = Node::running();
+    node.print(0..3);
+    let at = node.after(2).await;
+    node.unknown.store(5, Relaxed);
+    let mut tail = node.tail(at);
+    assert_eq!(some(&mut tail).await, "line 2");
+    node.end();
+    assert_eq!(rest(&mut tail).await, ["end"]);
 }

@@ -51,6 +51,18 @@ impl Installed {
             .count()
     }
 
+    /// otto-handler has lines of each worker.
+    fn wait_begun(&self, task: &str, workers: usize) {
+        wait_for("each worker's first lines", DONE, || {
+            let text = std::fs::read_to_string(self.truth().join("handler.jsonl")).unwrap();
+            let has = |n| {
+                let line = format!("otto-agent-{task}-{n} 20 ");
+                text.contains(&line)
+            };
+            (1..=workers).all(has).then_some(())
+        });
+    }
+
     /// The lines of a task's only worker with such metadata, each once and in order:
     /// their first two words.
     fn lines_of(&self, task: &str, is: impl Fn(&Value) -> bool) -> Vec<String> {
@@ -200,10 +212,7 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
     let (task, workers, lines) = ("rotated", 20, 6_000);
     // Each prints 2.4 MB in 30 s.
     i.scale_up(task, workers, &printing(lines, 200, 400));
-    wait_for("each worker's first lines", SOON, || {
-        let told = i.records(task, |r| r["kind"] == "log" && r["answer"] == "ack");
-        (told > workers * 20).then_some(())
-    });
+    i.wait_begun(task, workers);
     let scale = |replicas: &str| {
         let to = format!("--replicas={replicas}");
         let args = ["-n", NAMESPACE, "scale", "deployment/ottoscaler", &to];
@@ -238,10 +247,7 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
     let lines = 100 * (away.as_secs() as usize + 10);
     let manners = Manners(i);
     i.scale_up(task, workers, &printing(lines, 100, 400));
-    wait_for("each worker's first lines", SOON, || {
-        let told = i.records(task, |r| r["kind"] == "log" && r["answer"] == "ack");
-        (told > workers * 20).then_some(())
-    });
+    i.wait_begun(task, workers);
     let (leader, before) = (i.leader().unwrap(), i.leader_resident());
     i.handler_is(&json!({"away": true}));
     let since = Instant::now();
@@ -381,8 +387,8 @@ fn workers_that_live_for_a_moment_lose_no_line() {
 #[test]
 fn more_workers_than_a_connection_may_have_streams_lose_no_line() {
     let i = installed();
-    let (task, workers, lines) = ("streams", 110, 50);
-    i.scale_up(task, workers, &printing(lines, 2, 80));
+    let (task, workers, lines) = ("streams", 110, 60);
+    i.scale_up(task, workers, &printing(lines, 1, 80));
     wait_for("all of them at once", DONE, || {
         let status = i.ottoctl(&i.service, &["status", task]);
         (status["running"] == workers).then_some(())
