@@ -36,7 +36,22 @@ impl Drop for Manners<'_> {
     }
 }
 
+/// Brings the replicas back, whatever happened.
+struct Nobody<'a>(&'a Installed);
+
+impl Drop for Nobody<'_> {
+    fn drop(&mut self) {
+        self.0.replicas_are(3);
+    }
+}
+
 impl Installed {
+    fn replicas_are(&self, count: usize) {
+        let to = format!("--replicas={count}");
+        let scale = ["-n", NAMESPACE, "scale", "deployment/ottoscaler", &to];
+        self.cluster.kubectl(&scale);
+    }
+
     /// Workers of a task that printed all there is.
     fn succeeded(&self, task: &str) -> u64 {
         let status = self.ottoctl(&self.service, &["status", task]);
@@ -213,12 +228,8 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
     // Each prints 2.4 MB in 30 s.
     i.scale_up(task, workers, &printing(lines, 200, 400));
     i.wait_begun(task, workers);
-    let scale = |replicas: &str| {
-        let to = format!("--replicas={replicas}");
-        let args = ["-n", NAMESPACE, "scale", "deployment/ottoscaler", &to];
-        i.cluster.kubectl(&args);
-    };
-    scale("0");
+    i.replicas_are(0);
+    let nobody = Nobody(i);
     let query = format!("task-id={task}");
     wait_for("every worker ended", DONE, || {
         let pods = ["-n", NAMESPACE, "get", "pods", "-l", &query, "-o", "name"];
@@ -226,7 +237,7 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
         let pods = i.cluster.kubectl(&[&pods[..], &ended].concat());
         (pods.lines().count() == workers).then_some(())
     });
-    scale("3");
+    drop(nobody);
     wait_for("a leader", DONE, || (i.replicas().len() == 3).then_some(()));
     i.wait_done(task, workers as u64);
     let verdict = i.judge_logs(task, workers, workers * lines, &["--gaps-each", "1"]);
