@@ -9,7 +9,7 @@ use std::{
 
 use futures::StreamExt as _;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tonic::{Request, Response, Status as Refused, Streaming};
 
 use super::*;
@@ -85,6 +85,9 @@ type Mood = fn(u64) -> Option<Status>;
 struct Peer {
     mood: Mood,
     count: Arc<AtomicUsize>,
+    /// Answers nothing until so many streams are open at once.
+    gathers: usize,
+    streams: watch::Sender<usize>,
     taken: Arc<Mutex<Vec<(u64, String)>>>,
 }
 
@@ -101,6 +104,9 @@ impl OttoHandlerLogService for Peer {
         let mut entries = request.into_inner();
         // As grpc-js does it: no headers before the first answer.
         let first = entries.next().await;
+        peer.streams.send_modify(|n| *n += 1);
+        let mut streams = peer.streams.subscribe();
+        let _ = streams.wait_for(|n| *n >= peer.gathers).await;
         if matches!(&first, Some(Ok(entry)) if entry.worker_id == UNREAD_WORKER) {
             let never = futures::stream::unfold(entries, |entries| async move {
                 std::future::pending::<()>().await;
@@ -193,14 +199,26 @@ async fn against<T>(
     mood: Mood,
     work: impl Future<Output = T>,
 ) -> (T, Vec<(u64, String)>) {
+    serving(listener, mood, 0, work).await
+}
+
+async fn serving<T>(
+    listener: TcpListener,
+    mood: Mood,
+    gathers: usize,
+    work: impl Future<Output = T>,
+) -> (T, Vec<(u64, String)>) {
     let peer = Peer {
         mood,
         count: Arc::default(),
+        gathers,
+        streams: watch::Sender::default(),
         taken: Arc::default(),
     };
     let service = OttoHandlerLogServiceServer::new(peer.clone());
-    // The windows of Node.
+    // The windows of Node, and the limit of many servers.
     let serve = tonic::transport::Server::builder()
+        .max_concurrent_streams(100)
         .initial_stream_window_size(65_535)
         .initial_connection_window_size(65_535)
         .add_service(service)
@@ -456,6 +474,26 @@ async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
     let both = timeout(Duration::from_secs(20), both);
     let (end, taken) = against(listener, |_| Some(Status::Ack), both).await;
     assert_eq!((end.unwrap(), taken), (End::Drained, expected(3_000)));
+}
+
+#[tokio::test]
+async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
+    let (listener, host) = listener().await;
+    let first = session(&host, File::default(), None);
+    let all = (0..250).map(|_| {
+        let file = File {
+            lines: lines(3),
+            ..Default::default()
+        };
+        let mut session = session(&host, file, None);
+        session.handler = first.handler.clone();
+        session.settings.ack_timeout = Duration::from_secs(20);
+        session.run()
+    });
+    let all = timeout(Duration::from_secs(15), futures::future::join_all(all));
+    let (ends, taken) = serving(listener, |_| Some(Status::Ack), 250, all).await;
+    assert!(ends.unwrap().iter().all(|(end, _)| *end == End::Drained));
+    assert_eq!(taken.len(), 750);
 }
 
 #[tokio::test]
