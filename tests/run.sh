@@ -18,6 +18,17 @@ export RUST_BACKTRACE=0
 started=$SECONDS
 step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
+why=$($cluster possible node)
+# Beside the first tests, which are built by another profile: each waits for one core
+# most of the time.
+programs() {
+  deploy/local/build.sh
+  if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
+}
+built=$(mktemp)
+(programs) > "$built" 2>&1 &
+running[programs]=$!
+
 step "without a cluster"
 cargo test --workspace --lib -- ${only:+"$only"}
 cargo test --release --test model -- --nocapture ${only:+"$only"}
@@ -31,15 +42,17 @@ if [ -z "$only" ]; then
   tests/nest.sh
 fi
 
-why=$($cluster possible node)
 if [ -n "$why" ]; then
   echo "the real-node tests and the trace test are not run: $why"
   [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
 fi
 
 step "programs and images"
-deploy/local/build.sh
-if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
+wait "${running[programs]}" || failed=1
+unset "running[programs]"
+cat "$built"
+rm -f "$built"
+[ -z "$failed" ] || exit 1
 
 # Three lanes: the tests wait more than they work. Each has a cluster of its own.
 cargo test --test e2e --no-run
