@@ -6,11 +6,6 @@ use ottoscaler::{app, cluster::crd, config};
 /// BSD `EX_USAGE`: the configuration is wrong; nothing was contacted.
 const EX_USAGE: u8 = 64;
 
-/// glibc's, with an arena for each thread, keeps more or less of what a burst took: 52 to
-/// 66 MiB after 10,000 creates, of the same work.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {

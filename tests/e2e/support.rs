@@ -10,18 +10,22 @@ use std::{
 
 use serde_json::Value;
 
-/// The only pause of the tests: between two looks at a fact.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The only pause of the tests: between two looks at a fact. Most looks are a process of
+/// their own, and lanes share the processors: the longer it takes, the fewer looks.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LAST_LOOK: Duration = Duration::from_millis(400);
 
 /// Looks until `fact` holds.
 pub fn wait_for<T>(what: &str, within: Duration, mut fact: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;
+    let mut pause = FIRST_LOOK;
     loop {
         if let Some(found) = fact() {
             return found;
         }
         assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(pause);
+        pause = (pause * 5 / 4).min(LAST_LOOK);
     }
 }
 
@@ -106,8 +110,20 @@ impl Cluster {
 
     /// A command inside the cluster's network.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = cluster_sh(&["run", &self.name]);
-        command.args(args);
+        let within = self.var("RUN").split_whitespace();
+        let mut words = within.chain(args.iter().copied());
+        let mut command = Command::new(words.next().unwrap());
+        let path = std::env::var("PATH").unwrap();
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .env("PATH", format!("{}{path}", self.var("TOOLS")))
+            .env("KUBECONFIG", self.var("KUBECONFIG"))
+            .env("KUBECACHEDIR", self.var("KUBECACHEDIR"));
+        let helm = std::path::Path::new(self.var("KUBECACHEDIR")).with_file_name("helm");
+        for kind in ["CACHE", "CONFIG", "DATA"] {
+            command.env(format!("HELM_{kind}_HOME"), &helm);
+        }
         command
     }
 
