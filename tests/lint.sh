@@ -26,7 +26,7 @@ purity() {
 # Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault,
 # a probe's moments are its question).
 sleeps() {
-  ! grep -nE 'sleep(_until)?\(' -r tests/e2e | grep -vE 'std::thread::sleep\(LOOK_EVERY\)|sleep_until\(began |tests/e2e/proxy.rs'
+  ! grep -nE 'sleep(_until)?\(' -r tests/e2e | grep -vE 'support.rs.*std::thread::sleep\(pause\)|sleep_until\(began |tests/e2e/proxy.rs'
 }
 
 # No unowned task (in what runs in production), no machine's path.
