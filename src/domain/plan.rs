@@ -289,10 +289,12 @@ impl Planner<'_> {
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
             // A retry waits for the end of the attempt before: what lives came late.
             let stray = over && !current && !pod.phase.is_terminal();
-            let held = over && !self.is_drained(pod);
-            let overdue = held && self.is_overdue(pod, stored);
+            let at_once = stopped || stray;
+            let held = over && !at_once && !self.is_drained(pod);
+            let end = pod.finished.or(stored.finished.filter(|_| current));
+            let overdue = held && self.is_overdue(end);
             record.cut |= overdue;
-            if stopped || stray || (over && !held) || (overdue && stored.cut) {
+            if at_once || (over && !held) || (overdue && stored.cut) {
                 self.actions.push(Action::Delete {
                     name: pod.name.clone(),
                     uid: pod.uid.clone(),
@@ -305,10 +307,9 @@ impl Planner<'_> {
         !pod.has_logs() || (self.seen.drained)(pod)
     }
 
-    /// The logs of a pod that is done with were not acknowledged in time.
-    fn is_overdue(&mut self, pod: &Pod, stored: &WorkerRecord) -> bool {
-        let end = pod.finished.or(stored.finished).unwrap_or(self.now);
-        let cap = end + self.limits.log_drain_timeout;
+    /// The logs of a pod that has ended then were not acknowledged in time.
+    fn is_overdue(&mut self, end: Option<i64>) -> bool {
+        let cap = end.unwrap_or(self.now) + self.limits.log_drain_timeout;
         if cap > self.now {
             self.wake(cap);
         }

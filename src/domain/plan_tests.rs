@@ -121,6 +121,13 @@ fn a_pod_whose_logs_were_not_taken_in_time_goes_once_that_is_stored() {
     assert_eq!(told, Some(("LogsDelivered", "False", message)));
     t.status = late.status;
     assert_eq!(plan_with(&t, &pods, &[], false, 903).actions.len(), 1);
+    // A pod that came too late is another matter.
+    let mut late = pod(1, 1, PodPhase::Running);
+    late.uid = "late".into();
+    let mut done = t.clone();
+    done.status.workers[0].cut = false;
+    let plan = plan_with(&done, &[Arc::new(late)], &[], false, 2_000);
+    assert_eq!((plan.actions.len(), plan.status.workers[0].cut), (1, false));
     // It stays told, for this and later attempts.
     assert_eq!(plan_with(&t, &[], &pods, false, 904).status, t.status);
 }
