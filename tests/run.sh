@@ -54,13 +54,14 @@ cat "$built"
 rm -f "$built"
 [ -z "$failed" ] || exit 1
 
-# Three lanes: the tests wait more than they work. Each has a cluster of its own.
+# Two lanes: attacks on leadership; beside them the real node, and then the rest. More
+# would take the time that elections need. Each has a cluster of its own.
 cargo test --test e2e --no-run
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
-  [elections]="contenders:: windows:: fake::"
-  [faults]="faults:: delayed:: tasks::"
+  [attacks]="contenders:: faults:: windows::"
   [node]="node::"
+  [rest]="fake:: delayed:: tasks::"
   # What asks how soon something is done while the processors have all to do.
   [alone]="saturation::"
 )
@@ -81,27 +82,27 @@ run_lane() { # lane cluster kind
   CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "$2" "$3" || return
   [ "$3" = fake ] || make -s load NAME="$2" || code=1
   [ $code != 0 ] || e2e "$1" || code=1
-  [ "$1" != elections ] || return $code
+  [ "$1" != attacks ] || return $code
   $cluster down "$2"
   return $code
 }
 said=$(mktemp -d)
-beside() { # lane cluster kind
-  up+=("$2")
-  run_lane "$@" > "$said/$1" 2>&1 &
-  running[$1]=$!
+beside() {
+  local code=0
+  [ -n "$why" ] || run_lane node t-node node || code=1
+  run_lane rest t-rest fake || code=1
+  return $code
 }
-step "real node, attacks and the rest, side by side"
-[ -n "$why" ] || beside node t-node node
-beside faults t-rest fake
-up+=(t-fake)
-run_lane elections t-fake fake | tee "$said/elections" || failed=1
-for name in "${!running[@]}"; do
-  wait "${running[$name]}" || failed=1
-  unset "running[$name]"
-  step "meanwhile: $name"
-  cat "$said/$name"
-done
+step "attacks on leadership, beside the real node and the rest"
+up+=(t-fake t-rest)
+[ -n "$why" ] || up+=(t-node)
+beside > "$said/beside" 2>&1 &
+running[beside]=$!
+run_lane attacks t-fake fake | tee "$said/attacks" || failed=1
+wait "${running[beside]}" || failed=1
+unset "running[beside]"
+step "real node and the rest, meanwhile"
+cat "$said/beside"
 step "with nothing beside"
 OTTO_TEST_FAKE=t-fake e2e alone | tee "$said/alone" || failed=1
 $cluster down t-fake
