@@ -291,7 +291,7 @@ impl Planner<'_> {
             let stray = over && !current && !pod.phase.is_terminal();
             let at_once = stopped || stray;
             let held = over && !at_once && !self.is_drained(pod);
-            let end = pod.finished.or(stored.finished.filter(|_| current));
+            let end = pod.finished.or_else(|| stored.finished.filter(|_| current));
             let overdue = held && self.is_overdue(end);
             record.cut |= overdue;
             if at_once || (over && !held) || (overdue && stored.cut) {
