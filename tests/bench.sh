@@ -74,6 +74,7 @@ plane() { # recording|counting
   pids+=("$!")
 }
 
+cpu_ticks() { awk '{print $14 + $15}' "/proc/$1/stat"; }
 resident() { awk '/VmRSS/ {print $2 / 1024}' "/proc/$1/status"; }
 
 start() { # exec → ready, synced with 1,000 pods; the worst of five

@@ -7,9 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 only=${ONLY:-}
 up=() failed=''
-declare -A running=()
+beside=''
 finish() {
-  for pid in "${running[@]}"; do { pkill -P "$pid"; kill "$pid"; } 2> /dev/null || true; done
+  [ -z "$beside" ] || { pkill -P "$beside"; kill "$beside"; } 2> /dev/null || true
   for name in "${up[@]}"; do $cluster down "$name" > /dev/null || true; done
 }
 trap finish EXIT
@@ -17,17 +17,6 @@ trap finish EXIT
 export RUST_BACKTRACE=0
 started=$SECONDS
 step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
-
-why=$($cluster possible node)
-# Beside the first tests, which are built by another profile: each waits for one core
-# most of the time.
-programs() {
-  deploy/local/build.sh
-  if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
-}
-built=$(mktemp)
-(programs) > "$built" 2>&1 &
-running[programs]=$!
 
 step "without a cluster"
 cargo test --workspace --lib -- ${only:+"$only"}
@@ -42,17 +31,15 @@ if [ -z "$only" ]; then
   tests/nest.sh
 fi
 
+why=$($cluster possible node)
 if [ -n "$why" ]; then
   echo "the real-node tests and the trace test are not run: $why"
   [ "${CI:-}" != true ] || { echo "in CI nothing may be skipped" >&2; exit 1; }
 fi
 
 step "programs and images"
-wait "${running[programs]}" || failed=1
-unset "running[programs]"
-cat "$built"
-rm -f "$built"
-[ -z "$failed" ] || exit 1
+deploy/local/build.sh
+if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
 # Two lanes: attacks on leadership; beside them the real node, and then the rest. More
 # would take the time that elections need. Each has a cluster of its own.
@@ -97,10 +84,10 @@ step "attacks on leadership, beside the real node and the rest"
 up+=(t-fake t-rest)
 [ -n "$why" ] || up+=(t-node)
 beside > "$said/beside" 2>&1 &
-running[beside]=$!
+beside=$!
 run_lane attacks t-fake fake | tee "$said/attacks" || failed=1
-wait "${running[beside]}" || failed=1
-unset "running[beside]"
+wait "$beside" || failed=1
+beside=''
 step "real node and the rest, meanwhile"
 cat "$said/beside"
 step "with nothing beside"

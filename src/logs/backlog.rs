@@ -36,8 +36,7 @@ impl Backlog {
     }
 
     /// For one more entry, in memory or on disk.
-    pub(super) fn has_room(&mut self) -> bool {
-        let now = Instant::now();
+    pub(super) fn has_room(&mut self, now: Instant) -> bool {
         let fits = self.fits_window();
         if !fits {
             self.behind.get_or_insert(now);

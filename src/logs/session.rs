@@ -97,7 +97,7 @@ impl<S: Source, P: Pods> State<S, P> {
     /// There is more to read, and room for it.
     fn may_read(&mut self) -> bool {
         let now = Instant::now();
-        if !self.backlog.has_room() {
+        if !self.backlog.has_room(now) {
             self.held_up.get_or_insert(now);
             return false;
         }

@@ -246,6 +246,13 @@ async fn rest(tail: &mut Tail<Arc<Node>, Here>) -> Vec<String> {
     }
 }
 
+/// These lines come next.
+async fn reads(tail: &mut Tail<Arc<Node>, Here>, lines: std::ops::Range<i64>) {
+    for n in lines {
+        assert_eq!(some(tail).await, format!("line {n}"));
+    }
+}
+
 async fn some(tail: &mut Tail<Arc<Node>, Here>) -> String {
     match tail.next().await {
         Next::Line(line, _) => String::from_utf8(line.text).unwrap(),
@@ -268,9 +275,7 @@ async fn a_log_is_followed_to_its_end() {
     let node = Node::running();
     node.print(0..3);
     let mut tail = node.tail(None);
-    for n in 0..3 {
-        assert_eq!(some(&mut tail).await, format!("line {n}"));
-    }
+    reads(&mut tail, 0..3).await;
     node.print(3..4);
     node.end();
     assert_eq!(rest(&mut tail).await, ["line 3", "end"]);
@@ -341,9 +346,7 @@ async fn a_follow_that_missed_a_rotation_is_opened_again() {
     let node = Node::running();
     node.print(0..3);
     let mut tail = node.tail(None);
-    for n in 0..3 {
-        assert_eq!(some(&mut tail).await, format!("line {n}"));
-    }
+    reads(&mut tail, 0..3).await;
     node.hang_at.store(3, Relaxed);
     node.print(3..4);
     let began = Instant::now();
@@ -468,9 +471,7 @@ async fn a_container_that_restarts_is_read_to_its_end_first() {
     let node = Node::running();
     node.print(0..3);
     let mut tail = node.tail(None);
-    for n in 0..3 {
-        assert_eq!(some(&mut tail).await, format!("line {n}"));
-    }
+    reads(&mut tail, 0..3).await;
     // Not seen by the follow.
     node.hang_at.store(3, Relaxed);
     node.print(3..5);

@@ -46,7 +46,6 @@ came_all() { # task lines
     sleep 0.2
   done
 }
-cpu_ticks() { awk '{print $14 + $15}' "/proc/$1/stat"; }
 
 # Both read what was written before, in turns.
 speed() {

@@ -35,9 +35,9 @@ memory() {
   no_pods app=otto-agent
   # What the last workers leave to do; a sweep comes each 20 s.
   sleep 10
-  ticks=$(awk '{print $14 + $15}' "/proc/$leader/stat")
+  ticks=$(cpu_ticks "$leader")
   sleep 60
-  ticks=$(($(awk '{print $14 + $15}' "/proc/$leader/stat") - ticks))
+  ticks=$(($(cpu_ticks "$leader") - ticks))
   figure idle_cpu_10000_finished "$(awk -v t="$ticks" -v hz="$(getconf CLK_TCK)" 'BEGIN {print t / hz / 60 * 100}')" % 1
   echo "  resident then: $(resident "$leader") MiB"
 }

@@ -77,25 +77,33 @@ impl Installed {
         self.ottoctl(&self.service, &args)
     }
 
-    /// The pod that holds the Lease.
-    pub fn leader(&self) -> Option<String> {
-        let lease = self.cluster.try_run(&[
-            "kubectl",
-            "-n",
-            NAMESPACE,
-            "get",
-            "lease",
-            "ottoscaler-leader",
-            "-o",
-            "json",
-        ]);
+    /// Who holds the Lease.
+    fn holder(&self) -> Option<String> {
+        let get = ["kubectl", "-n", NAMESPACE, "get", "lease"];
+        let lease = ["ottoscaler-leader", "-o", "json"];
+        let lease = self.cluster.try_run(&[&get[..], &lease].concat());
         let lease: Value = serde_json::from_slice(&lease.stdout).ok()?;
-        let holder = lease["spec"]["holderIdentity"].as_str()?;
-        holder
-            .split('_')
-            .next()
-            .filter(|p| !p.is_empty())
-            .map(str::to_owned)
+        lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
+    }
+
+    /// The pod that does.
+    pub fn leader(&self) -> Option<String> {
+        let holder = self.holder()?;
+        let pod = holder.split('_').next();
+        pod.filter(|p| !p.is_empty()).map(str::to_owned)
+    }
+
+    fn three_replicas(&self, within: Duration) -> Vec<(String, String)> {
+        wait_for("three ready replicas", within, || {
+            Some(self.replicas()).filter(|r| r.len() == 3)
+        })
+    }
+
+    fn wait_term_after(&self, before: Option<&String>) {
+        wait_for("another term", SOON, || {
+            let now = self.holder();
+            (now.is_some() && now.as_ref() != before).then_some(())
+        });
     }
 
     /// Name and address of each ready replica.
@@ -117,10 +125,7 @@ impl Installed {
     }
 
     fn statuses(&self, task: &str) -> Vec<Value> {
-        let replicas = wait_for("three ready replicas", SOON, || {
-            Some(self.replicas()).filter(|r| r.len() == 3)
-        });
-        replicas
+        self.three_replicas(SOON)
             .iter()
             .map(|(_, address)| self.ottoctl(address, &["status", task]))
             .collect()
@@ -411,18 +416,10 @@ fn a_killed_leader_loses_no_line_and_makes_no_worker_twice() {
         wait_for("lines printed", DONE, || {
             (i.printed(&task) >= at).then_some(())
         });
-        let holder = || {
-            i.cluster.json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"])["spec"]["holderIdentity"].clone()
-        };
-        let before = holder();
+        let before = i.holder();
         let killed_at = Instant::now();
         let killed = i.kill_leader();
-        wait_for("another term", SOON, || {
-            let lease = i
-                .cluster
-                .json(&["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"]);
-            (lease["spec"]["holderIdentity"] != before).then_some(())
-        });
+        i.wait_term_after(before.as_ref());
         println!(
             "{task}: {killed} killed, a new term after {} ms",
             killed_at.elapsed().as_millis()
@@ -430,9 +427,7 @@ fn a_killed_leader_loses_no_line_and_makes_no_worker_twice() {
         i.wait_done(&task, 20);
         i.check_logs(&task, workers, workers * lines);
         i.check_audit(&task, workers, 2);
-        wait_for("three ready replicas", DONE, || {
-            (i.replicas().len() == 3).then_some(())
-        });
+        i.three_replicas(DONE);
     }
 }
 

@@ -140,12 +140,6 @@ impl Installed {
         ours.filter(|f| has_end(f.path()).is_some()).count()
     }
 
-    fn holder(&self) -> Option<String> {
-        let lease = ["-n", NAMESPACE, "get", "lease", "ottoscaler-leader"];
-        let lease = self.cluster.json(&lease);
-        lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
-    }
-
     /// Memory of the leader's process, in KiB.
     fn leader_resident(&self) -> i64 {
         let leader = self.leader().unwrap();
@@ -206,9 +200,7 @@ fn any_replica_shows_a_tasks_lines_as_they_come() {
     let (workers, lines) = (3, 100);
     let env = [("LINES", lines.to_string()), ("RATE", "20".into())];
     i.scale_up("shown", workers, &env);
-    let replicas = wait_for("three ready replicas", SOON, || {
-        Some(i.replicas()).filter(|r| r.len() == 3)
-    });
+    let replicas = i.three_replicas(SOON);
     let ctl = program("ottoctl");
     let shown: Vec<Vec<Value>> = std::thread::scope(|scope| {
         let show = |(_, address): &(String, String)| {
@@ -264,7 +256,7 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
         (pods.lines().count() == workers).then_some(())
     });
     drop(nobody);
-    wait_for("a leader", DONE, || (i.replicas().len() == 3).then_some(()));
+    i.three_replicas(DONE);
     i.wait_done(task, workers as u64);
     let verdict = i.judge_logs(task, workers, workers * lines, &["--gaps-each", "1"]);
     let told = verdict["told"].as_u64().unwrap();
@@ -363,9 +355,7 @@ fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl Fn
         });
         let before = i.holder();
         change();
-        wait_for("another term", SOON, || {
-            (i.holder() != before).then_some(())
-        });
+        i.wait_term_after(before.as_ref());
         let is_under_way = i.finished(task) < workers;
         println!(
             "{task}: change {} of {changes}, under way: {is_under_way}",
@@ -385,9 +375,7 @@ fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl Fn
         during * 10 >= changes * 8,
         "{during} of {changes} during the lines"
     );
-    wait_for("three ready replicas", DONE, || {
-        (i.replicas().len() == 3).then_some(())
-    });
+    i.three_replicas(DONE);
     verdict
 }
 
