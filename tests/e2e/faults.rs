@@ -5,10 +5,7 @@ mod boundaries;
 mod picture;
 mod proofs;
 
-use std::{
-    io::{Read as _, Seek as _, SeekFrom},
-    time::Duration,
-};
+use std::time::Duration;
 
 use ottoscaler::proto::{ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient};
 use ottoscaler_partners::audit::{self, Audit};
@@ -105,15 +102,12 @@ pub fn new_holder(cell: &Cell, old: &str) -> String {
 
 /// The log's word on this cell's writes; `task` narrows the pods.
 pub fn judge(cell: &Cell, task: Option<&str>) -> Audit {
-    judge_from(cell, 0, task)
+    judge_from(cell, cell.audit_from, task)
 }
 
 /// The same of what the log has from this byte on.
 fn judge_from(cell: &Cell, from: u64, task: Option<&str>) -> Audit {
-    let mut file = std::fs::File::open(cell.cluster.audit_log()).unwrap();
-    file.seek(SeekFrom::Start(from)).unwrap();
-    let mut log = String::new();
-    file.read_to_string(&mut log).unwrap();
+    let log = cell.cluster.audit_since(from);
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
     let audit = audit::read(&log, &user, task);
     assert!(audit.faults.is_empty(), "{:#?}", audit.faults);

@@ -6,13 +6,16 @@ mod logs;
 mod rollout;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{BufReader, Seek as _, SeekFrom},
     path::PathBuf,
     process::Command,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
+use ottoscaler_partners::tail::Tail;
 use serde_json::Value;
 
 use super::support::{Cluster, program, root, wait_for};
@@ -26,6 +29,36 @@ const DONE: Duration = Duration::from_secs(90);
 pub struct Installed {
     pub cluster: Cluster,
     service: String,
+    /// Of each task, when it was first asked for.
+    began: Mutex<BTreeMap<String, Began>>,
+}
+
+/// Bytes of what is of the time before: the tests leave hundreds of megabytes.
+#[derive(Debug, Clone, Copy)]
+struct Began {
+    record: u64,
+    audit: u64,
+}
+
+/// What otto-handler got for a task, and gets: it ends where nothing more has come, and
+/// goes on when something has.
+pub struct Record {
+    tail: Tail<BufReader<File>>,
+    task: String,
+}
+
+impl Iterator for Record {
+    type Item = Value;
+
+    fn next(&mut self) -> Option<Value> {
+        while let Some(line) = self.tail.line().unwrap() {
+            let text = std::str::from_utf8(line).unwrap();
+            if text.contains(&self.task) {
+                return Some(serde_json::from_str(text).unwrap());
+            }
+        }
+        None
+    }
 }
 
 pub fn installed() -> &'static Installed {
@@ -45,7 +78,12 @@ pub fn installed() -> &'static Installed {
             cluster.json(&["-n", NAMESPACE, "get", "service", "ottoscaler"])["spec"]["clusterIP"]
                 .clone();
         let service = format!("{}:9090", ip.as_str().unwrap());
-        let installed = Installed { cluster, service };
+        let began = Mutex::default();
+        let installed = Installed {
+            cluster,
+            service,
+            began,
+        };
         wait_for("a leader", SOON, || installed.leader());
         installed
     })
@@ -61,6 +99,7 @@ impl Installed {
     }
 
     fn scale_up(&self, task: &str, workers: usize, env: &[(&str, String)]) -> Value {
+        self.begins(task);
         let env: Vec<String> = env.iter().map(|(k, v)| format!("--env={k}={v}")).collect();
         let workers = workers.to_string();
         let mut args = vec![
@@ -75,6 +114,33 @@ impl Installed {
         ];
         args.extend(env.iter().map(String::as_str));
         self.ottoctl(&self.service, &args)
+    }
+
+    /// Notes that a task is asked for, if it is for the first time.
+    fn begins(&self, task: &str) {
+        let now = || Began {
+            record: std::fs::metadata(self.record_file()).unwrap().len(),
+            audit: self.cluster.audit_size(),
+        };
+        let mut began = self.began.lock().unwrap();
+        began.entry(task.to_owned()).or_insert_with(now);
+    }
+
+    fn began(&self, task: &str) -> Began {
+        *self.began.lock().unwrap().get(task).expect(task)
+    }
+
+    fn record_file(&self) -> PathBuf {
+        self.truth().join("handler.jsonl")
+    }
+
+    fn record(&self, task: &str) -> Record {
+        let mut file = BufReader::new(File::open(self.record_file()).unwrap());
+        file.seek(SeekFrom::Start(self.began(task).record)).unwrap();
+        Record {
+            tail: Tail::new(file),
+            task: task.to_owned(),
+        }
     }
 
     /// Who holds the Lease.
@@ -182,7 +248,8 @@ impl Installed {
         let truth = self.truth();
         let out = Command::new(program("log-checker"))
             .args(["--truth", &truth.to_string_lossy()])
-            .args(["--record", &truth.join("handler.jsonl").to_string_lossy()])
+            .args(["--record", &self.record_file().to_string_lossy()])
+            .args(["--from", &self.began(task).record.to_string()])
             .args(["--prefix", &format!("otto-agent-{task}-"), "--json"])
             .args([
                 "--expect-workers",
@@ -217,6 +284,8 @@ impl Installed {
             .args([
                 "--log",
                 &self.cluster.audit_log().to_string_lossy(),
+                "--from",
+                &self.began(task).audit.to_string(),
                 "--user",
                 USER,
                 "--task",

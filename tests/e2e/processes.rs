@@ -92,6 +92,8 @@ pub struct Cell {
     pub kubeconfig: String,
     settings: Vec<(String, String)>,
     handler: Process,
+    /// Bytes of the audit log before it.
+    pub audit_from: u64,
 }
 
 impl Cell {
@@ -138,6 +140,7 @@ impl Cell {
     /// The same, with more flags for the chart.
     pub fn installed(namespace: &str, settings: &[(&str, &str)], flags: &str) -> Self {
         let cluster = Cluster::from_env("OTTO_TEST_FAKE");
+        let audit_from = cluster.audit_size();
         // All but its Deployment, which runs nothing here.
         let flags = format!("--set replicas=1 {flags}");
         let out = Command::new("make")
@@ -196,7 +199,13 @@ impl Cell {
             kubeconfig,
             settings: settings.iter().map(own).collect(),
             handler,
+            audit_from,
         }
+    }
+
+    /// The audit log since this cell began.
+    pub fn audit_log(&self) -> String {
+        self.cluster.audit_since(self.audit_from)
     }
 
     /// The ends of the replicas' logs, for who reads why a test failed.
@@ -354,6 +363,8 @@ impl Cell {
             .args([
                 "--log",
                 &self.cluster.audit_log().to_string_lossy(),
+                "--from",
+                &self.audit_from.to_string(),
                 "--user",
                 &user,
                 "--task",

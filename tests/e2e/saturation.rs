@@ -109,7 +109,7 @@ struct Renewal {
 }
 
 fn renewals(cell: &Cell, since: Timestamp) -> Vec<Renewal> {
-    let log = std::fs::read_to_string(cell.cluster.audit_log()).unwrap();
+    let log = cell.audit_log();
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
     let time =
         |event: &Value, key: &str| -> Timestamp { event[key].as_str().unwrap().parse().unwrap() };

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ottoscaler_partners::tail::read_from;
 use serde_json::Value;
 
 /// The only pause of the tests: between two looks at a fact. Most looks are a process of
@@ -170,6 +171,15 @@ impl Cluster {
 
     pub fn audit_log(&self) -> PathBuf {
         self.var("AUDIT_LOG").into()
+    }
+
+    /// Bytes of the audit log so far: what follows is of the time after.
+    pub fn audit_size(&self) -> u64 {
+        std::fs::metadata(self.audit_log()).unwrap().len()
+    }
+
+    pub fn audit_since(&self, size: u64) -> String {
+        read_from(&self.audit_log(), size).unwrap()
     }
 }
 

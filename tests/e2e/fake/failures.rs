@@ -117,7 +117,7 @@ fn a_preempted_worker_is_tried_again() {
     wait_for("it runs again", SOON, || {
         (cell.ask(0, &["status", "preempt"])["running"] == count).then_some(())
     });
-    let audit = std::fs::read_to_string(cell.cluster.audit_log()).unwrap();
+    let audit = cell.audit_log();
     assert!(
         audit
             .lines()

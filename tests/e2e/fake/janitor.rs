@@ -61,7 +61,7 @@ fn pod(cell: &Cell, name: &str) -> Option<Value> {
 /// Events of ours about a pod: verbs, by the audit log.
 fn our_writes(cell: &Cell, name: &str) -> Vec<String> {
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
-    let log = std::fs::read_to_string(cell.cluster.audit_log()).unwrap();
+    let log = cell.audit_log();
     let events = log
         .lines()
         .filter(|l| l.contains(name) && l.contains(&user));

@@ -93,7 +93,7 @@ impl Rounds {
         let task = format!("crash-{:04}", self.count);
         let names = (1..=WORKERS).map(|n| format!("otto-agent-{task}-{n}"));
         let expected: BTreeSet<String> = names.collect();
-        let from = log_size(&self.cell);
+        let from = self.cell.cluster.audit_size();
         let (old, holder) = wait_for("a leader", SOON, || self.pictures.leader());
         let others = [1, 2].map(|n| self.cell.replicas[(old + n) % 3].address.clone());
         let began = Instant::now();
@@ -234,10 +234,6 @@ impl Summary {
     }
 }
 
-fn log_size(cell: &Cell) -> u64 {
-    std::fs::metadata(cell.cluster.audit_log()).unwrap().len()
-}
-
 /// A seed's numbers (SplitMix64).
 struct Dice(u64);
 
@@ -283,7 +279,7 @@ fn a_leader_killed_at_any_write_or_moment_of_a_scale_up_leaves_it_made_once() {
         count: 0,
         cell,
     };
-    let from = log_size(&rounds.cell);
+    let from = rounds.cell.cluster.audit_size();
     // The faster one: moments after the end would try nothing out.
     let undisturbed = [rounds.run(Point::Never), rounds.run(Point::Never)];
     println!("undisturbed: {undisturbed:?}");

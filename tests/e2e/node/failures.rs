@@ -163,13 +163,8 @@ fn notified(i: &Installed, task: &str, status: &str) -> Value {
 /// What otto-handler recorded of it.
 fn told(i: &Installed, task: &str, status: &str) -> Value {
     wait_for(&format!("{task}: {status} told"), SOON, || {
-        let text = std::fs::read_to_string(i.truth().join("handler.jsonl")).unwrap();
-        let records = text
-            .lines()
-            .filter_map(|l| serde_json::from_str::<Value>(l).ok());
-        records
-            .filter(|r| r["kind"] == "notify" && r["task"] == format!("fail-{task}"))
-            .find(|r| r["status"] == status)
+        let mut records = i.record(&format!("fail-{task}"));
+        records.find(|r| r["kind"] == "notify" && r["status"] == status)
     })
 }
 
@@ -182,7 +177,9 @@ fn kubelet_said(task: &str, what: &str) {
 
 /// When the kubelet first wrote this into the status of a pod of the task.
 fn kubelets_word(task: &str, what: &str) -> Option<Timestamp> {
-    let log = std::fs::read_to_string(started().cluster.audit_log()).unwrap();
+    let i = started();
+    let since = i.began(&format!("fail-{task}")).audit;
+    let log = i.cluster.audit_since(since);
     let pods = format!("otto-agent-fail-{task}-");
     let words = log
         .lines()

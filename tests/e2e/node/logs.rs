@@ -22,13 +22,15 @@ fn printing(lines: usize, rate: usize, length: usize) -> [(&'static str, String)
     ]
 }
 
-/// The same, later: a busy kubelet tells late that a container runs, and until then nobody
-/// reads what may be rotated soon.
-fn printing_later(lines: usize, rate: usize, length: usize) -> Vec<(&'static str, String)> {
+/// The same, but only the first line until `release`: a busy kubelet tells late that a
+/// container runs, and until then nobody reads what may be rotated soon.
+fn printing_held(lines: usize, rate: usize, length: usize) -> Vec<(&'static str, String)> {
     let mut env = printing(lines, rate, length).to_vec();
-    env.push(("START_DELAY_MS", "8000".to_owned()));
+    env.push(("HOLD", GO.to_owned()));
     env
 }
+
+const GO: &str = "go";
 
 /// How a printer's lines begin.
 fn numbered(pod: &str, lines: usize) -> Vec<String> {
@@ -67,33 +69,48 @@ impl Installed {
     }
 
     fn records(&self, task: &str, is: impl Fn(&Value) -> bool) -> usize {
-        let text = std::fs::read_to_string(self.truth().join("handler.jsonl")).unwrap();
-        let ours = text.lines().filter(|l| l.contains(task));
-        ours.filter_map(|l| serde_json::from_str(l).ok())
-            .filter(|r| is(r))
-            .count()
+        self.record(task).filter(is).count()
     }
 
-    /// otto-handler has lines of each worker.
-    fn wait_begun(&self, task: &str, workers: usize) {
-        wait_for("each worker's first lines", DONE, || {
-            let text = std::fs::read_to_string(self.truth().join("handler.jsonl")).unwrap();
-            let has = |n| {
-                let line = format!("otto-agent-{task}-{n} 20 ");
-                text.contains(&line)
-            };
-            (1..=workers).all(has).then_some(())
+    fn wait_records(&self, what: &str, task: &str, count: usize, is: impl Fn(&Value) -> bool) {
+        let (mut record, mut got) = (self.record(task), 0);
+        wait_for(what, DONE, || {
+            got += record.by_ref().filter(&is).count();
+            (got == count).then_some(())
         });
+    }
+
+    /// otto-handler has so many lines of each worker.
+    fn wait_lines(&self, task: &str, workers: usize, each: usize) {
+        let (mut record, mut lines) = (self.record(task), BTreeMap::<String, usize>::new());
+        wait_for("each worker's first lines", DONE, || {
+            for record in record.by_ref().filter(|r| r["kind"] == "log") {
+                let worker = record["worker"].as_str().unwrap();
+                *lines.entry(worker.to_owned()).or_default() += 1;
+            }
+            let begun = lines.values().filter(|n| **n >= each).count();
+            (begun == workers).then_some(())
+        });
+    }
+
+    /// Asks for workers that print, and lets them go on once each is followed.
+    fn begin_together(&self, task: &str, workers: usize, env: &[(&str, String)]) {
+        let go = self.truth().join(GO);
+        let _ = std::fs::remove_file(&go);
+        self.scale_up(task, workers, env);
+        self.wait_lines(task, workers, 1);
+        std::fs::write(go, "").unwrap();
+        self.wait_lines(task, workers, 20);
     }
 
     /// The lines of a task's only worker with such metadata, each once and in order:
     /// their first two words.
     fn lines_of(&self, task: &str, is: impl Fn(&Value) -> bool) -> Vec<String> {
-        let text = std::fs::read_to_string(self.truth().join("handler.jsonl")).unwrap();
-        let ours = text.lines().filter(|l| l.contains(task));
-        let records = ours.filter_map(|l| serde_json::from_str::<Value>(l).ok());
         let mut lines = BTreeMap::new();
-        for record in records.filter(|r| r["answer"] == "ack" && is(&r["metadata"])) {
+        for record in self
+            .record(task)
+            .filter(|r| r["answer"] == "ack" && is(&r["metadata"]))
+        {
             let number = |key: &str| record["metadata"][key].as_str()?.parse::<u64>().ok();
             let words: Vec<&str> = record["message"].as_str().unwrap().split(' ').collect();
             let at = (number("epoch"), number("sequence"));
@@ -104,7 +121,7 @@ impl Installed {
 
     /// Of the leader that sent the newest line of a task.
     fn newest_term(&self, task: &str) -> Option<String> {
-        let mut record = std::fs::File::open(self.truth().join("handler.jsonl")).ok()?;
+        let mut record = std::fs::File::open(self.record_file()).ok()?;
         let length = record.metadata().ok()?.len();
         record
             .seek(SeekFrom::Start(length.saturating_sub(TAIL)))
@@ -185,8 +202,8 @@ fn a_handler_of_any_habit_gets_every_line() {
     // One that answers nothing is left when LOG_ACK_TIMEOUT is over, and asked again.
     i.handler_is(&json!({"mute": true}));
     i.scale_up("habit-mute", 5, &[("LINES", "400".into())]);
-    wait_for("entries without an answer", SOON, || {
-        (i.records("habit-mute", |r| r["answer"] == "none") == 2_000).then_some(())
+    i.wait_records("entries without an answer", "habit-mute", 2_000, |r| {
+        r["answer"] == "none"
     });
     drop(manners);
     i.wait_done("habit-mute", 5);
@@ -244,16 +261,11 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
     let i = installed();
     let (task, workers, lines) = ("rotated", 20, 6_000);
     // Each prints 2.4 MB in 30 s.
-    i.scale_up(task, workers, &printing_later(lines, 200, 400));
-    i.wait_begun(task, workers);
+    i.begin_together(task, workers, &printing_held(lines, 200, 400));
     i.replicas_are(0);
     let nobody = Nobody(i);
-    let query = format!("task-id={task}");
-    wait_for("every worker ended", DONE, || {
-        let pods = ["-n", NAMESPACE, "get", "pods", "-l", &query, "-o", "name"];
-        let ended = ["--field-selector=status.phase=Succeeded"];
-        let pods = i.cluster.kubectl(&[&pods[..], &ended].concat());
-        (pods.lines().count() == workers).then_some(())
+    wait_for("every worker printed all", DONE, || {
+        (i.finished(task) == workers).then_some(())
     });
     drop(nobody);
     i.three_replicas(DONE);
@@ -275,8 +287,7 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
     let away = Duration::from_secs(count_of("OTTO_TEST_AWAY_S", 30) as u64);
     let lines = 100 * (away.as_secs() as usize + 10);
     let manners = Manners(i);
-    i.scale_up(task, workers, &printing_later(lines, 100, 400));
-    i.wait_begun(task, workers);
+    i.begin_together(task, workers, &printing_held(lines, 100, 400));
     let (leader, before) = (i.leader().unwrap(), i.leader_resident());
     i.handler_is(&json!({"away": true}));
     let since = Instant::now();
@@ -305,9 +316,8 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
         "{before} KiB grew to {most} KiB"
     );
     // Those are tried again less and less.
-    wait_for("every end notified", DONE, || {
-        let told = i.records(task, |r| r["status"] == "COMPLETED");
-        (told == workers).then_some(())
+    i.wait_records("every end notified", task, workers, |r| {
+        r["status"] == "COMPLETED"
     });
     i.check_logs(task, workers, workers * lines);
 }

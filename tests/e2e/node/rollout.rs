@@ -18,6 +18,7 @@ fn a_rolling_update_under_continuous_scale_ups_is_not_felt() {
     // test here.
     let call = |n: usize| {
         let task = format!("roll-{n}");
+        i.begins(&task);
         let asked = Instant::now();
         let request = json!({"task_id": task, "repository": "org/repo", "commit_sha": "abc",
             "worker_count": 1, "build_config": {"LINES": "3"}});

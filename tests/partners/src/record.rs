@@ -1,7 +1,9 @@
 //! What the recording handler got: JSON lines, in the order of arrival.
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
+
+use crate::tail;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -57,15 +59,13 @@ pub struct Notify {
     pub traceparent: Option<String>,
 }
 
-/// Reads a record file; a last line that is still being written is left out.
+/// Reads a record file from a byte on; a last line that is still being written is left out.
 ///
 /// # Errors
 /// The file cannot be read, or a whole line is no record.
-pub fn read(path: &Path) -> io::Result<Vec<Record>> {
-    let text = fs::read_to_string(path)?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    whole
-        .lines()
+pub fn read(path: &Path, from: u64) -> io::Result<Vec<Record>> {
+    let text = tail::read_from(path, from)?;
+    text.lines()
         .map(|line| {
             serde_json::from_str(line).map_err(|e| io::Error::other(format!("{e}: {line}")))
         })

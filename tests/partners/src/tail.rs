@@ -1,5 +1,9 @@
 //! A file that grows, line by line.
-use std::io::{self, BufRead};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom},
+    path::Path,
+};
 
 /// A line that is being written comes in pieces, a letter too: it is kept until it
 /// is whole.
@@ -25,6 +29,24 @@ impl<R: BufRead> Tail<R> {
     }
 }
 
+/// What a file has from the first line that begins at or after `from`, in bytes; a last
+/// line that is still being written is left out.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_from(path: &Path, from: u64) -> io::Result<String> {
+    let mut file = BufReader::new(File::open(path)?);
+    // A line that begins there follows the end of another.
+    file.seek(SeekFrom::Start(from.saturating_sub(1)))?;
+    if from > 0 {
+        file.skip_until(b'\n')?;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used)]
@@ -43,5 +65,15 @@ mod tests {
         tail.reader.extend(&text[half..]);
         assert_eq!(tail.line().unwrap(), Some("halb fünf\n".as_bytes()));
         assert_eq!(tail.line().unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_is_read_from_a_line_to_the_last_whole_one() {
+        let path = std::env::temp_dir().join(format!("read-from-{}", std::process::id()));
+        std::fs::write(&path, "one\ntwo\nthr").unwrap();
+        let read = |from| read_from(&path, from).unwrap();
+        let got = [0, 1, 4, 5, 8, 99].map(read);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(got, ["one\ntwo\n", "two\n", "two\n", "", "", ""]);
     }
 }

@@ -1,14 +1,17 @@
 //! Judges the API server's audit log: one accepted create per worker, no write
 //! of an older term. Exits 0, 1, or 2 if it could not judge.
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use ottoscaler_partners::audit;
+use ottoscaler_partners::{audit, tail};
 
 #[derive(Debug, Parser)]
 struct Args {
     #[arg(long)]
     log: PathBuf,
+    /// Bytes of the log that are of the time before.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
     /// `system:serviceaccount:<namespace>:<name>`
     #[arg(long)]
     user: String,
@@ -24,7 +27,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let log = match fs::read_to_string(&args.log) {
+    let log = match tail::read_from(&args.log, args.from) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("audit-checker: {}: {error}", args.log.display());

@@ -1,8 +1,9 @@
 //! A worker that prints numbered lines and writes what it printed to the node.
 //!
 //! Environment: LINES (10), RATE in lines/s (0: as fast as it can), LENGTH of a
-//! line in bytes (80), STREAM stdout|stderr|both, EXIT_CODE, START_DELAY_MS,
-//! TRUTH_DIR (/truth), POD_NAME or HOSTNAME.
+//! line in bytes (80), STREAM stdout|stderr|both, EXIT_CODE, TRUTH_DIR
+//! (/truth), HOLD, POD_NAME or HOSTNAME. With HOLD the first line is followed by the others
+//! once TRUTH_DIR has a file of that name.
 use std::{
     env,
     fs::File,
@@ -15,6 +16,9 @@ use std::{
 
 use anyhow::Context as _;
 use ottoscaler_partners::truth;
+
+/// Between two looks for the file that ends a hold.
+const LOOK: Duration = Duration::from_millis(100);
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> anyhow::Result<T> {
     match env::var(name) {
@@ -45,8 +49,8 @@ fn main() -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    thread::sleep(Duration::from_millis(number("START_DELAY_MS", 0)?));
-    let start = Instant::now();
+    let hold = env::var("HOLD").ok().map(|name| Path::new(&dir).join(name));
+    let mut start = Instant::now();
     for n in 1..=lines {
         if rate > 0.0 {
             #[expect(clippy::cast_precision_loss, reason = "counts are small")]
@@ -79,6 +83,12 @@ fn main() -> anyhow::Result<ExitCode> {
             if rate > 0.0 {
                 truth.flush()?;
             }
+        }
+        if let (1, Some(file)) = (n, &hold) {
+            while !file.exists() {
+                thread::sleep(LOOK);
+            }
+            start = Instant::now();
         }
     }
     if let Some(truth) = &mut truth {

@@ -16,6 +16,9 @@ struct Args {
     /// The handler's record.
     #[arg(long)]
     record: PathBuf,
+    /// Bytes of the record that are of the time before.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
     /// Only pods whose name starts so.
     #[arg(long, default_value = "")]
     prefix: String,
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
 fn judge(args: &Args) -> anyhow::Result<bool> {
     let mut truths = truth::read_all(&args.truth)?;
     truths.retain(|t| t.pod.starts_with(&args.prefix));
-    let records = record::read(&args.record)?;
+    let records = record::read(&args.record, args.from)?;
     let verdict = check::check(
         &truths,
         &records,
