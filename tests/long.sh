@@ -27,7 +27,7 @@ keep() { # pattern command…
 
 model() {
   OTTO_MODEL=full keep 'states|^test |^[a-z ]+: \[|test result' \
-    cargo test --release --test model -- --test-threads=1 --nocapture
+    cargo test --release -p ottoscaler-model -p ottoscaler-partners --test model -- --test-threads=1 --nocapture
 }
 
 export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv

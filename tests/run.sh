@@ -6,10 +6,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 only=${ONLY:-}
-up=() failed=''
-beside=''
+up=() beside=() failed=''
 finish() {
-  [ -z "$beside" ] || { pkill -P "$beside"; kill "$beside"; } 2> /dev/null || true
+  for lane in "${!beside[@]}"; do { pkill -P "$lane"; kill "$lane"; } 2> /dev/null || true; done
   for name in "${up[@]}"; do $cluster down "$name" > /dev/null || true; done
 }
 trap finish EXIT
@@ -20,7 +19,9 @@ step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "without a cluster"
 cargo test --workspace --lib -- ${only:+"$only"}
-cargo test --release --test model -- --nocapture ${only:+"$only"}
+# What the programs are built of, with the same features.
+cargo build --release --workspace --bins
+cargo test --release -p ottoscaler-model -p ottoscaler-partners --test model -- --nocapture ${only:+"$only"}
 
 if [ -z "$only" ]; then
   step "breaks of the leadership code, some of them"
@@ -41,14 +42,15 @@ step "programs and images"
 deploy/local/build.sh
 if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
 
-# Two lanes: attacks on leadership; beside them the real node, and then the rest. More
-# would take the time that elections need. Each has a cluster of its own.
+# Lanes side by side, each with a cluster of its own: most attacks wait for a Lease, and the
+# node is busy. More lanes would take the time that elections need.
 cargo test --test e2e --no-run
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
-  [attacks]="contenders:: faults:: windows::"
+  [attacks]="faults:: windows:: tasks:: janitor::"
+  [contenders]="contenders:: fake::"
   [node]="node::"
-  [rest]="fake:: delayed:: tasks::"
+  [late]="delayed::"
   # What asks how soon something is done while the processors have all to do.
   [alone]="saturation::"
 )
@@ -62,37 +64,40 @@ e2e() { # lane
   done
   cargo test --test e2e -- --test-threads=1 --nocapture "${skip[@]/#/--skip=}" ${only:+"$only"} 2>&1 | timed
 }
-run_lane() { # lane cluster kind
+run_lane() { # lane kind
   local code=0
-  export OTTO_TEST_FAKE=$2
+  export OTTO_TEST_FAKE=t-$1
   # Small logs: some tests want them rotated.
-  CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "$2" "$3" || return
-  [ "$3" = fake ] || make -s load NAME="$2" || code=1
+  CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "t-$1" "$2" || return
+  [ "$2" = fake ] || make -s load NAME="t-$1" || code=1
   [ $code != 0 ] || e2e "$1" || code=1
-  [ "$1" != attacks ] || return $code
-  $cluster down "$2"
+  [ "$1" = attacks ] || $cluster down "t-$1" || code=1
   return $code
 }
 said=$(mktemp -d)
-beside() {
+node_and_late() {
   local code=0
-  [ -n "$why" ] || run_lane node t-node node || code=1
-  run_lane rest t-rest fake || code=1
+  [ -n "$why" ] || run_lane node node || code=1
+  run_lane late fake || code=1
   return $code
 }
-step "attacks on leadership, beside the real node and the rest"
-up+=(t-fake t-rest)
+step "attacks on leadership, beside contenders and the real node"
+up+=(t-attacks t-contenders t-late)
 [ -n "$why" ] || up+=(t-node)
-beside > "$said/beside" 2>&1 &
-beside=$!
-run_lane attacks t-fake fake | tee "$said/attacks" || failed=1
-wait "$beside" || failed=1
-beside=''
-step "real node and the rest, meanwhile"
-cat "$said/beside"
+run_lane contenders fake > "$said/contenders" 2>&1 &
+beside[$!]=contenders
+node_and_late > "$said/node" 2>&1 &
+beside[$!]=node
+run_lane attacks fake | tee "$said/attacks" || failed=1
+for lane in "${!beside[@]}"; do
+  wait "$lane" || failed=1
+  step "${beside[$lane]}, meanwhile"
+  cat "$said/${beside[$lane]}"
+done
+beside=()
 step "with nothing beside"
-OTTO_TEST_FAKE=t-fake e2e alone | tee "$said/alone" || failed=1
-$cluster down t-fake
+OTTO_TEST_FAKE=t-attacks e2e alone | tee "$said/alone" || failed=1
+$cluster down t-attacks
 
 if [ -z "$why$only$failed" ]; then
   # What a lane leaves out, by a part of its name, another must run.

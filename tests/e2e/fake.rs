@@ -1,7 +1,6 @@
 //! On the fake cluster: a real control plane, replicas as processes, pods that
 //! nobody runs.
 mod failures;
-mod janitor;
 mod story;
 mod template;
 
@@ -11,12 +10,12 @@ use serde_json::Value;
 
 use super::{
     processes::{Cell, SOON},
-    support::{Cluster, pass, wait_for},
+    support::wait_for,
 };
 
-const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
+pub const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
 
-fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
+pub fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
     vec![
         "scale-up",
         task,
@@ -30,7 +29,7 @@ fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
 }
 
 /// Puts an object into the cell's namespace, as admin.
-fn apply(cell: &Cell, object: &Value) {
+pub fn apply(cell: &Cell, object: &Value) {
     put(cell, &["apply"], object);
 }
 

@@ -6,6 +6,7 @@ mod contenders;
 mod delayed;
 mod fake;
 mod faults;
+mod janitor;
 mod node;
 mod processes;
 mod proxy;

@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Cell, Cluster, QUICK, SOON, apply, pass, scale_up, wait_for};
+use super::{
+    fake::{QUICK, apply, scale_up},
+    processes::{Cell, SOON},
+    support::{Cluster, pass, wait_for},
+};
 
 /// For what is left over.
 const CLEANED: Duration = Duration::from_secs(60);
