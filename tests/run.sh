@@ -47,10 +47,9 @@ if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --b
 cargo test --test e2e --no-run
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
-  [attacks]="faults:: windows:: tasks:: janitor::"
-  [contenders]="contenders:: fake::"
+  [attacks]="contenders:: faults:: windows::"
   [node]="node::"
-  [late]="delayed::"
+  [rest]="fake:: janitor:: delayed:: tasks::"
   # What asks how soon something is done while the processors have all to do.
   [alone]="saturation::"
 )
@@ -72,22 +71,23 @@ run_lane() { # lane kind
   [ "$2" = fake ] || make -s load NAME="t-$1" || code=1
   [ $code != 0 ] || e2e "$1" || code=1
   [ "$1" = attacks ] || $cluster down "t-$1" || code=1
+  # Beside clusters that come and go: it tells its own from others.
+  if [ "$1$why$only" = rest ]; then
+    echo "clusters leave no trace:"
+    tests/cluster/no_trace.sh || code=1
+  fi
   return $code
 }
 said=$(mktemp -d)
-node_and_late() {
-  local code=0
-  [ -n "$why" ] || run_lane node node || code=1
-  run_lane late fake || code=1
-  return $code
-}
-step "attacks on leadership, beside contenders and the real node"
-up+=(t-attacks t-contenders t-late)
-[ -n "$why" ] || up+=(t-node)
-run_lane contenders fake > "$said/contenders" 2>&1 &
-beside[$!]=contenders
-node_and_late > "$said/node" 2>&1 &
-beside[$!]=node
+step "attacks on leadership, beside the rest and the real node"
+up+=(t-attacks t-rest)
+run_lane rest fake > "$said/rest" 2>&1 &
+beside[$!]=rest
+if [ -z "$why" ]; then
+  up+=(t-node)
+  run_lane node node > "$said/node" 2>&1 &
+  beside[$!]=node
+fi
 run_lane attacks fake | tee "$said/attacks" || failed=1
 for lane in "${!beside[@]}"; do
   wait "$lane" || failed=1
@@ -107,9 +107,5 @@ if [ -z "$why$only$failed" ]; then
   [ "$passed" = "$all" ] || failed=1
 fi
 rm -rf "$said"
-if [ -z "$why$only" ]; then
-  step "clusters leave no trace"
-  tests/cluster/no_trace.sh || failed=1
-fi
 [ -z "$failed" ] || exit 1
 step "done"

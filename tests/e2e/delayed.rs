@@ -186,9 +186,11 @@ fn cancel(cell: &Cell, replica: usize, task: &str) {
 
 /// What is stored of a task, but for who was told of it.
 fn record(cell: &Cell, task: &str) -> Value {
+    let tasks = format!("/apis/ottoscaler.io/v1alpha1/namespaces/{}", cell.namespace);
     let mut object = cell
         .cluster
-        .json(&["-n", &cell.namespace, "get", "workertask", task]);
+        .look(&format!("{tasks}/workertasks/{task}"))
+        .unwrap();
     let mut status = object["status"].take();
     for worker in status["workers"].as_array_mut().into_iter().flatten() {
         worker["told"].take();

@@ -4,12 +4,10 @@ mod failures;
 mod story;
 mod template;
 
-use std::{io::Write as _, process::Stdio};
-
 use serde_json::Value;
 
 use super::{
-    processes::{Cell, SOON},
+    processes::{Cell, SOON, apply, put},
     support::wait_for,
 };
 
@@ -26,30 +24,6 @@ pub fn scale_up<'a>(task: &'a str, workers: &'a str) -> Vec<&'a str> {
         "--commit",
         "abc",
     ]
-}
-
-/// Puts an object into the cell's namespace, as admin.
-pub fn apply(cell: &Cell, object: &Value) {
-    put(cell, &["apply"], object);
-}
-
-/// The same by another verb of kubectl.
-fn put(cell: &Cell, verb: &[&str], object: &Value) {
-    let args = [&["kubectl", "-n", &cell.namespace], verb, &["-f", "-"]].concat();
-    let mut put = cell
-        .cluster
-        .command(&args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let text = object.to_string();
-    put.stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
-    assert!(put.wait().unwrap().success());
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{
-    fake::{QUICK, apply, scale_up},
-    processes::{Cell, SOON},
+    fake::{QUICK, scale_up},
+    processes::{Cell, SOON, apply},
     support::{Cluster, pass, wait_for},
 };
 

@@ -145,10 +145,7 @@ impl Installed {
 
     /// Who holds the Lease.
     fn holder(&self) -> Option<String> {
-        let get = ["kubectl", "-n", NAMESPACE, "get", "lease"];
-        let lease = ["ottoscaler-leader", "-o", "json"];
-        let lease = self.cluster.try_run(&[&get[..], &lease].concat());
-        let lease: Value = serde_json::from_slice(&lease.stdout).ok()?;
+        let lease = self.cluster.lease(NAMESPACE)?;
         lease["spec"]["holderIdentity"].as_str().map(str::to_owned)
     }
 
@@ -174,15 +171,9 @@ impl Installed {
 
     /// Name and address of each ready replica.
     fn replicas(&self) -> Vec<(String, String)> {
-        let pods = self.cluster.json(&[
-            "-n",
-            NAMESPACE,
-            "get",
-            "pods",
-            "-l",
-            "app.kubernetes.io/name=ottoscaler",
-        ]);
-        let pods = pods["items"].as_array().unwrap().iter().filter_map(|p| {
+        let label = "app.kubernetes.io/name";
+        let pods = self.cluster.pods(NAMESPACE, label, "ottoscaler");
+        let pods = pods.iter().filter_map(|p| {
             let ready = p["status"]["containerStatuses"][0]["ready"] == true;
             let name = p["metadata"]["name"].as_str()?.to_owned();
             Some((name, format!("{}:9090", p["status"]["podIP"].as_str()?))).filter(|_| ready)
@@ -198,15 +189,7 @@ impl Installed {
     }
 
     fn worker_pods(&self, task: &str) -> usize {
-        let pods = self.cluster.json(&[
-            "-n",
-            NAMESPACE,
-            "get",
-            "pods",
-            "-l",
-            &format!("task-id={task}"),
-        ]);
-        pods["items"].as_array().unwrap().len()
+        self.cluster.pods(NAMESPACE, "task-id", task).len()
     }
 
     fn truth(&self) -> PathBuf {
@@ -228,11 +211,13 @@ impl Installed {
     }
 
     fn wait_done(&self, task: &str, workers: u64) {
-        wait_for("every worker succeeded", DONE, || {
+        // A node ends and removes them one after the other.
+        let within = DONE + Duration::from_secs(workers);
+        wait_for("every worker succeeded", within, || {
             let status = self.ottoctl(&self.service, &["status", task]);
             (status["succeeded"] == workers).then_some(())
         });
-        wait_for("worker pods deleted", DONE, || {
+        wait_for("worker pods deleted", within, || {
             (self.worker_pods(task) == 0).then_some(())
         });
     }

@@ -1,5 +1,6 @@
 //! Replicas as processes on the fake cluster, each as its ServiceAccount.
 use std::{
+    io::Write as _,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -7,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     proxy::Proxy,
@@ -111,8 +112,18 @@ impl Cell {
         if proxied {
             cell.proxies = (0..3).map(|n| cell.proxy(n, &cell.kubeconfig)).collect();
         }
+        cell.release_lease();
         cell.start_replicas();
         cell
+    }
+
+    /// As a former leader leaves it, so that the first one need not wait.
+    fn release_lease(&self) {
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+            "metadata": {"name": "ottoscaler-leader",
+                "annotations": {"ottoscaler.io/released-by": "nobody"}},
+            "spec": {"holderIdentity": "", "leaseDurationSeconds": 1, "leaseTransitions": 0}});
+        put(self, &["apply"], &lease);
     }
 
     /// A proxy for replica `n`, before the server of `kubeconfig`.
@@ -280,17 +291,7 @@ impl Cell {
     }
 
     pub fn lease(&self) -> Option<Value> {
-        let lease = [
-            "kubectl",
-            "-n",
-            &self.namespace,
-            "get",
-            "lease",
-            "ottoscaler-leader",
-            "-o",
-            "json",
-        ];
-        serde_json::from_slice(&self.cluster.try_run(&lease).stdout).ok()
+        self.cluster.lease(&self.namespace)
     }
 
     /// Whose identity the Lease has.
@@ -330,15 +331,7 @@ impl Cell {
     }
 
     pub fn pods(&self, task: &str) -> Vec<Value> {
-        let pods = self.cluster.json(&[
-            "-n",
-            &self.namespace,
-            "get",
-            "pods",
-            "-l",
-            &format!("task-id={task}"),
-        ]);
-        pods["items"].as_array().unwrap().clone()
+        self.cluster.pods(&self.namespace, "task-id", task)
     }
 
     /// Nobody runs these pods: says for the kubelet that they succeeded.
@@ -424,4 +417,28 @@ impl Drop for Cell {
             ]);
         }
     }
+}
+
+/// Puts an object into the cell's namespace, as admin.
+pub fn apply(cell: &Cell, object: &Value) {
+    put(cell, &["apply"], object);
+}
+
+/// The same by another verb of kubectl.
+pub fn put(cell: &Cell, verb: &[&str], object: &Value) {
+    let args = [&["kubectl", "-n", &cell.namespace], verb, &["-f", "-"]].concat();
+    let mut put = cell
+        .cluster
+        .command(&args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let text = object.to_string();
+    put.stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    assert!(put.wait().unwrap().success());
 }

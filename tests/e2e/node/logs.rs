@@ -1,6 +1,6 @@
 //! Logs: what otto-handler got, held against what the printers wrote on the node.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Seek as _, SeekFrom},
     process::Command,
     time::{Duration, Instant},
@@ -334,16 +334,29 @@ fn leaders_killed_again_and_again_lose_no_line() {
 fn leaders_that_hand_over_again_and_again_repeat_no_line() {
     let i = installed();
     let handovers = count_of("OTTO_TEST_LOG_HANDOVERS", 2);
-    let verdict = change_leaders(i, "handovers", handovers, || {
+    let hand_over = || {
         let leader = i.leader().unwrap();
         let delete = ["-n", NAMESPACE, "delete", "pod", &leader, "--wait=false"];
         i.cluster.kubectl(&delete);
+    };
+    let only_handovers = (1..=3).find_map(|n| {
+        let task = format!("handovers-{n}");
+        let (verdict, terms) = change_leaders(i, &task, handovers, hand_over);
+        // A busy machine ends terms too, and these are no handovers.
+        (terms <= handovers + 1).then_some(verdict)
     });
+    let verdict = only_handovers.expect("a try in which terms ended by handover only");
     assert_eq!(verdict["repeats"], 0, "{verdict}");
 }
 
-/// Many workers print 50 lines a second for as long as leaders change.
-fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl FnMut()) -> Value {
+/// Many workers print 50 lines a second for as long as leaders change. Returns the terms
+/// that sent lines, too.
+fn change_leaders(
+    i: &Installed,
+    task: &str,
+    changes: usize,
+    mut change: impl FnMut(),
+) -> (Value, usize) {
     let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
     // So many seconds, if each change takes ten.
     let lines = 50 * (15 + 10 * changes);
@@ -386,7 +399,11 @@ fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl Fn
         "{during} of {changes} during the lines"
     );
     i.three_replicas(DONE);
-    verdict
+    let lines = i.record(task).filter(|r| r["kind"] == "log");
+    let terms = lines.map(|r| r["metadata"]["epoch"].as_str().unwrap().to_owned());
+    let terms = terms.collect::<BTreeSet<_>>().len();
+    println!("{task}: {terms} terms sent lines");
+    (verdict, terms)
 }
 
 #[test]
@@ -421,7 +438,7 @@ fn workers_that_live_for_a_moment_lose_no_line() {
     let workers = count_of("OTTO_TEST_SHORT_WORKERS", 40);
     // 100 ms from the first line to the last.
     i.scale_up(task, workers, &printing(lines, 50, 80));
-    let within = DONE + Duration::from_millis(500) * u32::try_from(workers).unwrap();
+    let within = DONE + Duration::from_secs(2 * workers as u64);
     wait_for("every worker succeeded and went", within, || {
         let all = i.succeeded(task) == workers as u64;
         (all && i.worker_pods(task) == 0).then_some(())

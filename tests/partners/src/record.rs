@@ -59,13 +59,15 @@ pub struct Notify {
     pub traceparent: Option<String>,
 }
 
-/// Reads a record file from a byte on; a last line that is still being written is left out.
+/// Reads a record file from a byte on, of its lines those that have a part; a last line that is still being written is left out.
 ///
 /// # Errors
 /// The file cannot be read, or a whole line is no record.
-pub fn read(path: &Path, from: u64) -> io::Result<Vec<Record>> {
+pub fn read(path: &Path, from: u64, part: &str) -> io::Result<Vec<Record>> {
     let text = tail::read_from(path, from)?;
+    let ours = |line: &&str| line.contains(part);
     text.lines()
+        .filter(ours)
         .map(|line| {
             serde_json::from_str(line).map_err(|e| io::Error::other(format!("{e}: {line}")))
         })

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 fn judge(args: &Args) -> anyhow::Result<bool> {
     let mut truths = truth::read_all(&args.truth)?;
     truths.retain(|t| t.pod.starts_with(&args.prefix));
-    let records = record::read(&args.record, args.from)?;
+    let records = record::read(&args.record, args.from, &args.prefix)?;
     let verdict = check::check(
         &truths,
         &records,

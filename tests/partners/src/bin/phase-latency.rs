@@ -150,7 +150,7 @@ async fn wait_notified(
     let deadline = tokio::time::Instant::now() + Duration::from_secs(args.within);
     loop {
         let mut told: HashMap<String, Timestamp> = HashMap::new();
-        for record in record::read(path, 0)? {
+        for record in record::read(path, 0, "")? {
             if let Record::Notify(n) = record
                 && n.status == "COMPLETED"
             {
