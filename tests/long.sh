@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
-# leadership-changes, fence-windows, crashes, tasks, logs. `make test` runs the same at a reduced
+# leadership-changes, fence-windows, crashes, tasks, log-leaders, log-moments, log-away. `make test` runs the same at a reduced
 # count. What was seen goes to tests/results/<check>.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
-check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, logs}
+check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-leaders, log-moments, log-away}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -34,7 +34,9 @@ export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-c
 
 soak() {
   on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows:: tasks::
-  logs
+  log-leaders
+  log-moments
+  log-away
 }
 
 # Ten thousand changes of leader.
@@ -49,21 +51,32 @@ crashes() { on_a_fake_cluster faults::boundaries::; }
 # Half an hour of 20 tasks a second, each forgotten after a minute.
 tasks() { on_a_fake_cluster tasks::; }
 
-# Logs of a real node: 200 workers of 50 lines a second while leaders die and hand over,
-# otto-handler away for ten minutes, a thousand workers that live for a moment.
-logs() {
-  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_HANDOVERS=20 OTTO_TEST_AWAY_S=600 OTTO_TEST_SHORT_WORKERS=1000
-  make -s image
-  on_a_node 10Mi logs::leaders logs::workers logs::an_ logs::a_
+# On a real node: 200 workers print 50 lines a second while leaders die and hand over.
+log-leaders() {
+  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_HANDOVERS=20
+  on_a_node 10Mi logs::leaders
+}
+
+# A thousand workers that live for a moment; API server and kubelet restart; handlers of
+# any habit; containers of any kind.
+log-moments() {
+  export OTTO_TEST_SHORT_WORKERS=1000
+  on_a_node 10Mi logs::workers logs::an_ logs::a_
+}
+
+# otto-handler away for ten minutes; logs rotated away while nobody reads.
+log-away() {
+  export OTTO_TEST_AWAY_S=600
   on_a_node 500Ki logs::lines_rotated logs::while_the_handler
 }
 
 on_a_node() { # size of a log, test…
+  make -s image
   export OTTO_TEST_NODE=${OTTO_TEST_NODE:-$check} CONTAINER_LOG_MAX_SIZE=$1
   up+=("$OTTO_TEST_NODE")
   $cluster up "$OTTO_TEST_NODE" node
   make -s load NAME="$OTTO_TEST_NODE"
-  keep '^test |away|kills|handovers|moment|restarting|rotated|test result' \
+  keep '^test |away|kills|handovers|moment|restarting|rotated|habit|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "${@:2}"
   $cluster down "$OTTO_TEST_NODE"
 }
@@ -78,7 +91,7 @@ on_a_fake_cluster() { # module…
 }
 
 case $check in
-model | soak | leadership-changes | fence-windows | crashes | tasks | logs) "$check" ;;
+model | soak | leadership-changes | fence-windows | crashes | tasks | log-leaders | log-moments | log-away) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {
