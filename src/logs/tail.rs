@@ -2,7 +2,8 @@
 //!
 //! What holds: lines come in file order, each once; where some may be missing, one gap
 //! is told before what comes after; the end is told when the log was read to it by an
-//! open that began after the container's end. The API server serves a container's
+//! open that began after the container's end, or a follow came to it and such an open finds
+//! nothing later. The API server serves a container's
 //! newest file only, so a line that is not in it any more was rotated away.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -91,7 +92,7 @@ pub(super) struct Tail<S, P> {
     quiet: Duration,
     quiet_at: Instant,
     look: Option<Look>,
-    /// Read to an end after the container's, though not by an open that began then.
+    /// Followed to an end after the container's.
     caught_up: bool,
     gone: bool,
     /// Later instances have taken its place, and its log is gone.
@@ -358,12 +359,16 @@ impl<S: Source, P: Pods> Tail<S, P> {
                     Next::End
                 });
             }
-            self.caught_up = over && !self.lost;
+            self.caught_up = over && self.mode.follow && !self.lost;
             self.rewind();
             if over {
                 self.next_open = Instant::now();
             }
             return None;
+        }
+        // What a follow had read to the end was rotated then, and nothing is after it.
+        if self.caught_up && self.mode.over && self.doubt_at.is_none() {
+            return Some(Next::End);
         }
         // Only who reads to the end knows that the line is not there.
         self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());

@@ -333,6 +333,28 @@ async fn a_rotation_after_the_last_line_is_no_gap_until_a_line_comes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    reads(&mut tail, 0..3).await;
+    node.rotate();
+    node.end();
+    assert_eq!(rest(&mut tail).await, ["end"]);
+    // It is, where the follow missed what came then.
+    let node = Node::running();
+    node.print(0..3);
+    node.hang_at.store(3, Relaxed);
+    let mut tail = node.tail(None);
+    reads(&mut tail, 0..3).await;
+    node.rotate();
+    node.print(3..4);
+    node.end();
+    let missed = ["gap rotated Some(2) Some(3)", "line 3", "end"];
+    assert_eq!(rest(&mut tail).await, missed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clock_set_back_a_little_is_no_gap() {
     let node = Node::running();
     node.lines.send_modify(|l| l.extend([0, 9, 2, 3].map(text)));
