@@ -34,7 +34,7 @@ mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler "$@"; }
 
 total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
-  seed=${SEED:-$RANDOM} parts=$((total / 6))
+  seed=${SEED:-$RANDOM} parts=$((total / 4))
   run=($((seed % parts)))
   out=$work/sample
   rm -rf "$out"
@@ -55,7 +55,7 @@ for part in "${run[@]}"; do
   rm -rf "${out:?}/$part"
   mkdir -p "$out/$part"
   code=0 began=$SECONDS
-  mutants --in-place --baseline skip --timeout 60 --caught --unviable --colors never \
+  mutants --in-place --baseline skip --timeout 30 --caught --unviable --colors never \
     --output "$out/$part" --shard "$part/$parts" --sharding round-robin || code=$?
   # 2: some were missed, 3: a test hung, which is to notice.
   case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac

@@ -400,7 +400,7 @@ fn change_leaders(
     );
     i.three_replicas(DONE);
     let lines = i.record(task).filter(|r| r["kind"] == "log");
-    let terms = lines.map(|r| r["metadata"]["epoch"].as_str().unwrap().to_owned());
+    let terms = lines.map(|r| r["metadata"]["leader-term"].as_str().unwrap().to_owned());
     let terms = terms.collect::<BTreeSet<_>>().len();
     println!("{task}: {terms} terms sent lines");
     (verdict, terms)
