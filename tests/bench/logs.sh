@@ -25,7 +25,7 @@ EOF
   replica 0
   ready
   local part
-  for part in ${PARTS:-speed latency followed}; do "$part"; done
+  for part in ${PARTS:-speed added followed}; do "$part"; done
 }
 
 written() { # lines
@@ -68,7 +68,7 @@ speed() {
 }
 
 # Lines as they are written, 50 a second, to both at once.
-latency() {
+added() {
   local n=0 bare second micros
   written 1
   up live $log_workers
