@@ -2,16 +2,21 @@
 //! takes. Thousands may come due in one moment.
 //!
 //! What holds: each waits, or is under way, at most once; first come, first served. What
-//! waits stays right, for a delete names the uid of what is done with.
+//! waits stays right, for a delete names the uid of what is done with. What was deleted is
+//! not asked for again while the watch may be on its way with the news.
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::effect::{End, Key};
 use crate::domain::{concurrency::Concurrency, pod::Pod, task::Task};
+
+/// So long a watch may be behind an answer; then it is deleted again.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// What is deleted.
 #[derive(Debug)]
@@ -43,9 +48,11 @@ impl Removal {
 
 pub(super) struct Removals {
     waiting: VecDeque<Removal>,
-    /// With the time at which it was sent, once it is under way.
+    /// With the time at which it was sent, once it is under way or done.
     known: HashMap<Key, Option<Instant>>,
     under_way: usize,
+    /// What is done, and until when that is known.
+    done: VecDeque<(Key, Instant)>,
     rate: Concurrency,
     /// Where the rate's clock begins.
     start: Instant,
@@ -57,6 +64,7 @@ impl Default for Removals {
             waiting: VecDeque::new(),
             known: HashMap::new(),
             under_way: 0,
+            done: VecDeque::new(),
             rate: Concurrency::default(),
             start: Instant::now(),
         }
@@ -74,6 +82,9 @@ impl Removals {
     /// Those that may go now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Removal> {
         let now = Instant::now();
+        while let Some((key, _)) = self.done.pop_front_if(|(_, until)| *until <= now) {
+            self.known.remove(&key);
+        }
         let room = self.rate.room(self.under_way, now - self.start);
         let admitted: Vec<Removal> = self.waiting.drain(..room.min(self.waiting.len())).collect();
         for removal in &admitted {
@@ -85,9 +96,15 @@ impl Removals {
 
     /// One has ended.
     pub(super) fn ended(&mut self, key: &Key, end: &End) {
-        let Some(Some(sent)) = self.known.remove(key) else {
+        let Some(&Some(sent)) = self.known.get(key) else {
             return;
         };
+        match end {
+            End::Done => self.done.push_back((key.clone(), Instant::now() + TOLD)),
+            _ => {
+                self.known.remove(key);
+            }
+        }
         let (sent, now) = (sent - self.start, self.start.elapsed());
         match end {
             End::Busy { retry_after, .. } => self.rate.refused(sent, now, *retry_after),
@@ -108,8 +125,6 @@ impl Removals {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn removal(n: usize) -> Removal {
@@ -132,11 +147,9 @@ mod tests {
         while gone.len() < 2_000 {
             let admitted = removals.admit();
             most = most.max(admitted.len());
-            // Those under way are asked for again by whoever plans.
+            // Those under way, or gone, are asked for again by whoever plans.
             (0..2_000).for_each(|n| {
-                if !gone.contains(&removal(n).key()) {
-                    removals.ask(removal(n));
-                }
+                removals.ask(removal(n));
             });
             tokio::time::sleep(Duration::from_millis(10)).await;
             for one in admitted {
@@ -147,7 +160,12 @@ mod tests {
         assert!((32..=256).contains(&most), "{most}");
         let all: std::collections::HashSet<_> = gone.iter().collect();
         assert_eq!((gone.len(), all.len()), (2_000, 2_000));
+        // The watch tells nothing for long: each once more, and it is forgotten.
+        tokio::time::sleep(TOLD).await;
+        assert!(removals.admit().is_empty());
         assert_eq!((removals.under_way, removals.known.len()), (0, 0));
+        removals.ask(removal(0));
+        assert_eq!(removals.admit().len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
