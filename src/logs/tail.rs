@@ -33,6 +33,10 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks of a kubelet whether a log is to be rotated: nothing was before the
 /// container had run for so long.
 const ROTATES_AFTER: i64 = 10;
+/// A kubelet ends a follow when the container has ended, and its status may come later. What
+/// ended by itself so long ago, with nothing later in the file since, counts as read to the
+/// container's end; so long, for it may have been a kubelet that went.
+const ENDED: Duration = Duration::from_secs(6);
 /// How the kubelet says, in place of the log, that a node has no inotify instance left.
 const CANNOT_FOLLOW: [&[u8]; 2] = [
     b"failed to create fsnotify watcher",
@@ -94,6 +98,8 @@ pub(super) struct Tail<S, P> {
     look: Option<Look>,
     /// Followed to an end after the container's.
     caught_up: bool,
+    /// When a follow last ended by itself with all that the file had.
+    ended: Option<Instant>,
     gone: bool,
     /// Later instances have taken its place, and its log is gone.
     replaced: bool,
@@ -137,6 +143,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             quiet_at: now + QUIET,
             look: None,
             caught_up: false,
+            ended: None,
             gone: false,
             replaced: false,
             late_since: None,
@@ -328,6 +335,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.quiet = QUIET;
         self.quiet_at = Instant::now() + QUIET;
         self.caught_up = false;
+        self.ended = None;
         Next::Line(line, anchor)
     }
 
@@ -359,7 +367,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
                     Next::End
                 });
             }
-            self.caught_up = over && self.mode.follow && !self.lost;
+            if self.mode.follow && !self.lost {
+                self.caught_up = over;
+                self.ended = Some(Instant::now());
+            }
             self.rewind();
             if over {
                 self.next_open = Instant::now();
@@ -367,8 +378,12 @@ impl<S: Source, P: Pods> Tail<S, P> {
             return None;
         }
         // What a follow had read to the end was rotated then, and nothing is after it.
-        if self.caught_up && self.mode.over && self.doubt_at.is_none() {
-            return Some(Next::End);
+        let ended = self.ended.is_some_and(|at| at.elapsed() <= ENDED);
+        if (self.caught_up || ended) && self.doubt_at.is_none() {
+            if self.mode.over {
+                return Some(Next::End);
+            }
+            self.ended = Some(Instant::now());
         }
         // Only who reads to the end knows that the line is not there.
         self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());

@@ -22,6 +22,8 @@ struct Node {
     /// Follows see nothing of what comes after this line: they hang.
     hang_at: AtomicUsize,
     no_inotify: AtomicBool,
+    /// The container has ended, which its status does not tell yet.
+    stopped: AtomicBool,
     /// Opens that give nothing, ever.
     dead: AtomicUsize,
     /// Opens that the node answers with that it knows no such pod.
@@ -85,6 +87,7 @@ impl Source for Arc<Node> {
             let over = || {
                 !follow
                     || replaced
+                    || node.stopped.load(Relaxed)
                     || node
                         .pod
                         .lock()
@@ -157,6 +160,7 @@ impl Node {
             began_before: AtomicUsize::new(0),
             hang_at: AtomicUsize::new(usize::MAX),
             no_inotify: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             dead: AtomicUsize::new(0),
             unknown: AtomicUsize::new(0),
             cut: Mutex::default(),
@@ -341,7 +345,39 @@ async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     node.rotate();
     node.end();
     assert_eq!(rest(&mut tail).await, ["end"]);
-    // It is, where the follow missed what came then.
+    // The same, where the status comes seconds after the end.
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    reads(&mut tail, 0..3).await;
+    node.rotate();
+    node.stopped.store(true, Relaxed);
+    node.lines.send_modify(|_| {});
+    let ends = async {
+        sleep(Duration::from_secs(20)).await;
+        node.end();
+    };
+    let (all, ()) = futures::future::join(rest(&mut tail), ends).await;
+    assert_eq!(all, ["end"]);
+    // It is, where the node was away meanwhile,
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    reads(&mut tail, 0..3).await;
+    node.rotate();
+    node.stopped.store(true, Relaxed);
+    node.lines.send_modify(|_| {});
+    let goes = timeout(Duration::from_millis(10), some(&mut tail)).await;
+    assert!(goes.is_err());
+    node.unknown.store(usize::MAX, Relaxed);
+    let comes = async {
+        sleep(Duration::from_secs(20)).await;
+        node.end();
+        node.unknown.store(0, Relaxed);
+    };
+    let (all, ()) = futures::future::join(rest(&mut tail), comes).await;
+    assert_eq!(all, ["gap rotated Some(2) None", "end"]);
+    // and where the follow missed what came then.
     let node = Node::running();
     node.print(0..3);
     node.hang_at.store(3, Relaxed);
