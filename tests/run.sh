@@ -40,7 +40,7 @@ fi
 
 step "programs and images"
 deploy/local/build.sh
-if [ -z "$why" ]; then make -s image; else cargo build --release --workspace --bins; fi
+[ -n "$why" ] || make -s image
 
 # Two lanes, each with a cluster of its own at a time: attacks, which mostly wait for a Lease;
 # beside them the real node, and then the rest. More would take the time that elections need:

@@ -208,6 +208,21 @@ impl Node {
         self.lines.send_modify(|_| {});
     }
 
+    /// Its status does not tell yet.
+    fn stop(&self) {
+        self.stopped.store(true, Relaxed);
+        self.lines.send_modify(|_| {});
+    }
+
+    /// Three lines, which somebody followed and which were rotated away then.
+    async fn read_and_rotated(self: &Arc<Self>) -> Tail<Arc<Self>, Here> {
+        self.print(0..3);
+        let mut tail = self.tail(None);
+        reads(&mut tail, 0..3).await;
+        self.rotate();
+        tail
+    }
+
     fn tail(self: &Arc<Self>, at: Option<Place>) -> Tail<Arc<Self>, Here> {
         self.tail_of(0, at)
     }
@@ -339,20 +354,13 @@ async fn a_rotation_after_the_last_line_is_no_gap_until_a_line_comes() {
 #[tokio::test(start_paused = true)]
 async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    node.rotate();
+    let mut tail = node.read_and_rotated().await;
     node.end();
     assert_eq!(rest(&mut tail).await, ["end"]);
     // The same, where the status comes seconds after the end.
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    node.rotate();
-    node.stopped.store(true, Relaxed);
-    node.lines.send_modify(|_| {});
+    let mut tail = node.read_and_rotated().await;
+    node.stop();
     let ends = async {
         sleep(Duration::from_secs(20)).await;
         node.end();
@@ -361,12 +369,8 @@ async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     assert_eq!(all, ["end"]);
     // It is, where the node was away meanwhile,
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    node.rotate();
-    node.stopped.store(true, Relaxed);
-    node.lines.send_modify(|_| {});
+    let mut tail = node.read_and_rotated().await;
+    node.stop();
     let goes = timeout(Duration::from_millis(10), some(&mut tail)).await;
     assert!(goes.is_err());
     node.unknown.store(usize::MAX, Relaxed);
@@ -379,11 +383,8 @@ async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     assert_eq!(all, ["gap rotated Some(2) None", "end"]);
     // and where the follow missed what came then.
     let node = Node::running();
-    node.print(0..3);
     node.hang_at.store(3, Relaxed);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    node.rotate();
+    let mut tail = node.read_and_rotated().await;
     node.print(3..4);
     node.end();
     let missed = ["gap rotated Some(2) Some(3)", "line 3", "end"];

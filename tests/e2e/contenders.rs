@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     faults::judge,
     processes::{Cell, SOON},
-    support::wait_for,
+    support::{is_full, wait_for},
 };
 
 pub const LEASE: &str = "ottoscaler-leader";
@@ -231,8 +231,7 @@ fn of_a_hundred_contenders_one_leads_at_a_time() {
 
 #[test]
 fn of_two_contenders_one_leads_at_a_time() {
-    let full = std::env::var_os("OTTO_TEST_FULL").is_some();
-    let (mut contest, rounds) = (Contest::of("two", 2), if full { 50 } else { 20 });
+    let (mut contest, rounds) = (Contest::of("two", 2), if is_full() { 50 } else { 20 });
     for round in 1..=rounds {
         contest.dismiss(round);
         // Another comes when it has gone.

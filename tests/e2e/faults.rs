@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use super::{
     processes::{Cell, SOON},
     proxy::{Fault, Rule},
-    support::{pass, wait_for},
+    support::{is_full, pass, wait_for},
 };
 
 pub const QUICK: &[(&str, &str)] = &[("LOG_DRAIN_TIMEOUT", "1s")];
@@ -393,9 +393,10 @@ fn an_outage_of_the_api_server_ends_no_process_and_reads_are_answered() {
 /// Seconds; the longer ones than what liveness bears of a dead election. A minute
 /// only in the full run.
 fn outages() -> Vec<u64> {
-    match std::env::var("OTTO_TEST_FULL") {
-        Ok(_) => vec![5, 25, 60],
-        Err(_) => vec![5, 25],
+    if is_full() {
+        vec![5, 25, 60]
+    } else {
+        vec![5, 25]
     }
 }
 

@@ -8,14 +8,14 @@ mod rollout;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{BufReader, Seek as _, SeekFrom},
+    io::BufReader,
     path::PathBuf,
     process::Command,
     sync::{Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
-use ottoscaler_partners::tail::Tail;
+use ottoscaler_partners::tail::{Tail, open_at};
 use serde_json::Value;
 
 use super::support::{Cluster, program, root, wait_for};
@@ -135,10 +135,9 @@ impl Installed {
     }
 
     fn record(&self, task: &str) -> Record {
-        let mut file = BufReader::new(File::open(self.record_file()).unwrap());
-        file.seek(SeekFrom::Start(self.began(task).record)).unwrap();
+        let file = open_at(&self.record_file(), self.began(task).record);
         Record {
-            tail: Tail::new(file),
+            tail: Tail::new(file.unwrap()),
             task: task.to_owned(),
         }
     }

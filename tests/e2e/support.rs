@@ -56,6 +56,11 @@ pub fn count_of(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
+/// The full run, as `tests/long.sh` does it.
+pub fn is_full() -> bool {
+    std::env::var_os("OTTO_TEST_FULL").is_some()
+}
+
 /// For a fault that must last: here time itself is the fact.
 pub fn pass(time: Duration) {
     let until = Instant::now() + time;

@@ -22,7 +22,7 @@ use super::{
     contenders::{client, runtime},
     processes::Cell,
     size::{self, must_not_grow, write_csv},
-    support::{count_of, pass, wait_for, wait_for_ok},
+    support::{count_of, is_full, pass, wait_for, wait_for_ok},
 };
 
 const SAMPLES: u32 = 60;
@@ -107,7 +107,7 @@ async fn succeed(pods: Api<Pod>) {
 /// Half an hour in the full run.
 #[test]
 fn tasks_that_are_forgotten_leave_nothing_behind() {
-    let full = std::env::var_os("OTTO_TEST_FULL").is_some();
+    let full = is_full();
     let seconds = count_of("OTTO_TEST_TASK_SECONDS", if full { 1_800 } else { 40 });
     // Few, where other tests have the machine too.
     let per_second = count_of("OTTO_TEST_TASKS_PER_SECOND", if full { 20 } else { 4 });

@@ -26,7 +26,7 @@ use super::{
     contenders::{LEASE, client, runtime},
     processes::{Cell, SOON},
     server::SecondServer,
-    support::pass,
+    support::{is_full, pass},
 };
 
 /// The policy has made up its mind after as many equal answers.
@@ -450,7 +450,7 @@ fn late_writes_that_an_api_server_accepts_change_nothing() {
         ground.uid = lease.unwrap().metadata.uid.unwrap();
         tokio::time::timeout(SOON, ground.settled()).await.unwrap();
     });
-    let full = std::env::var("OTTO_TEST_FULL").is_ok();
+    let full = is_full();
     let (many, few) = if full { (60, 30) } else { (8, 2) };
     let mut raw = String::from("mode,change,server,late,late_until_ms,early,early_until_ms\n");
     let mut passed = 0;

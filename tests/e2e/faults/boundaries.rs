@@ -10,7 +10,7 @@ use super::{judge_from, picture::Pictures};
 use crate::{
     processes::{Cell, SOON},
     proxy::{Fault, Rule},
-    support::{count_of, until, wait_for, wait_for_ok},
+    support::{count_of, is_full, until, wait_for, wait_for_ok},
 };
 
 const WORKERS: usize = 100;
@@ -256,7 +256,7 @@ fn points(writes: usize, answered: Duration) -> Vec<Point> {
     let all = (1..=writes).flat_map(|n| [Point::Before(n), Point::After(n)]);
     let mut points: Vec<Point> = all.collect();
     let mut moments = 200;
-    if std::env::var("OTTO_TEST_FULL").is_err() {
+    if !is_full() {
         points = (0..4)
             .map(|_| points.swap_remove(dice.below(points.len())))
             .collect();

@@ -59,7 +59,8 @@ pub struct Notify {
     pub traceparent: Option<String>,
 }
 
-/// Reads a record file from a byte on, of its lines those that have a part; a last line that is still being written is left out.
+/// Reads a record file from a byte on, of its lines those that have `part`; a last line
+/// that is still being written is left out.
 ///
 /// # Errors
 /// The file cannot be read, or a whole line is no record.

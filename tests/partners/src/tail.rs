@@ -29,18 +29,26 @@ impl<R: BufRead> Tail<R> {
     }
 }
 
-/// What a file has from the first line that begins at or after `from`, in bytes; a last
-/// line that is still being written is left out.
+/// Opens a file at the first line that begins at or after `from`, in bytes.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn read_from(path: &Path, from: u64) -> io::Result<String> {
+pub fn open_at(path: &Path, from: u64) -> io::Result<BufReader<File>> {
     let mut file = BufReader::new(File::open(path)?);
     // A line that begins there follows the end of another.
     file.seek(SeekFrom::Start(from.saturating_sub(1)))?;
     if from > 0 {
         file.skip_until(b'\n')?;
     }
+    Ok(file)
+}
+
+/// What a file has from there on; a last line that is still being written is left out.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_from(path: &Path, from: u64) -> io::Result<String> {
+    let mut file = open_at(path, from)?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
