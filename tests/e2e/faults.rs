@@ -157,16 +157,14 @@ fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
     for n in 1..=3 {
         cell.succeed(&format!("otto-agent-stop-first-{n}"));
     }
-    let under_way = |what: &str, rule: usize, count: usize| {
-        wait_for(what, SOON, || {
-            (cell.proxies[old].hits_of(rule) >= count).then_some(())
-        });
-    };
-    under_way("a status write is under way", changes, 1);
     let callers = Callers::connect(&cell.replicas[old].address);
     let waiting = std::thread::scope(|s| {
         let ask = s.spawn(|| scale_up(&cell, other, "stop-up", WORKERS));
-        under_way("creates are under way, and more wait", creates, AT_ONCE);
+        // Each has its deadline: what was held is not held for ever.
+        wait_for("a status write and creates are held", SOON, || {
+            let proxy = &cell.proxies[old];
+            (proxy.held_by(changes) > 0 && proxy.held_by(creates) >= AT_ONCE).then_some(())
+        });
         cell.replicas[old].signal("STOP");
         let waiting = callers.call();
         new_holder(&cell, &holder);
@@ -180,7 +178,7 @@ fn a_leader_stopped_in_a_scale_up_changes_nothing_when_it_wakes() {
     wait_for("the new leader finished the first task", SOON, || {
         (cell.ask(other, &["status", "stop-first"])["succeeded"] == 3).then_some(())
     });
-    let held = cell.proxies[old].hits_of(creates);
+    let held = cell.proxies[old].held_by(creates);
     // Now the old leader's writes arrive.
     cell.proxies[old].heal();
     let late = wait_for("the API server refuses them", SOON, || {
@@ -223,8 +221,8 @@ fn a_leader_stopped_in_a_status_write_changes_nothing_when_it_wakes() {
     for n in 1..=3 {
         cell.succeed(&format!("otto-agent-stop-status-{n}"));
     }
-    wait_for("a status write is under way", SOON, || {
-        (cell.proxies[old].hits() > 0).then_some(())
+    wait_for("a status write is held", SOON, || {
+        (cell.proxies[old].held_by(0) > 0).then_some(())
     });
     cell.replicas[old].signal("STOP");
     new_holder(&cell, &holder);

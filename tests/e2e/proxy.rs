@@ -101,6 +101,7 @@ impl Rule {
 struct Rules {
     rules: Vec<Rule>,
     seen: Vec<AtomicUsize>,
+    held: Vec<AtomicUsize>,
     version: usize,
     /// Raised to cut the answers that are on their way.
     cuts: usize,
@@ -110,24 +111,36 @@ struct State {
     upstream: Client,
     rules: watch::Sender<Arc<Rules>>,
     hit: AtomicUsize,
-    holding: AtomicUsize,
     /// The replica counts as dead until the rules change.
     dead: AtomicBool,
 }
 
-/// One request that is held.
-struct Held<'a>(&'a AtomicUsize);
+/// One request that a rule holds.
+struct Held(Arc<Rules>, usize);
 
-impl<'a> Held<'a> {
-    fn one(of: &'a AtomicUsize) -> Self {
-        of.fetch_add(1, Ordering::SeqCst);
-        Self(of)
+impl Held {
+    fn by(rules: Arc<Rules>, rule: usize) -> Self {
+        rules.held[rule].fetch_add(1, Ordering::SeqCst);
+        Self(rules, rule)
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.held[self.1].fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Rules {
+    fn new(rules: Vec<Rule>, version: usize, cuts: usize) -> Arc<Self> {
+        let counts = || rules.iter().map(|_| AtomicUsize::new(0)).collect();
+        Arc::new(Self {
+            seen: counts(),
+            held: counts(),
+            rules,
+            version,
+            cuts,
+        })
     }
 }
 
@@ -171,17 +184,10 @@ impl Proxy {
         let path = dir.join(format!("{name}.kubeconfig"));
         let mut file = std::fs::File::create(&path).unwrap();
         file.write_all(theirs.to_string().as_bytes()).unwrap();
-        let rules = Rules {
-            rules: vec![],
-            seen: vec![],
-            version: 0,
-            cuts: 0,
-        };
         let state = Arc::new(State {
             upstream,
-            rules: watch::channel(Arc::new(rules)).0,
+            rules: watch::channel(Rules::new(vec![], 0, 0)).0,
             hit: AtomicUsize::new(0),
-            holding: AtomicUsize::new(0),
             dead: AtomicBool::new(false),
         });
         runtime.spawn(accept(listener, state.clone()));
@@ -197,24 +203,15 @@ impl Proxy {
         self.state.hit.store(0, Ordering::SeqCst);
         self.state.dead.store(false, Ordering::SeqCst);
         self.state.rules.send_modify(|current| {
-            *current = Arc::new(Rules {
-                seen: rules.iter().map(|_| AtomicUsize::new(0)).collect(),
-                rules,
-                version: current.version + 1,
-                cuts: current.cuts,
-            });
+            *current = Rules::new(rules, current.version + 1, current.cuts);
         });
     }
 
     /// Cuts the answers that are on their way, watches among them.
     pub fn cut_streams(&self) {
         self.state.rules.send_modify(|current| {
-            *current = Arc::new(Rules {
-                rules: current.rules.clone(),
-                seen: current.rules.iter().map(|_| AtomicUsize::new(0)).collect(),
-                version: current.version + 1,
-                cuts: current.cuts + 1,
-            });
+            let rules = current.rules.clone();
+            *current = Rules::new(rules, current.version + 1, current.cuts + 1);
         });
     }
 
@@ -232,9 +229,15 @@ impl Proxy {
         self.state.hit.load(Ordering::SeqCst)
     }
 
-    /// Requests that are held now: whose sender has gone is not.
+    /// Requests that are held now, by any rule.
     pub fn holding(&self) -> usize {
-        self.state.holding.load(Ordering::SeqCst)
+        let rules = self.state.rules.borrow();
+        rules.held.iter().map(|n| n.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Requests that rule `n` holds now: whose sender has gone is not.
+    pub fn held_by(&self, n: usize) -> usize {
+        self.state.rules.borrow().held[n].load(Ordering::SeqCst)
     }
 }
 
@@ -258,24 +261,25 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
 struct Cut;
 
 impl State {
-    /// The fault that a request meets, and the version of the rules that say so.
-    fn fault(&self, request: &Parts, body: &[u8]) -> (Option<Fault>, usize) {
+    /// The fault that a request meets; counts it where it is to be held.
+    fn fault(&self, request: &Parts, body: &[u8]) -> (Option<Fault>, Option<Held>) {
         let rules = self.rules.borrow().clone();
         if self.dead.load(Ordering::SeqCst) {
-            return (Some(Fault::RequestLost), rules.version);
+            return (Some(Fault::RequestLost), None);
         }
-        for (rule, seen) in rules.rules.iter().zip(&rules.seen) {
+        for (at, rule) in rules.rules.iter().enumerate() {
             if rule.is_for(request, body) {
-                let n = seen.fetch_add(1, Ordering::SeqCst) + 1;
+                let n = rules.seen[at].fetch_add(1, Ordering::SeqCst) + 1;
                 if rule.nth == 0 || rule.nth == n {
                     let dies = matches!(rule.fault, Fault::DeadBefore | Fault::DeadAfter);
                     self.dead.fetch_or(dies, Ordering::SeqCst);
                     self.hit.fetch_add(1, Ordering::SeqCst);
-                    return (Some(rule.fault), rules.version);
+                    let held = (rule.fault == Fault::Hold).then(|| Held::by(rules.clone(), at));
+                    return (Some(rule.fault), held);
                 }
             }
         }
-        (None, rules.version)
+        (None, None)
     }
 
     async fn changed_since(&self, version: usize) {
@@ -287,12 +291,11 @@ impl State {
 async fn serve(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Stream>, Cut> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| Cut)?.to_bytes();
-    let (fault, version) = state.fault(&parts, &body);
+    let (fault, held) = state.fault(&parts, &body);
+    if let Some(held) = held {
+        state.changed_since(held.0.version).await;
+    }
     match fault {
-        Some(Fault::Hold) => {
-            let _held = Held::one(&state.holding);
-            state.changed_since(version).await;
-        }
         Some(Fault::RequestLost | Fault::DeadBefore) => std::future::pending().await,
         Some(Fault::Reset) => return Err(Cut),
         Some(Fault::Status(code)) => {
