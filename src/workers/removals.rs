@@ -1,5 +1,7 @@
-//! What is to be deleted, pods and forgotten tasks: as much at once as the API server
-//! takes. Thousands may come due in one moment.
+//! What is to be deleted, pods and forgotten tasks. Hundreds come due in one moment, when a
+//! status is stored, and nobody waits for them: sent at once they would hold up what
+//! somebody does wait for. So they are spread over the time until more come, and never
+//! more at once than the API server takes.
 //!
 //! What holds: each waits, or is under way, at most once; first come, first served. What
 //! waits stays right, for a delete names the uid of what is done with. What was deleted is
@@ -15,6 +17,10 @@ use tokio::time::Instant;
 use super::effect::{End, Key};
 use crate::domain::{concurrency::Concurrency, pod::Pod, task::Task};
 
+/// What waits is sent in so long, if the API server takes it.
+const SPREAD: Duration = Duration::from_secs(2);
+/// So late the pace may be kept up.
+const LATE: Duration = Duration::from_millis(100);
 /// So long a watch may be behind an answer; then it is deleted again.
 const TOLD: Duration = Duration::from_secs(10);
 
@@ -56,6 +62,10 @@ pub(super) struct Removals {
     rate: Concurrency,
     /// Where the rate's clock begins.
     start: Instant,
+    /// Between two that are sent: [`SPREAD`] by the most that waited since none did.
+    pace: Duration,
+    /// When one was sent last, or was due to be.
+    last: Option<Instant>,
 }
 
 impl Default for Removals {
@@ -67,6 +77,8 @@ impl Default for Removals {
             done: VecDeque::new(),
             rate: Concurrency::default(),
             start: Instant::now(),
+            pace: SPREAD,
+            last: None,
         }
     }
 }
@@ -75,7 +87,12 @@ impl Removals {
     pub(super) fn ask(&mut self, removal: Removal) {
         if let Entry::Vacant(new) = self.known.entry(removal.key()) {
             new.insert(None);
+            if self.waiting.is_empty() {
+                self.pace = SPREAD;
+            }
             self.waiting.push_back(removal);
+            let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+            self.pace = self.pace.min(SPREAD / waiting);
         }
     }
 
@@ -86,9 +103,15 @@ impl Removals {
             self.known.remove(&key);
         }
         let room = self.rate.room(self.under_way, now - self.start);
-        let admitted: Vec<Removal> = self.waiting.drain(..room.min(self.waiting.len())).collect();
-        for removal in &admitted {
+        let mut admitted = Vec::new();
+        while admitted.len() < room
+            && let Some(due) = self.due().filter(|due| *due <= now)
+            && let Some(removal) = self.waiting.pop_front()
+        {
             self.known.insert(removal.key(), Some(now));
+            // What was held up for long is not made up for.
+            self.last = Some(if now - due > LATE { now } else { due });
+            admitted.push(removal);
         }
         self.under_way += admitted.len();
         admitted
@@ -113,18 +136,26 @@ impl Removals {
         self.under_way -= 1;
     }
 
+    /// When the next that waits may be sent.
+    fn due(&self) -> Option<Instant> {
+        let paced = self.last.map_or(self.start, |last| last + self.pace);
+        Some(paced).filter(|_| !self.waiting.is_empty())
+    }
+
     /// When there may be room though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        let held = self.rate.held_until(self.start.elapsed())?;
-        Some(self.start + held)
+        let due = self.due()?;
+        let held = self.rate.held_until(self.start.elapsed());
+        let at = held.map_or(due, |held| due.max(self.start + held));
+        // One that could go already waits for one that is under way.
+        Some(at).filter(|at| *at > Instant::now())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashSet, ops::Range};
+
     use super::*;
 
     fn removal(n: usize) -> Removal {
@@ -137,41 +168,64 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn of_thousands_few_are_under_way_and_each_goes_once() {
-        let mut removals = Removals::default();
-        let (mut gone, mut most) = (Vec::new(), 0);
-        for n in (0..2_000).chain(0..2_000) {
-            removals.ask(removal(n));
-        }
-        while gone.len() < 2_000 {
-            let admitted = removals.admit();
-            most = most.max(admitted.len());
+    /// Deletes all of them, each `took` long; the most under way, and how long it took.
+    async fn delete(
+        removals: &mut Removals,
+        all: Range<usize>,
+        took: Duration,
+    ) -> (usize, Duration) {
+        let start = Instant::now();
+        all.clone().for_each(|n| removals.ask(removal(n)));
+        let (mut under_way, mut most, mut gone) = (VecDeque::new(), 0, HashSet::new());
+        while gone.len() < all.len() {
+            let admitted = removals.admit().into_iter();
+            under_way.extend(admitted.map(|one| (Instant::now() + took, one.key())));
+            most = most.max(under_way.len());
             // Those under way, or gone, are asked for again by whoever plans.
-            (0..2_000).for_each(|n| {
-                removals.ask(removal(n));
-            });
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            for one in admitted {
-                removals.ended(&one.key(), &End::Done);
-                gone.push(one.key());
+            all.clone().for_each(|n| removals.ask(removal(n)));
+            let next = under_way.front().map(|(at, _)| *at);
+            let next = next.into_iter().chain(removals.wake_at()).min();
+            tokio::time::sleep_until(next.unwrap_or_else(Instant::now)).await;
+            while let Some((_, key)) = under_way.pop_front_if(|(at, _)| *at <= Instant::now()) {
+                removals.ended(&key, &End::Done);
+                assert!(gone.insert(key), "deleted twice");
             }
         }
-        assert!((32..=256).contains(&most), "{most}");
-        let all: std::collections::HashSet<_> = gone.iter().collect();
-        assert_eq!((gone.len(), all.len()), (2_000, 2_000));
+        assert_eq!((under_way.len(), removals.waiting.len()), (0, 0));
+        (most, start.elapsed())
+    }
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_due_at_once_is_spread_and_each_goes_once() {
+        let mut removals = Removals::default();
+        let (most, time) = delete(&mut removals, 1..201, MS(15)).await;
+        assert!(most <= 3, "{most}");
+        assert!((MS(1_900)..MS(2_100)).contains(&time), "{time:?}");
         // The watch tells nothing for long: each once more, and it is forgotten.
         tokio::time::sleep(TOLD).await;
         assert!(removals.admit().is_empty());
         assert_eq!((removals.under_way, removals.known.len()), (0, 0));
+        // One by itself goes at once, and does not keep many that follow.
         removals.ask(removal(0));
-        assert_eq!(removals.admit().len(), 1);
+        let first = removals.admit();
+        removals.ended(&first[0].key(), &End::Done);
+        let (_, time) = delete(&mut removals, 201..301, MS(15)).await;
+        assert!(time < MS(2_100), "{time:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_thousand_few_are_under_way() {
+        let (most, _) = delete(&mut Removals::default(), 0..1_000, MS(300)).await;
+        assert!((32..=256).contains(&most), "{most}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_server_that_turns_deletes_away_gets_fewer() {
         let mut removals = Removals::default();
         (0..100).for_each(|n| removals.ask(removal(n)));
+        tokio::time::sleep(LATE).await;
         let first = removals.admit();
         let busy = End::Busy {
             why: String::new(),
@@ -180,7 +234,7 @@ mod tests {
         for one in &first {
             removals.ended(&one.key(), &busy);
         }
-        assert_eq!((removals.admit().len(), removals.waiting.len()), (0, 68));
+        assert_eq!((removals.admit().len(), removals.waiting.len()), (0, 94));
         tokio::time::sleep_until(removals.wake_at().unwrap_or_else(Instant::now)).await;
         assert!((1..first.len()).contains(&removals.admit().len()));
     }
