@@ -1,11 +1,19 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154,SC2086,SC2034 # sourced by bench.sh, which sets these
-# Creation, API calls and notification latency on a fake control plane, with the
-# chart's defaults (policy on) and three replicas. Nothing is scheduled but where
-# workers are to run. PARTS="creation" looks at one part.
+# Creation and notification latency on a fake control plane where nothing is scheduled,
+# API calls on a real node; with the chart's defaults (policy on) and three replicas.
+# PARTS="creation" looks at one part.
 
 workers() {
   export AUDIT_POLICY=$PWD/tests/bench/audit.yaml
+  local part
+  for part in ${PARTS:-creation notifications api_calls}; do
+    case $part in creation | notifications) [ ${#pids[@]} != 0 ] || fake_plane ;; esac
+    "$part"
+  done
+}
+
+fake_plane() {
   task_ttl=5s
   plane recording
   replica 0; ready
@@ -15,8 +23,6 @@ workers() {
   holder=${holder%%_*}
   grpc=${servers[${holder#replica-}]}
   $cluster component $name stop scheduler
-  local part
-  for part in ${PARTS:-creation notifications api_calls}; do "$part"; done
 }
 
 ctl() { "$bin/ottoctl" --server "127.0.0.1:$grpc" --timeout 120 "$@"; }
@@ -94,19 +100,27 @@ latency() { # quiet|busy: 400 workers, 50 ends a second
   echo "  notified: median ${times[0]} ms, at most ${times[2]} ms; the watch: median ${times[3]} ms, at most ${times[5]} ms"
 }
 
-# Of five tasks of a hundred workers each, from request to forgotten history.
+# Of two tasks of a hundred workers each that print for seconds, from request to forgotten
+# history. On a real node: fake ones know no log that ends.
 api_calls() {
-  local since n calls
-  $cluster component $name start scheduler
+  local since n calls ip why
+  why=$($cluster possible node)
+  [ -z "$why" ] || { echo "API calls cannot be measured: $why" >&2; exit 1; }
+  finish
+  make -s image > /dev/null
+  $cluster up "$name" node 1>&2
+  make -s load NAME="$name" > /dev/null
+  tests/e2e/install.sh "$name" --set config.TASK_TTL=5s
+  eval "$($cluster env "$name")"
+  ip=$(k -n ottoscaler get service ottoscaler -o 'jsonpath={.spec.clusterIP}')
   since=$(date +%s%N)
-  for n in 1 2 3 4 5; do
-    up "life$n" 100
-    until [ "$(k -n $ns get pods -l "task-id=life$n" --no-headers --chunk-size=0 | grep -c Running)" = 100 ]; do sleep 0.2; done
-    KUBECONFIG=$admin "$bin/phase-latency" --namespace $ns --selector "task-id=life$n"
-    no_pods "task-id=life$n"
+  for n in 1 2; do
+    $cluster run "$name" "$bin/ottoctl" --server "$ip:9090" --timeout 120 scale-up "life$n" -n 100 \
+      --repository r --commit c -e LINES=100 -e RATE=10 > "$raw/scale-up-life$n.txt"
+    until k -n ottoscaler get workertasks -o 'jsonpath={.items[*].status.phase}' | grep -q Succeeded; do sleep 0.5; done
+    until [ -z "$(k -n ottoscaler get workertasks -o name)" ]; do sleep 0.5; done
   done
-  while k -n $ns get workertasks -o name | grep -q life; do sleep 0.5; done
-  calls=$(seen --prefix life --since "$since" calls --workers 500 --tasks 5 2> "$raw/calls.txt")
+  calls=$("$bin/audit-cost" --log "$AUDIT_LOG" --namespace ottoscaler --prefix life --since "$since" calls --workers 200 --tasks 2 2> "$raw/calls.txt")
   read -r -a calls <<< "$calls"
   figure api_calls_per_worker "${calls[0]}" calls 3
   figure api_calls_per_task "${calls[1]}" calls 6
