@@ -37,6 +37,15 @@ const ROTATES_AFTER: i64 = 10;
 /// ended by itself so long ago, with nothing later in the file since, counts as read to the
 /// container's end; so long, for it may have been a kubelet that went.
 const ENDED: Duration = Duration::from_secs(6);
+/// After such an end the log is asked for again, if the status did not tell of it meanwhile: a
+/// kubelet that went refuses, and one that came back follows on.
+const ASKED_AGAIN: Duration = Duration::from_secs(2);
+/// One that ends again at once, with nothing more, has ended for good, whenever the status, which may
+/// take a busy node half a minute, tells.
+const TOLD: Duration = Duration::from_secs(30);
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// Between two looks at the status as the watch has it.
+const TOLD_LOOK: Duration = Duration::from_millis(100);
 /// How the kubelet says, in place of the log, that a node has no inotify instance left.
 const CANNOT_FOLLOW: [&[u8]; 2] = [
     b"failed to create fsnotify watcher",
@@ -98,8 +107,13 @@ pub(super) struct Tail<S, P> {
     look: Option<Look>,
     /// Followed to an end after the container's.
     caught_up: bool,
-    /// When a follow last ended by itself with all that the file had.
+    opened: Instant,
+    /// When a follow last ended by itself with all that the file had, and how many did in a
+    /// row, all but the first at once.
     ended: Option<Instant>,
+    ends: u32,
+    /// A follow ended, and the status has yet to tell why.
+    awaits_status: bool,
     gone: bool,
     /// Later instances have taken its place, and its log is gone.
     replaced: bool,
@@ -143,7 +157,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
             quiet_at: now + QUIET,
             look: None,
             caught_up: false,
+            opened: now,
             ended: None,
+            ends: 0,
+            awaits_status: false,
             gone: false,
             replaced: false,
             late_since: None,
@@ -252,7 +269,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         let opening = match &mut self.opening {
             Some(opening) => opening,
             None => {
-                sleep_until(self.next_open).await;
+                self.wait_to_open().await;
                 let over = self.is_over();
                 let later = self.later_instances();
                 // The node keeps the log of the one before.
@@ -284,9 +301,20 @@ impl<S: Source, P: Pods> Tail<S, P> {
         if !self.pods.is_current(&self.pod) {
             return Err(Error::Gone);
         }
-        self.quiet_at = Instant::now() + self.quiet;
+        self.opened = Instant::now();
+        self.quiet_at = self.opened + self.quiet;
         self.reader = Some(opened);
         Ok(())
+    }
+
+    async fn wait_to_open(&mut self) {
+        while self.awaits_status && Instant::now() < self.next_open && !self.is_over() {
+            sleep_until(self.next_open.min(Instant::now() + TOLD_LOOK)).await;
+        }
+        if !self.awaits_status {
+            sleep_until(self.next_open).await;
+        }
+        self.awaits_status = false;
     }
 
     fn line(&mut self, line: Line) -> Option<Next> {
@@ -335,7 +363,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.quiet = QUIET;
         self.quiet_at = Instant::now() + QUIET;
         self.caught_up = false;
-        self.ended = None;
+        self.forget_ends();
         Next::Line(line, anchor)
     }
 
@@ -369,30 +397,49 @@ impl<S: Source, P: Pods> Tail<S, P> {
             }
             if self.mode.follow && !self.lost {
                 self.caught_up = over;
-                self.ended = Some(Instant::now());
+                self.note_end();
             }
-            self.rewind();
-            if over {
-                self.next_open = Instant::now();
-            }
+            self.ask_again(over);
             return None;
         }
         // What a follow had read to the end was rotated then, and nothing is after it.
-        let ended = self.ended.is_some_and(|at| at.elapsed() <= ENDED);
-        if (self.caught_up || ended) && self.doubt_at.is_none() {
+        let lately = self.ended.is_some_and(|at| at.elapsed() <= ENDED);
+        if (self.caught_up || lately || self.ends > 1) && self.doubt_at.is_none() {
             if self.mode.over {
                 return Some(Next::End);
             }
-            self.ended = Some(Instant::now());
+            self.note_end();
         }
         // Only who reads to the end knows that the line is not there.
         self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
         let lost = self.lost;
-        self.rewind();
-        if lost {
-            self.next_open = Instant::now();
-        }
+        self.ask_again(lost);
         None
+    }
+
+    /// After an end: at once, or once the status may have told why a follow ended.
+    fn ask_again(&mut self, at_once: bool) {
+        self.rewind();
+        if at_once {
+            self.next_open = Instant::now();
+        } else if self.mode.follow {
+            self.awaits_status = true;
+            let wait = if self.ends > 1 { TOLD } else { ASKED_AGAIN };
+            self.next_open = self.next_open.max(Instant::now() + wait);
+        }
+    }
+
+    fn note_end(&mut self) {
+        self.ended = Some(Instant::now());
+        if self.mode.follow {
+            let again = self.opened.elapsed() < AT_ONCE;
+            self.ends = if again { self.ends + 1 } else { 1 };
+        }
+    }
+
+    fn forget_ends(&mut self) {
+        self.ended = None;
+        self.ends = 0;
     }
 
     fn not_read(&mut self, error: &Error) -> Option<Next> {
@@ -401,6 +448,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
             Error::Replaced if is_there => Reason::Restarted,
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
+                if self.ends < 2 {
+                    self.forget_ends();
+                }
                 tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
                 self.rewind();
                 return None;

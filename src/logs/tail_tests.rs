@@ -306,6 +306,50 @@ async fn a_log_is_followed_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked() {
+    // Once followed, asked again where it does not come soon, read to the end.
+    for (after, opens) in [(1_500, 2), (25_000, 3)] {
+        let node = Node::running();
+        node.print(0..3);
+        let mut tail = node.tail(None);
+        reads(&mut tail, 0..3).await;
+        node.stop();
+        let told = async {
+            sleep(Duration::from_millis(after)).await;
+            node.end();
+            Instant::now()
+        };
+        let (all, told) = tokio::join!(rest(&mut tail), told);
+        assert_eq!(all, ["end"]);
+        assert!(told.elapsed() <= TOLD_LOOK, "{:?}", told.elapsed());
+        assert_eq!(node.opens.lock().unwrap().len(), opens);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_log_whose_follows_are_cut_now_and_then_is_followed_on() {
+    let node = Node::running();
+    node.print(0..3);
+    let mut tail = node.tail(None);
+    reads(&mut tail, 0..3).await;
+    for n in 3..8 {
+        // Cut in the middle of silence, three times.
+        for _ in 0..3 {
+            let silent = timeout(Duration::from_secs(200), some(&mut tail)).await;
+            assert!(silent.is_err());
+            node.stop();
+            let cut = timeout(Duration::from_millis(1), some(&mut tail)).await;
+            assert!(cut.is_err());
+            node.stopped.store(false, Relaxed);
+        }
+        node.print(n..n + 1);
+        let printed = Instant::now();
+        reads(&mut tail, n..n + 1).await;
+        assert!(printed.elapsed() <= ASKED_AGAIN, "{:?}", printed.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_rotation_what_is_there_is_read_on_without_a_gap() {
     let node = Node::running();
     node.print(0..5);

@@ -121,6 +121,7 @@ api_calls() {
     until [ -z "$(k -n ottoscaler get workertasks -o name)" ]; do sleep 0.5; done
   done
   calls=$("$bin/audit-cost" --log "$AUDIT_LOG" --namespace ottoscaler --prefix life --since "$since" calls --workers 200 --tasks 2 2> "$raw/calls.txt")
+  gzip -c "$AUDIT_LOG" > "$raw/api-calls-audit.jsonl.gz"
   read -r -a calls <<< "$calls"
   figure api_calls_per_worker "${calls[0]}" calls 3
   figure api_calls_per_task "${calls[1]}" calls 6
