@@ -10,6 +10,9 @@ use tokio::sync::watch;
 use super::*;
 use crate::{domain::pod::PodPhase, logs::checkpoint::Checkpoint};
 
+#[path = "tail_tests/ends.rs"]
+mod ends;
+
 /// A node with one container, whose log grows and is rotated.
 struct Node {
     /// All lines ever; what was opened reads them as they come.
@@ -290,66 +293,6 @@ async fn some(tail: &mut Tail<Arc<Node>, Here>) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_is_followed_to_its_end() {
-    let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    node.print(3..4);
-    node.end();
-    assert_eq!(rest(&mut tail).await, ["line 3", "end"]);
-    // Once followed, once read to the end after the container's.
-    assert_eq!(
-        *node.opens.lock().unwrap(),
-        [(None, true), (Some(1_790_000_003 - 10), false)]
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked() {
-    // Once followed, asked again where it does not come soon, read to the end.
-    for (after, opens) in [(1_500, 2), (25_000, 3)] {
-        let node = Node::running();
-        node.print(0..3);
-        let mut tail = node.tail(None);
-        reads(&mut tail, 0..3).await;
-        node.stop();
-        let told = async {
-            sleep(Duration::from_millis(after)).await;
-            node.end();
-            Instant::now()
-        };
-        let (all, told) = tokio::join!(rest(&mut tail), told);
-        assert_eq!(all, ["end"]);
-        assert!(told.elapsed() <= TOLD_LOOK, "{:?}", told.elapsed());
-        assert_eq!(node.opens.lock().unwrap().len(), opens);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_silent_log_whose_follows_are_cut_now_and_then_is_followed_on() {
-    let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    for n in 3..8 {
-        // Cut in the middle of silence, three times.
-        for _ in 0..3 {
-            let silent = timeout(Duration::from_secs(200), some(&mut tail)).await;
-            assert!(silent.is_err());
-            node.stop();
-            let cut = timeout(Duration::from_millis(1), some(&mut tail)).await;
-            assert!(cut.is_err());
-            node.stopped.store(false, Relaxed);
-        }
-        node.print(n..n + 1);
-        let printed = Instant::now();
-        reads(&mut tail, n..n + 1).await;
-        assert!(printed.elapsed() <= ASKED_AGAIN, "{:?}", printed.elapsed());
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn after_a_rotation_what_is_there_is_read_on_without_a_gap() {
     let node = Node::running();
     node.print(0..5);
@@ -393,46 +336,6 @@ async fn a_rotation_after_the_last_line_is_no_gap_until_a_line_comes() {
     node.print(3..4);
     assert_eq!(some(&mut tail).await, "gap rotated Some(2) Some(3)");
     assert_eq!(some(&mut tail).await, "line 3");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
-    let node = Node::running();
-    let mut tail = node.read_and_rotated().await;
-    node.end();
-    assert_eq!(rest(&mut tail).await, ["end"]);
-    // The same, where the status comes seconds after the end.
-    let node = Node::running();
-    let mut tail = node.read_and_rotated().await;
-    node.stop();
-    let ends = async {
-        sleep(Duration::from_secs(20)).await;
-        node.end();
-    };
-    let (all, ()) = futures::future::join(rest(&mut tail), ends).await;
-    assert_eq!(all, ["end"]);
-    // It is, where the node was away meanwhile,
-    let node = Node::running();
-    let mut tail = node.read_and_rotated().await;
-    node.stop();
-    let goes = timeout(Duration::from_millis(10), some(&mut tail)).await;
-    assert!(goes.is_err());
-    node.unknown.store(usize::MAX, Relaxed);
-    let comes = async {
-        sleep(Duration::from_secs(20)).await;
-        node.end();
-        node.unknown.store(0, Relaxed);
-    };
-    let (all, ()) = futures::future::join(rest(&mut tail), comes).await;
-    assert_eq!(all, ["gap rotated Some(2) None", "end"]);
-    // and where the follow missed what came then.
-    let node = Node::running();
-    node.hang_at.store(3, Relaxed);
-    let mut tail = node.read_and_rotated().await;
-    node.print(3..4);
-    node.end();
-    let missed = ["gap rotated Some(2) Some(3)", "line 3", "end"];
-    assert_eq!(rest(&mut tail).await, missed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -529,29 +432,6 @@ async fn a_log_cut_off_at_any_byte_is_read_on_exactly() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_goes_before_its_log_was_read_is_a_gap() {
-    let node = Node::running();
-    node.print(0..2);
-    let mut tail = node.tail(None);
-    some(&mut tail).await;
-    *node.pod.lock().unwrap() = None;
-    node.lines.send_modify(|_| {});
-    assert_eq!(rest(&mut tail).await, ["line 1", "gone"]);
-    // The same, cut off before.
-    let node = Node::running();
-    node.print(0..2);
-    node.cut.lock().unwrap().push(text(0).len() + 1);
-    let mut tail = node.tail(None);
-    some(&mut tail).await;
-    let going = async {
-        sleep(Duration::from_millis(100)).await;
-        *node.pod.lock().unwrap() = None;
-    };
-    let (all, ()) = futures::future::join(rest(&mut tail), going).await;
-    assert_eq!(all, ["gap pod gone Some(0) None", "gone"]);
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
     let node = Node::running();
     node.print(0..4);
@@ -567,37 +447,6 @@ async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
         at.pass(anchor);
     }
     assert_eq!(node.opens.lock().unwrap().len(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_container_that_restarts_is_read_to_its_end_first() {
-    let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
-    // Not seen by the follow.
-    node.hang_at.store(3, Relaxed);
-    node.print(3..5);
-    node.restart();
-    node.hang_at.store(usize::MAX, Relaxed);
-    node.print(5..7);
-    assert_eq!(rest(&mut tail).await, ["line 3", "line 4", "end"]);
-    let mut next = node.tail_of(1, None);
-    assert_eq!(some(&mut next).await, "line 5");
-    node.end();
-    assert_eq!(rest(&mut next).await, ["line 6", "end"]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_instance_whose_log_is_gone_is_one_gap() {
-    let node = Node::running();
-    node.print(0..3);
-    let at = node.after(2).await;
-    node.restart();
-    node.print(3..5);
-    node.restart();
-    let mut tail = node.tail(at);
-    assert_eq!(rest(&mut tail).await, ["gap restarted Some(1) None", "end"]);
 }
 
 /// Nobody knows what was rotated away before the first reader came.
