@@ -103,6 +103,8 @@ impl Installed {
         let env: Vec<String> = env.iter().map(|(k, v)| format!("--env={k}={v}")).collect();
         let workers = workers.to_string();
         let mut args = vec![
+            "--timeout",
+            "60",
             "scale-up",
             task,
             "-n",
