@@ -53,7 +53,7 @@ tasks() { on_a_fake_cluster tasks::; }
 
 # On a real node: 200 workers print 50 lines a second while leaders die and hand over.
 log-leaders() {
-  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_HANDOVERS=20
+  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_HANDOVERS=20 OTTO_TEST_LOG_CHANGE_S=25
   on_a_node 10Mi logs::leaders
 }
 
@@ -76,7 +76,7 @@ on_a_node() { # size of a log, test…
   up+=("$OTTO_TEST_NODE")
   $cluster up "$OTTO_TEST_NODE" node
   make -s load NAME="$OTTO_TEST_NODE"
-  keep '^test |away|kills|handovers|moment|restarting|rotated|habit|test result' \
+  keep '^test |^away|kills|handovers|moment|restarting|rotated|habit|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "${@:2}"
   $cluster down "$OTTO_TEST_NODE"
 }

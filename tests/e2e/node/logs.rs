@@ -101,7 +101,6 @@ impl Installed {
         self.scale_up(task, workers, env);
         self.wait_lines(task, workers, 1);
         std::fs::write(go, "").unwrap();
-        self.wait_lines(task, workers, 20);
     }
 
     /// The lines of a task's only worker with such metadata, each once and in order:
@@ -263,6 +262,7 @@ fn lines_rotated_away_while_nobody_read_are_one_gap_each() {
     let (task, workers, lines) = ("rotated", 20, 6_000);
     // Each prints 2.4 MB in 30 s.
     i.begin_together(task, workers, &printing_held(lines, 200, 400));
+    i.wait_lines(task, workers, 20);
     i.replicas_are(0);
     let nobody = Nobody(i);
     wait_for("every worker printed all", DONE, || {
@@ -289,6 +289,7 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
     let lines = 100 * (away.as_secs() as usize + 10);
     let manners = Manners(i);
     i.begin_together(task, workers, &printing_held(lines, 100, 400));
+    i.wait_lines(task, workers, 20);
     let (leader, before) = (i.leader().unwrap(), i.leader_resident());
     i.handler_is(&json!({"away": true}));
     let since = Instant::now();
@@ -359,8 +360,8 @@ fn change_leaders(
     mut change: impl FnMut(),
 ) -> (Value, usize) {
     let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
-    // So many seconds, if each change takes ten.
-    let lines = 50 * (15 + 10 * changes);
+    // For as long as the changes take; the more print, the longer.
+    let lines = 50 * (15 + count_of("OTTO_TEST_LOG_CHANGE_S", 10) * changes);
     // Two hundred containers that print keep a small node from starting the others, and
     // have no place there if each asks for 10m.
     let mut env = printing_held(lines, 50, 80);
