@@ -40,9 +40,10 @@ const ENDED: Duration = Duration::from_secs(6);
 /// After such an end the log is asked for again, if the status did not tell of it meanwhile: a
 /// kubelet that went refuses, and one that came back follows on.
 const ASKED_AGAIN: Duration = Duration::from_secs(2);
-/// One that ends again at once, with nothing more, has ended for good, whenever the status, which may
-/// take a busy node half a minute, tells.
+/// One that ends again at once, with nothing more, has ended for good. The status, which may
+/// take a busy node half a minute, is waited for.
 const TOLD: Duration = Duration::from_secs(30);
+/// So soon after it was opened, on a busy node.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// Between two looks at the status as the watch has it.
 const TOLD_LOOK: Duration = Duration::from_millis(100);
@@ -308,11 +309,11 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     async fn wait_to_open(&mut self) {
-        while self.awaits_status && Instant::now() < self.next_open && !self.is_over() {
-            sleep_until(self.next_open.min(Instant::now() + TOLD_LOOK)).await;
-        }
         if !self.awaits_status {
             sleep_until(self.next_open).await;
+        }
+        while Instant::now() < self.next_open && !self.is_over() {
+            sleep_until(self.next_open.min(Instant::now() + TOLD_LOOK)).await;
         }
         self.awaits_status = false;
     }
@@ -404,7 +405,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         }
         // What a follow had read to the end was rotated then, and nothing is after it.
         let lately = self.ended.is_some_and(|at| at.elapsed() <= ENDED);
-        if (self.caught_up || lately || self.ends > 1) && self.doubt_at.is_none() {
+        if (self.caught_up || lately || self.has_ended()) && self.doubt_at.is_none() {
             if self.mode.over {
                 return Some(Next::End);
             }
@@ -424,7 +425,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             self.next_open = Instant::now();
         } else if self.mode.follow {
             self.awaits_status = true;
-            let wait = if self.ends > 1 { TOLD } else { ASKED_AGAIN };
+            let wait = if self.has_ended() { TOLD } else { ASKED_AGAIN };
             self.next_open = self.next_open.max(Instant::now() + wait);
         }
     }
@@ -435,6 +436,11 @@ impl<S: Source, P: Pods> Tail<S, P> {
             let again = self.opened.elapsed() < AT_ONCE;
             self.ends = if again { self.ends + 1 } else { 1 };
         }
+    }
+
+    /// For good, whatever the status tells.
+    fn has_ended(&self) -> bool {
+        self.ends > 1
     }
 
     fn forget_ends(&mut self) {
@@ -448,7 +454,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             Error::Replaced if is_there => Reason::Restarted,
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
-                if self.ends < 2 {
+                if !self.has_ended() {
                     self.forget_ends();
                 }
                 tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");

@@ -217,11 +217,17 @@ impl Node {
         self.lines.send_modify(|_| {});
     }
 
-    /// Three lines, which somebody followed and which were rotated away then.
-    async fn read_and_rotated(self: &Arc<Self>) -> Tail<Arc<Self>, Here> {
+    /// Three lines, which somebody followed.
+    async fn read(self: &Arc<Self>) -> Tail<Arc<Self>, Here> {
         self.print(0..3);
         let mut tail = self.tail(None);
         reads(&mut tail, 0..3).await;
+        tail
+    }
+
+    /// The same, and they were rotated away then.
+    async fn read_and_rotated(self: &Arc<Self>) -> Tail<Arc<Self>, Here> {
+        let tail = self.read().await;
         self.rotate();
         tail
     }
@@ -350,9 +356,7 @@ async fn a_clock_set_back_a_little_is_no_gap() {
 #[tokio::test(start_paused = true)]
 async fn a_follow_that_missed_a_rotation_is_opened_again() {
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
+    let mut tail = node.read().await;
     node.hang_at.store(3, Relaxed);
     node.print(3..4);
     let began = Instant::now();

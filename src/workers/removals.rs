@@ -122,11 +122,10 @@ impl Removals {
         let Some(&Some(sent)) = self.known.get(key) else {
             return;
         };
-        match end {
-            End::Done => self.done.push_back((key.clone(), Instant::now() + TOLD)),
-            _ => {
-                self.known.remove(key);
-            }
+        if matches!(end, End::Done) {
+            self.done.push_back((key.clone(), Instant::now() + TOLD));
+        } else {
+            self.known.remove(key);
         }
         let (sent, now) = (sent - self.start, self.start.elapsed());
         match end {

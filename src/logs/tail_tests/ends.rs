@@ -4,9 +4,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_log_is_followed_to_its_end() {
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
+    let mut tail = node.read().await;
     node.print(3..4);
     node.end();
     assert_eq!(rest(&mut tail).await, ["line 3", "end"]);
@@ -22,9 +20,7 @@ async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked(
     // Once followed, asked again where it does not come soon, read to the end.
     for (after, opens) in [(1_500, 2), (25_000, 3)] {
         let node = Node::running();
-        node.print(0..3);
-        let mut tail = node.tail(None);
-        reads(&mut tail, 0..3).await;
+        let mut tail = node.read().await;
         node.stop();
         let told = async {
             sleep(Duration::from_millis(after)).await;
@@ -41,9 +37,7 @@ async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked(
 #[tokio::test(start_paused = true)]
 async fn a_silent_log_whose_follows_are_cut_now_and_then_is_followed_on() {
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
+    let mut tail = node.read().await;
     for n in 3..8 {
         // Cut in the middle of silence, three times.
         for _ in 0..3 {
@@ -127,9 +121,7 @@ async fn a_pod_that_goes_before_its_log_was_read_is_a_gap() {
 #[tokio::test(start_paused = true)]
 async fn a_container_that_restarts_is_read_to_its_end_first() {
     let node = Node::running();
-    node.print(0..3);
-    let mut tail = node.tail(None);
-    reads(&mut tail, 0..3).await;
+    let mut tail = node.read().await;
     // Not seen by the follow.
     node.hang_at.store(3, Relaxed);
     node.print(3..5);
