@@ -180,6 +180,7 @@ impl Planner<'_> {
         record.first_line = record
             .first_line
             .or_else(|| record.uid.as_ref().and_then(first_line));
+        view::in_order(&mut record);
         record
     }
 

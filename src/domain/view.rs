@@ -150,6 +150,15 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     record.prepared = pod.prepared.or(record.prepared);
     record.started = pod.started.or(record.started);
     record.finished = pod.finished.or(record.finished);
+    in_order(record);
+}
+
+/// The runtime notes a start, and the kubelet what came before it, a little after
+/// the fact: what printed had started by then, and what started was prepared.
+pub fn in_order(record: &mut WorkerRecord) {
+    let earlier = |at: Option<i64>, next: Option<i64>| at.map(|at| next.map_or(at, |n| at.min(n)));
+    record.started = earlier(record.started, record.first_line);
+    record.prepared = earlier(record.prepared, record.started);
 }
 
 /// Messages are for people; 128 bytes keep a task of 1,000 small.
@@ -208,6 +217,24 @@ mod tests {
             (views[0].pod_name.as_str(), views[0].state()),
             ("otto-agent-t-1-r1", State::Running)
         );
+    }
+
+    #[test]
+    fn a_container_that_printed_had_started_and_was_prepared() {
+        let mut r = record(&task(1), 1).into_owned();
+        let mut p = Arc::unwrap_or_clone(pod(1, 1, PodPhase::Running));
+        (p.prepared, p.started) = (Some(18), Some(19));
+        r.first_line = Some(17);
+        observe(&mut r, &p);
+        assert_eq!((r.prepared, r.started), (Some(17), Some(17)));
+
+        // What is not known is not made up, and an earlier word stands.
+        (r.prepared, r.started) = (Some(15), None);
+        in_order(&mut r);
+        assert_eq!((r.prepared, r.started), (Some(15), None));
+        r.started = Some(16);
+        in_order(&mut r);
+        assert_eq!((r.prepared, r.started), (Some(15), Some(16)));
     }
 
     #[test]
