@@ -18,5 +18,6 @@ pub mod task;
 pub mod template;
 pub mod term;
 pub mod transition;
+pub mod urgency;
 pub mod victims;
 pub mod view;

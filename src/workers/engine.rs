@@ -18,6 +18,7 @@ use super::{
     create,
     effect::{End, Key, Running},
     notify::Offers,
+    pace::Paces,
     removals::{Removal, Removals, What},
     shared::{Shared, span_of},
     status,
@@ -28,12 +29,9 @@ use crate::domain::{
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::{Task, TaskStatus, WorkerRecord},
+    urgency,
 };
 
-/// Between two status writes of a task, and more of it for each worker: the API
-/// server and every watch take the whole object each time.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-const STATUS_PER_WORKER: Duration = Duration::from_millis(2);
 /// A task's first status waits this long for its first pods, which are what is
 /// asked for: both at once would only slow each other down.
 const FIRST_STATUS: Duration = Duration::from_millis(250);
@@ -60,8 +58,7 @@ pub(super) struct Engine {
     due: Timetable<Arc<str>>,
     /// From when a task may be planned again.
     next_plan: HashMap<Arc<str>, Instant>,
-    /// From when a task's next status may be sent.
-    next_status: HashMap<Arc<str>, Instant>,
+    paces: Paces,
     /// A task whose status write failed waits.
     held: HashMap<Arc<str>, Instant>,
 }
@@ -77,7 +74,7 @@ impl Engine {
             busy: HashSet::new(),
             due: Timetable::default(),
             next_plan: HashMap::new(),
-            next_status: HashMap::new(),
+            paces: Paces::default(),
             held: HashMap::new(),
         }
     }
@@ -135,9 +132,8 @@ impl Engine {
         }
         self.held.clear();
         self.everything_is_due();
-        let now = Instant::now();
-        self.due.hurry(now);
-        self.next_status = self.due.keys().map(|task| (task.clone(), now)).collect();
+        self.due.hurry(Instant::now());
+        self.paces.hurry();
         self.next_plan.clear();
         self.plan_due(false).await;
         while self.effects.join_next().await.is_some() {}
@@ -261,7 +257,7 @@ impl Engine {
     /// Nothing of a task that went is remembered.
     fn dropped(&mut self, name: &Arc<str>) {
         self.next_plan.remove(name);
-        self.next_status.remove(name);
+        self.paces.forget(name);
         self.held.remove(name);
         self.offers.forget(name);
         self.admission.forget(name);
@@ -352,17 +348,14 @@ impl Engine {
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus) {
         let now = Instant::now();
         let put_off = FIRST_STATUS * u32::from(waits(&task, &status));
-        let next = *self
-            .next_status
-            .entry(name.clone())
-            .or_insert(now + put_off);
+        let is_urgent = urgency::is_urgent(&task.status, &status);
+        let next = self.paces.next(&name, is_urgent, now, put_off);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
             self.due.by(name, next);
         } else if !self.busy.contains(&key) {
-            let next = now + STATUS_INTERVAL + STATUS_PER_WORKER * status.counts.total;
-            self.next_status.insert(name.clone(), next);
+            self.paces.wrote(&name, status.counts.total, now);
             let shared = self.shared.clone();
             self.start(&name, key, || {
                 Box::pin(async move { status::write(&shared, &task, status).await })

@@ -12,6 +12,7 @@ mod effect;
 mod engine;
 mod manager;
 mod notify;
+mod pace;
 mod pod;
 mod removals;
 mod scale;

@@ -303,23 +303,22 @@ impl Installed {
             .collect()
     }
 
-    /// SIGKILL to the leader's container, by the container runtime.
+    /// SIGKILL to the leader's container, by the container runtime. A busy kubelet
+    /// tells late which container a pod has.
     pub fn kill_leader(&self) -> String {
-        let leader = self.leader().unwrap();
-        let pod = self.cluster.json(&["-n", NAMESPACE, "get", "pod", &leader]);
-        let id = pod["status"]["containerStatuses"][0]["containerID"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        let id = id.trim_start_matches("containerd://");
-        let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
-        let status = Command::new(node[0])
-            .args(&node[1..])
-            .args(["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "KILL", id])
-            .status()
-            .unwrap();
-        assert!(status.success());
-        leader
+        wait_for("the leader's container is killed", SOON, || {
+            let leader = self.leader()?;
+            let pod = self.cluster.json(&["-n", NAMESPACE, "get", "pod", &leader]);
+            let id = pod["status"]["containerStatuses"][0]["containerID"].as_str()?;
+            let id = id.trim_start_matches("containerd://");
+            let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
+            let status = Command::new(node[0])
+                .args(&node[1..])
+                .args(["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "KILL", id])
+                .status()
+                .unwrap();
+            status.success().then_some(leader)
+        })
     }
 }
 

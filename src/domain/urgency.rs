@@ -1,0 +1,103 @@
+//! What of a task's status cannot wait to be stored.
+//!
+//! What a pod tells is there to be read again for as long as the pod is, and no pod
+//! goes before its record is stored: such a record may lag. What holds: everything
+//! that pods alone could not tell a new leader is urgent, and so is what people wait
+//! for: failures, reasons, phases and conditions of the task.
+use super::{
+    conditions,
+    task::{TaskStatus, WorkerPhase, WorkerRecord},
+    view,
+};
+
+/// Whether what `new` says beyond `stored` is urgent.
+pub fn is_urgent(stored: &TaskStatus, new: &TaskStatus) -> bool {
+    stored.phase != new.phase
+        || stored.workers.len() != new.workers.len()
+        || conditions::differ(&stored.conditions, &new.conditions)
+        || new.workers.iter().any(|worker| {
+            view::stored(&stored.workers, worker.index)
+                .is_none_or(|known| cannot_wait(known, worker))
+        })
+}
+
+fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
+    let decided = |w: &WorkerRecord| (w.attempt, w.failures, w.not_before, w.stopping, w.cut);
+    let failed = |w: &WorkerRecord| w.phase.is_final() && w.phase != WorkerPhase::Succeeded;
+    decided(known) != decided(new)
+        || failed(known) != failed(new)
+        || (known.reason != new.reason && !new.reason.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::task::{Condition, Notified, NotifiedState, TaskPhase};
+
+    fn status(change: impl FnOnce(&mut WorkerRecord)) -> TaskStatus {
+        let mut worker = WorkerRecord {
+            index: 1,
+            attempt: 1,
+            ..Default::default()
+        };
+        change(&mut worker);
+        TaskStatus {
+            workers: vec![worker],
+            ..Default::default()
+        }
+    }
+
+    fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
+        is_urgent(&status(|_| {}), &status(change))
+    }
+
+    #[test]
+    fn what_the_pod_tells_again_may_wait() {
+        assert!(!urgent(|_| {}));
+        assert!(!urgent(|w| w.uid = Some("u".into())));
+        assert!(!urgent(|w| w.phase = WorkerPhase::Running));
+        assert!(!urgent(|w| w.phase = WorkerPhase::Succeeded));
+        assert!(!urgent(|w| w.node = "n".into()));
+        assert!(!urgent(|w| w.first_line = Some(1)));
+        // Told twice at worst, with the same event id.
+        let state = NotifiedState::Created;
+        assert!(!urgent(
+            |w| w.notified = Some(Notified { attempt: 1, state })
+        ));
+    }
+
+    #[test]
+    fn what_only_the_leader_knows_is_urgent() {
+        assert!(urgent(|w| w.attempt = 2));
+        assert!(urgent(|w| w.failures = 1));
+        assert!(urgent(|w| w.not_before = Some(9)));
+        assert!(urgent(|w| w.stopping = true));
+        assert!(urgent(|w| w.cut = true));
+    }
+
+    #[test]
+    fn what_people_wait_for_is_urgent() {
+        assert!(urgent(|w| w.phase = WorkerPhase::Failed));
+        assert!(urgent(|w| w.phase = WorkerPhase::Terminated));
+        assert!(urgent(|w| w.reason = "ImagePullBackOff".into()));
+        let stored = status(|w| w.reason = "ImagePullBackOff".into());
+        assert!(!is_urgent(&stored, &status(|_| {})), "it went away");
+
+        let (before, mut after) = (status(|_| {}), status(|_| {}));
+        after.phase = TaskPhase::Running;
+        assert!(is_urgent(&before, &after));
+        after.phase = before.phase;
+        after.conditions = vec![Condition {
+            kind: "Created".into(),
+            ..Default::default()
+        }];
+        assert!(is_urgent(&before, &after));
+    }
+
+    #[test]
+    fn a_worker_that_is_not_on_the_record_is_urgent() {
+        let stored = TaskStatus::default();
+        assert!(is_urgent(&stored, &status(|_| {})));
+        assert!(is_urgent(&status(|w| w.index = 2), &status(|_| {})));
+    }
+}
