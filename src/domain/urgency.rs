@@ -27,6 +27,8 @@ fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     decided(known) != decided(new)
         || failed(known) != failed(new)
         || (known.reason != new.reason && !new.reason.is_empty())
+        // Of a log that is read again by nobody.
+        || (new.phase.is_final() && known.first_line != new.first_line)
 }
 
 #[cfg(test)]
@@ -73,6 +75,9 @@ mod tests {
         assert!(urgent(|w| w.not_before = Some(9)));
         assert!(urgent(|w| w.stopping = true));
         assert!(urgent(|w| w.cut = true));
+        assert!(urgent(|w| {
+            (w.phase, w.first_line) = (WorkerPhase::Succeeded, Some(1));
+        }));
     }
 
     #[test]
