@@ -11,6 +11,7 @@
 mod backlog;
 mod budget;
 mod checkpoint;
+mod ends;
 mod entry;
 mod follow;
 mod forwarder;

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     checkpoint::{Anchor, Place, Resume, Step},
+    ends::Ends,
     follow::{Error, Open, Piece, Reader, Source},
     gap::{Gap, Reason},
     line::Line,
@@ -33,18 +34,6 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks of a kubelet whether a log is to be rotated: nothing was before the
 /// container had run for so long.
 const ROTATES_AFTER: i64 = 10;
-/// A kubelet ends a follow when the container has ended, and its status may come later. What
-/// ended by itself so long ago, with nothing later in the file since, counts as read to the
-/// container's end; so long, for it may have been a kubelet that went.
-const ENDED: Duration = Duration::from_secs(6);
-/// After such an end the log is asked for again, if the status did not tell of it meanwhile: a
-/// kubelet that went refuses, and one that came back follows on.
-const ASKED_AGAIN: Duration = Duration::from_secs(2);
-/// One that ends again at once, with nothing more, has ended for good. The status, which may
-/// take a busy node half a minute, is waited for.
-const TOLD: Duration = Duration::from_secs(30);
-/// So soon after it was opened, on a busy node.
-const AT_ONCE: Duration = Duration::from_secs(5);
 /// Between two looks at the status as the watch has it.
 const TOLD_LOOK: Duration = Duration::from_millis(100);
 /// How the kubelet says, in place of the log, that a node has no inotify instance left.
@@ -109,10 +98,7 @@ pub(super) struct Tail<S, P> {
     /// Followed to an end after the container's.
     caught_up: bool,
     opened: Instant,
-    /// When a follow last ended by itself with all that the file had, and how many did in a
-    /// row, all but the first at once.
-    ended: Option<Instant>,
-    ends: u32,
+    ends: Ends,
     /// A follow ended, and the status has yet to tell why.
     awaits_status: bool,
     gone: bool,
@@ -159,8 +145,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             look: None,
             caught_up: false,
             opened: now,
-            ended: None,
-            ends: 0,
+            ends: Ends::default(),
             awaits_status: false,
             gone: false,
             replaced: false,
@@ -364,7 +349,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.quiet = QUIET;
         self.quiet_at = Instant::now() + QUIET;
         self.caught_up = false;
-        self.forget_ends();
+        self.ends.forget();
         Next::Line(line, anchor)
     }
 
@@ -398,18 +383,17 @@ impl<S: Source, P: Pods> Tail<S, P> {
             }
             if self.mode.follow && !self.lost {
                 self.caught_up = over;
-                self.note_end();
+                self.ends.note(self.mode.follow.then_some(self.opened));
             }
             self.ask_again(over);
             return None;
         }
         // What a follow had read to the end was rotated then, and nothing is after it.
-        let lately = self.ended.is_some_and(|at| at.elapsed() <= ENDED);
-        if (self.caught_up || lately || self.has_ended()) && self.doubt_at.is_none() {
+        if (self.caught_up || self.ends.reached_the_end()) && self.doubt_at.is_none() {
             if self.mode.over {
                 return Some(Next::End);
             }
-            self.note_end();
+            self.ends.note(self.mode.follow.then_some(self.opened));
         }
         // Only who reads to the end knows that the line is not there.
         self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
@@ -425,27 +409,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
             self.next_open = Instant::now();
         } else if self.mode.follow {
             self.awaits_status = true;
-            let wait = if self.has_ended() { TOLD } else { ASKED_AGAIN };
-            self.next_open = self.next_open.max(Instant::now() + wait);
+            self.next_open = self.next_open.max(Instant::now() + self.ends.wait());
         }
-    }
-
-    fn note_end(&mut self) {
-        self.ended = Some(Instant::now());
-        if self.mode.follow {
-            let again = self.opened.elapsed() < AT_ONCE;
-            self.ends = if again { self.ends + 1 } else { 1 };
-        }
-    }
-
-    /// For good, whatever the status tells.
-    fn has_ended(&self) -> bool {
-        self.ends > 1
-    }
-
-    fn forget_ends(&mut self) {
-        self.ended = None;
-        self.ends = 0;
     }
 
     fn not_read(&mut self, error: &Error) -> Option<Next> {
@@ -454,8 +419,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
             Error::Replaced if is_there => Reason::Restarted,
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
-                if !self.has_ended() {
-                    self.forget_ends();
+                if !self.ends.are_for_good() {
+                    self.ends.forget();
                 }
                 tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
                 self.rewind();

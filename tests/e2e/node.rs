@@ -18,7 +18,7 @@ use std::{
 use ottoscaler_partners::tail::{Tail, open_at};
 use serde_json::Value;
 
-use super::support::{Cluster, program, root, wait_for};
+use super::support::{Cluster, program, root, wait_for, wait_for_ok};
 
 const NAMESPACE: &str = "ottoscaler";
 const USER: &str = "system:serviceaccount:ottoscaler:ottoscaler";
@@ -214,9 +214,13 @@ impl Installed {
     fn wait_done(&self, task: &str, workers: u64) {
         // A node ends and removes them one after the other.
         let within = DONE + Duration::from_secs(workers);
-        wait_for("every worker succeeded", within, || {
+        wait_for_ok("every worker succeeded", within, || {
             let status = self.ottoctl(&self.service, &["status", task]);
-            (status["succeeded"] == workers).then_some(())
+            let states = ["pending", "running", "succeeded", "failed"];
+            let states = states.map(|state| format!("{state} {}", status[state]));
+            (status["succeeded"] == workers)
+                .then_some(())
+                .ok_or_else(|| states.join(", "))
         });
         wait_for("worker pods deleted", within, || {
             (self.worker_pods(task) == 0).then_some(())
