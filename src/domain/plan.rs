@@ -29,6 +29,8 @@ pub struct Observed<'a> {
     pub gone: &'a [Arc<Pod>],
     /// The logs of this pod are acknowledged to the last line.
     pub drained: &'a dyn Fn(&Pod) -> bool,
+    /// Since when this leader reads logs (Unix seconds).
+    pub read_since: i64,
     /// What otto-handler took of this worker, newer than the stored record.
     pub notified: &'a dyn Fn(u32) -> Option<Notified>,
     /// The API server refused this worker's pod for good, and why.
@@ -308,9 +310,11 @@ impl Planner<'_> {
         !pod.has_logs() || (self.seen.drained)(pod)
     }
 
-    /// The logs of a pod that has ended then were not acknowledged in time.
+    /// The logs of a pod that has ended then were not acknowledged in time. What ended
+    /// while nobody led has all of it still.
     fn is_overdue(&mut self, end: Option<i64>) -> bool {
-        let cap = end.unwrap_or(self.now) + self.limits.log_drain_timeout;
+        let begin = end.unwrap_or(self.now).max(self.seen.read_since);
+        let cap = begin + self.limits.log_drain_timeout;
         if cap > self.now {
             self.wake(cap);
         }

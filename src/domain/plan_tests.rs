@@ -39,16 +39,24 @@ fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
 }
 
 fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, now: i64) -> Plan {
-    let seen = Observed {
+    plan(task, seen(pods, gone, &|_| drained), LIMITS, now)
+}
+
+fn seen<'a>(
+    pods: &'a [Arc<Pod>],
+    gone: &'a [Arc<Pod>],
+    drained: &'a dyn Fn(&Pod) -> bool,
+) -> Observed<'a> {
+    Observed {
         pods,
         gone,
-        drained: &|_| drained,
+        drained,
+        read_since: 0,
         notified: &|_| None,
         refused: &|_| None,
         first_line: &|_| None,
         lacks: &String::new,
-    };
-    plan(task, seen, LIMITS, now)
+    }
 }
 
 #[test]
@@ -101,6 +109,22 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
         uid: "u1-1".into(),
     };
     assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
+}
+
+#[test]
+fn a_new_leader_has_all_the_time_for_what_ended_while_nobody_led() {
+    let mut t = task(1);
+    let pods = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
+    t.status = plan_with(&t, &pods, &[], false, 10).status;
+    let at = |now| {
+        let mut seen = seen(&pods, &[], &|_| false);
+        seen.read_since = 5_000;
+        plan(&t, seen, LIMITS, now)
+    };
+    let first = at(5_001);
+    assert_eq!((first.wake_at, &first.status), (Some(5_900), &t.status));
+    assert!(!at(5_899).status.workers[0].cut);
+    assert!(at(5_900).status.workers[0].cut);
 }
 
 #[test]

@@ -49,6 +49,8 @@ const FINISHED_LATER: Duration = Duration::from_secs(1);
 /// The loop's own state; nothing here outlives the term.
 pub(super) struct Engine {
     shared: Arc<Shared>,
+    /// Unix seconds of the term's begin.
+    since: i64,
     offers: Offers,
     effects: JoinSet<(Key, Arc<str>, End)>,
     busy: HashSet<Key>,
@@ -66,6 +68,7 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, offers: Offers) -> Self {
         Self {
+            since: jiff::Timestamp::now().as_second(),
             admission: Admission::new(shared.clone()),
             removals: Removals::default(),
             shared,
@@ -313,6 +316,7 @@ impl Engine {
             pods: &pods,
             gone: &gone,
             drained: &|pod| self.shared.is_drained(pod, unix),
+            read_since: self.since,
             notified: &|index| notified?.get(&index).copied(),
             refused: &|index| {
                 let refused = refused?;

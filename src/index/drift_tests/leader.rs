@@ -202,6 +202,7 @@ impl Leader {
             notified: &|index| told.get(&(task.uid.clone(), index)).copied(),
             refused: &|_| None,
             first_line: &|_| None,
+            read_since: 0,
             lacks: &String::new,
         };
         let plan = plan::plan(&task, seen, LIMITS, now);
