@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
-# leadership-changes, fence-windows, crashes, tasks, log-leaders, log-moments, log-away. `make test` runs the same at a reduced
-# count. What was seen goes to tests/results/<check>.txt.
+# leadership-changes, fence-windows, crashes, tasks, log-kills, log-handovers, log-moments, log-away.
+# `make test` runs the same at a reduced count. What was seen goes to tests/results/<check>.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
-check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-leaders, log-moments, log-away}
+check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-kills, log-handovers, log-moments, log-away}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -34,7 +34,8 @@ export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-c
 
 soak() {
   on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows:: tasks::
-  log-leaders
+  log-kills
+  log-handovers
   log-moments
   log-away
 }
@@ -51,10 +52,14 @@ crashes() { on_a_fake_cluster faults::boundaries::; }
 # Half an hour of 20 tasks a second, each forgotten after a minute.
 tasks() { on_a_fake_cluster tasks::; }
 
-# On a real node: 200 workers print 50 lines a second while leaders die and hand over.
-log-leaders() {
-  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_HANDOVERS=20 OTTO_TEST_LOG_CHANGE_S=25
-  on_a_node 10Mi logs::leaders
+# On a real node: 200 workers print 50 lines a second while leaders die, or hand over.
+log-kills() {
+  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_CHANGE_S=15
+  on_a_node 10Mi logs::leaders_killed
+}
+log-handovers() {
+  export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_HANDOVERS=20 OTTO_TEST_LOG_CHANGE_S=20
+  on_a_node 10Mi logs::leaders_that_hand_over
 }
 
 # A thousand workers that live for a moment; API server and kubelet restart; handlers of
@@ -91,7 +96,7 @@ on_a_fake_cluster() { # module…
 }
 
 case $check in
-model | soak | leadership-changes | fence-windows | crashes | tasks | log-leaders | log-moments | log-away) "$check" ;;
+model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills | log-handovers | log-moments | log-away) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {

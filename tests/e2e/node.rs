@@ -213,7 +213,10 @@ impl Installed {
 
     fn wait_done(&self, task: &str, workers: u64) {
         // A node ends and removes them one after the other.
-        let within = DONE + Duration::from_secs(workers);
+        self.wait_done_within(task, workers, DONE + Duration::from_secs(workers));
+    }
+
+    fn wait_done_within(&self, task: &str, workers: u64, within: Duration) {
         wait_for_ok("every worker succeeded", within, || {
             let status = self.ottoctl(&self.service, &["status", task]);
             let states = ["pending", "running", "succeeded", "failed"];
@@ -240,6 +243,8 @@ impl Installed {
             .args(["--truth", &truth.to_string_lossy()])
             .args(["--record", &self.record_file().to_string_lossy()])
             .args(["--from", &self.began(task).record.to_string()])
+            .args(["--audit", &self.cluster.audit_log().to_string_lossy()])
+            .args(["--audit-from", &self.began(task).audit.to_string()])
             .args(["--prefix", &format!("otto-agent-{task}-"), "--json"])
             .args([
                 "--expect-workers",

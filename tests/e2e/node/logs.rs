@@ -1,6 +1,6 @@
 //! Logs: what otto-handler got, held against what the printers wrote on the node.
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{Read as _, Seek as _, SeekFrom},
     process::Command,
     time::{Duration, Instant},
@@ -13,6 +13,9 @@ use crate::support::count_of;
 
 /// Of the record, where its newest lines are looked for.
 const TAIL: u64 = 64 * 1024;
+
+/// Lines a second that any node serves in the end.
+const SERVED: usize = 2_000;
 
 fn printing(lines: usize, rate: usize, length: usize) -> [(&'static str, String); 3] {
     [
@@ -336,29 +339,19 @@ fn leaders_killed_again_and_again_lose_no_line() {
 fn leaders_that_hand_over_again_and_again_repeat_no_line() {
     let i = installed();
     let handovers = count_of("OTTO_TEST_LOG_HANDOVERS", 2);
-    let hand_over = || {
+    let verdict = change_leaders(i, "handovers", handovers, || {
         let leader = i.leader().unwrap();
         let delete = ["-n", NAMESPACE, "delete", "pod", &leader, "--wait=false"];
         i.cluster.kubectl(&delete);
-    };
-    let only_handovers = (1..=3).find_map(|n| {
-        let task = format!("handovers-{n}");
-        let (verdict, terms) = change_leaders(i, &task, handovers, hand_over);
-        // A busy machine ends terms too, and these are no handovers.
-        (terms <= handovers + 1).then_some(verdict)
     });
-    let verdict = only_handovers.expect("a try in which terms ended by handover only");
-    assert_eq!(verdict["repeats"], 0, "{verdict}");
+    // A busy machine ends terms too, and these are no handovers.
+    let released = verdict["released"].as_u64().unwrap();
+    assert!(released * 10 >= handovers as u64 * 8, "{verdict}");
+    assert_eq!(verdict["repeats_after_release"], 0, "{verdict}");
 }
 
-/// Many workers print 50 lines a second for as long as leaders change. Returns the terms
-/// that sent lines, too.
-fn change_leaders(
-    i: &Installed,
-    task: &str,
-    changes: usize,
-    mut change: impl FnMut(),
-) -> (Value, usize) {
+/// Many workers print 50 lines a second for as long as leaders change.
+fn change_leaders(i: &Installed, task: &str, changes: usize, mut change: impl FnMut()) -> Value {
     let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
     // For as long as the changes take; the more print, the longer.
     let lines = 50 * (15 + count_of("OTTO_TEST_LOG_CHANGE_S", 10) * changes);
@@ -396,7 +389,9 @@ fn change_leaders(
     wait_for("all lines are printed", within, || {
         (i.finished(task) == workers).then_some(())
     });
-    i.wait_done(task, workers as u64);
+    // What a small node could not serve in that time comes after it.
+    let within = DONE + Duration::from_secs((workers + workers * lines / SERVED) as u64);
+    i.wait_done_within(task, workers as u64, within);
     let verdict = i.judge_logs(task, workers, workers * lines, &[]);
     assert_eq!(verdict["recorded"], verdict["printed"]);
     i.check_audit(task, workers, 2);
@@ -405,11 +400,7 @@ fn change_leaders(
         "{during} of {changes} during the lines"
     );
     i.three_replicas(DONE);
-    let lines = i.record(task).filter(|r| r["kind"] == "log");
-    let terms = lines.map(|r| r["metadata"]["leader-term"].as_str().unwrap().to_owned());
-    let terms = terms.collect::<BTreeSet<_>>().len();
-    println!("{task}: {terms} terms sent lines");
-    (verdict, terms)
+    verdict
 }
 
 #[test]

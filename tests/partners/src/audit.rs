@@ -142,6 +142,24 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
     audit
 }
 
+/// Who released a Lease, by the mark that a release leaves on it.
+pub fn released(log: &str) -> BTreeSet<String> {
+    let leases = log.lines().filter(|l| l.contains(RELEASED_BY));
+    let events = leases.filter_map(|l| serde_json::from_str::<Value>(l).ok());
+    let accepted = events.filter(|e| {
+        let code = e["responseStatus"]["code"].as_u64();
+        e["objectRef"]["resource"] == "leases" && code.is_some_and(|c| (200..300).contains(&c))
+    });
+    accepted
+        .filter_map(|e| {
+            let marks = &e["responseObject"]["metadata"]["annotations"];
+            marks[RELEASED_BY].as_str().map(str::to_owned)
+        })
+        .collect()
+}
+
+const RELEASED_BY: &str = "ottoscaler.io/released-by";
+
 /// Where a write carries it.
 fn term<'a>(sub: &str, object: &'a Value) -> Option<&'a str> {
     match sub {
@@ -256,6 +274,25 @@ mod tests {
             by_version: 1,
         };
         assert_eq!(a.refused, [("w".to_owned(), of_w)].into());
+    }
+
+    #[test]
+    fn who_released_a_lease_is_told_by_its_accepted_writes() {
+        let lease = |code: u64, resource: &str, by: &str| {
+            json!({"stage": "ResponseComplete", "objectRef": {"resource": resource},
+                "responseStatus": {"code": code},
+                "responseObject": {"metadata": {"annotations": {RELEASED_BY: by}}}})
+            .to_string()
+        };
+        let log = [
+            lease(200, "leases", "a"),
+            lease(200, "leases", "a"),
+            lease(409, "leases", "b"),
+            lease(200, "pods", "c"),
+            lease(201, "leases", "d"),
+        ];
+        let all = super::released(&log.join("\n"));
+        assert_eq!(all, ["a".to_owned(), "d".to_owned()].into());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Compares what was printed with what the handler recorded.
 //!
 //! Counts what it saw: a check of nothing is no check.
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -18,6 +18,10 @@ pub struct Verdict {
     pub recorded: usize,
     /// Taken again with the same sequence and text.
     pub repeats: usize,
+    /// Leaders that sent lines and then released the Lease, and repeats of what such a
+    /// leader was the last to send, by another.
+    pub released: usize,
+    pub repeats_after_release: usize,
     pub gaps: usize,
     /// Lines that are missing where a gap record says so.
     pub told: usize,
@@ -27,7 +31,7 @@ pub struct Verdict {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Expect {
+pub struct Expect<'a> {
     pub workers: usize,
     pub min_lines: usize,
     /// Gap records are no fault, nor lines that are missing at one.
@@ -36,13 +40,21 @@ pub struct Expect {
     pub gaps_each: Option<usize>,
     /// Printers that were killed leave no exit code.
     pub allow_unfinished: bool,
+    /// Holders of the Lease that released it.
+    pub released: Option<&'a BTreeSet<String>>,
+}
+
+impl Expect<'_> {
+    fn is_released(&self, holder: &str) -> bool {
+        self.released.is_some_and(|all| all.contains(holder))
+    }
 }
 
 const SHOWN: usize = 5;
 
 /// Holds the records of the truths' workers against them. Other workers'
 /// records are left alone.
-pub fn check(truths: &[Truth], records: &[Record], expect: Expect) -> Verdict {
+pub fn check(truths: &[Truth], records: &[Record], expect: Expect<'_>) -> Verdict {
     let mut v = Verdict {
         workers: truths.len(),
         ..Verdict::default()
@@ -55,6 +67,8 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect) -> Verdict {
             Record::Notify(n) => notes.entry(&n.worker).or_default().push(n),
         }
     }
+    let holders: HashSet<&str> = logs.values().flatten().map(|l| l.holder()).collect();
+    v.released = holders.iter().filter(|h| expect.is_released(h)).count();
     for truth in truths {
         check_lines(
             truth,
@@ -89,11 +103,12 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect) -> Verdict {
     v
 }
 
-fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
+fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect<'_>, v: &mut Verdict) {
     let pod = &truth.pod;
     v.printed += truth.lines.len();
     // Epoch and sequence → what came first. They are one line's for ever.
     let mut first: BTreeMap<(u64, u64), &Log> = BTreeMap::new();
+    let mut sent_by: HashMap<(u64, u64), &str> = HashMap::new();
     let mut newest_in_stream: HashMap<u64, (u64, u64)> = HashMap::new();
     let mut uid: Option<&str> = None;
     let mut faults = Vec::new();
@@ -126,6 +141,9 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect, v: &mut Verdict) {
             faults.push(format!("sequence {at:?} after {newest:?} on one stream"));
         }
         *newest = at.max(*newest);
+        let before = sent_by.insert(at, log.holder());
+        let is_anew = before.is_some_and(|b| b != log.holder() && expect.is_released(b));
+        v.repeats_after_release += usize::from(is_anew);
         match first.get(&at) {
             Some(f) if f.message == log.message => v.repeats += 1,
             Some(f) => faults.push(format!(
@@ -349,6 +367,34 @@ mod tests {
         r.insert(4, log(2, 4, "p 4"));
         let v = check(&[truth(4)], &r, Expect::default());
         assert_eq!((v.faults.len(), v.repeats, v.recorded), (0, 1, 4));
+    }
+
+    #[test]
+    fn a_repeat_after_a_release_is_told_from_one_after_a_death() {
+        let by = |holder: &str, mut record: Record| {
+            if let Record::Log(log) = &mut record {
+                let term = format!("uid/1/{holder}");
+                log.metadata.insert("leader-term".into(), term);
+            }
+            record
+        };
+        let mut r: Vec<Record> = good(4).into_iter().map(|r| by("a", r)).collect();
+        r.insert(4, by("a", log(2, 4, "p 4")));
+        r.insert(5, by("b", log(3, 4, "p 4")));
+        let judge = |released: &[&str], r: &[Record]| {
+            let released = released.iter().map(|h| (*h).to_owned()).collect();
+            let expect = Expect {
+                released: Some(&released),
+                ..Expect::default()
+            };
+            let v = check(&[truth(4)], r, expect);
+            (v.repeats, v.released, v.repeats_after_release)
+        };
+        assert_eq!(judge(&["a", "c"], &r), (2, 1, 1));
+        assert_eq!(judge(&["b"], &r), (2, 1, 0));
+        // The last to send it counts.
+        r.insert(6, by("c", log(4, 4, "p 4")));
+        assert_eq!(judge(&["b"], &r), (3, 1, 1));
     }
 
     #[test]

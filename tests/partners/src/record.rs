@@ -40,6 +40,13 @@ impl Log {
         epoch.and_then(|e| e.parse().ok()).unwrap_or(0)
     }
 
+    /// The leader that sent it, as the Lease names it.
+    pub fn holder(&self) -> &str {
+        let term = self.metadata.get("leader-term");
+        let holder = term.and_then(|term| term.splitn(3, '/').nth(2));
+        holder.unwrap_or_default()
+    }
+
     pub fn is_gap(&self) -> bool {
         self.metadata.get("kind").is_some_and(|k| k == "gap")
     }

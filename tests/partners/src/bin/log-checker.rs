@@ -4,8 +4,9 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use ottoscaler_partners::{
+    audit,
     check::{self, Expect},
-    record, truth,
+    record, tail, truth,
 };
 
 #[derive(Debug, Parser)]
@@ -34,6 +35,13 @@ struct Args {
     /// Printers may have been killed.
     #[arg(long)]
     allow_unfinished: bool,
+    /// The API server's audit log: who released the Lease, so that repeats of theirs are
+    /// counted by themselves.
+    #[arg(long)]
+    audit: Option<PathBuf>,
+    /// Bytes of it that are of the time before.
+    #[arg(long, default_value_t = 0)]
+    audit_from: u64,
     #[arg(long)]
     json: bool,
 }
@@ -54,6 +62,10 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
     let mut truths = truth::read_all(&args.truth)?;
     truths.retain(|t| t.pod.starts_with(&args.prefix));
     let records = record::read(&args.record, args.from, &args.prefix)?;
+    let released = match &args.audit {
+        Some(log) => Some(audit::released(&tail::read_from(log, args.audit_from)?)),
+        None => None,
+    };
     let verdict = check::check(
         &truths,
         &records,
@@ -63,6 +75,7 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
             allow_gaps: args.allow_gaps || args.gaps_each.is_some(),
             gaps_each: args.gaps_each,
             allow_unfinished: args.allow_unfinished,
+            released: released.as_ref(),
         },
     );
     if args.json {
