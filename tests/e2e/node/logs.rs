@@ -340,7 +340,7 @@ fn leaders_that_hand_over_again_and_again_repeat_no_line() {
     let i = installed();
     let handovers = count_of("OTTO_TEST_LOG_HANDOVERS", 2);
     let verdict = change_leaders(i, "handovers", handovers, || {
-        let leader = i.leader().unwrap();
+        let leader = wait_for("a leader", SOON, || i.leader());
         let delete = ["-n", NAMESPACE, "delete", "pod", &leader, "--wait=false"];
         i.cluster.kubectl(&delete);
     });
