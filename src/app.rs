@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use kube::{Api, api::ListParams};
 use prometheus_client::registry::Registry;
+use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -27,30 +28,40 @@ use crate::{
     workers::{Drained, Manager, Parts, Tell},
 };
 
+/// For what blocks a thread when all else has ended.
+const END_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Runs a replica until it is told to stop.
 ///
 /// # Errors
 /// It could not start, or a part of it failed for good.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = Builder::new_multi_thread().enable_all().build()?;
+    // A thread of its own: what renews the Lease must not wait for the work's turn.
+    let election = Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("election")
         .enable_all()
         .build()?;
+    let apart = election.handle().clone();
     let result = runtime.block_on(async {
         let traces = telemetry::init(
             &config.telemetry,
             &config.replica.pod_name,
             &config.namespace,
         )?;
-        let result = Box::pin(serve(config)).await;
+        let result = Box::pin(serve(config, apart)).await;
         // The flush blocks; it must not hold a worker thread.
         tokio::task::spawn_blocking(move || traces.flush()).await?;
         result
     });
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    election.shutdown_timeout(END_WITHIN);
+    runtime.shutdown_timeout(END_WITHIN);
     result
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// `apart`: where the election runs.
+async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
     let Config {
         namespace,
         serve,
@@ -65,8 +76,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let kube = cluster::client::config()
         .await
         .context("no credentials for the API server")?;
-    // Renewals have connections of their own.
-    let lease_client = cluster::client::client(kube.clone())?;
+    // Renewals have connections of their own, too.
+    let lease_client = {
+        let _entered = apart.enter();
+        cluster::client::client(kube.clone())?
+    };
     let work_client = cluster::client::client(kube)?;
 
     let shutdown = CancellationToken::new();
@@ -89,6 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Clients {
             lease: lease_client,
             work: work_client.clone(),
+            runtime: Some(Handle::current()),
         },
         metrics.clone(),
         Clock::default(),
@@ -164,7 +179,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let contended = CancellationToken::new();
     // Also when it panics: the shutdown must not wait for it then.
     let (told, done) = (shutdown.clone(), contended.clone().drop_guard());
-    tasks.essential("election", async move {
+    tasks.essential_on(&apart, "election", async move {
         Box::pin(contender.run(Arc::new(reign), told)).await;
         drop(done);
         // Ends with the others.

@@ -3,6 +3,7 @@
 //! What holds: a task that ends before it was told to, or panics, begins the
 //! shutdown of the process; nothing is detached.
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
@@ -30,9 +31,17 @@ impl Supervisor {
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
+        self.essential_on(&Handle::current(), name, task);
+    }
+
+    /// The same, on a runtime of its own.
+    pub fn essential_on<F>(&mut self, runtime: &Handle, name: &'static str, task: F)
+    where
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
         let span = tracing::info_span!(parent: None, "task", name);
-        self.tasks
-            .spawn(async move { (name, task.await) }.instrument(span));
+        let task = async move { (name, task.await) }.instrument(span);
+        self.tasks.spawn_on(task, runtime);
     }
 
     /// Waits until a task ends that was not told to, or `until` is cancelled.

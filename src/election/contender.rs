@@ -14,6 +14,7 @@ use kube::Api;
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 use lead::Ended;
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{sleep, timeout},
 };
@@ -79,6 +80,8 @@ pub struct Clients {
     pub lease: kube::Client,
     /// Becomes the leader's.
     pub work: kube::Client,
+    /// Where the work runs; None: beside the contest.
+    pub runtime: Option<Handle>,
 }
 
 impl std::fmt::Debug for Clients {

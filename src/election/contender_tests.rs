@@ -54,6 +54,7 @@ fn contender(client: &kube::Client) -> Contender {
     let clients = Clients {
         lease: client.clone(),
         work: client.clone(),
+        runtime: None,
     };
     let clock = Clock::new(Arc::new(Virtual(Instant::now())));
     Contender::new(lease, replica, "n", clients, Metrics::default(), clock).0

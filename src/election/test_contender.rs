@@ -159,6 +159,7 @@ pub(super) fn start_with(
     let clients = Clients {
         lease: server.client(),
         work: server.client(),
+        runtime: None,
     };
     let metrics = Metrics::new(clock.clone());
     let (mut contender, leadership) =

@@ -81,6 +81,7 @@ fn contender(
     let clients = Clients {
         lease: client.clone(),
         work: client.clone(),
+        runtime: None,
     };
     Contender::new(lease, replica, namespace, clients, metrics.clone(), clock).0
 }

@@ -56,7 +56,11 @@ impl Contender {
         self.show(lease, Some(&term));
         let mut work = JoinSet::new();
         let (ruler, of) = (reign.clone(), tenure.clone());
-        work.spawn(async move { ruler.run(of).await });
+        let rule = async move { ruler.run(of).await };
+        match &self.clients.runtime {
+            Some(runtime) => work.spawn_on(rule, runtime),
+            None => work.spawn(rule),
+        };
 
         let ended = tokio::select! {
             why = self.renew(lock, &term, &validity, lease) => Ended::Lost(why),
