@@ -121,8 +121,6 @@ cgroups_gone() {
 }
 
 # The kubelet wants its root cgroup to exist, in every hierarchy (v1) or with the controllers handed down (v2).
-# Its pods have a group's weight: the components get one too (init.sh joins it), as a machine's services have, or each
-# thread of theirs would weigh as much as all pods together.
 node_cgroups() {
   local d f h=/sys/fs/cgroup c
   c=$(node_cgroup)
@@ -130,7 +128,6 @@ node_cgroups() {
     for f in $(cat $h/cgroup.controllers); do echo "+$f" > $h/cgroup.subtree_control 2> /dev/null || true; done
     mkdir -p "$h/$c"
     for f in $(cat "$h/$c/cgroup.controllers"); do echo "+$f" > "$h/$c/cgroup.subtree_control" 2> /dev/null || true; done
-    mkdir -p "$h/$c/system"
     return
   fi
   for d in "$h"/*/; do
@@ -139,10 +136,6 @@ node_cgroups() {
   for f in cpus mems; do
     [ ! -f "$h/cpuset/cpuset.$f" ] || cat "$h/cpuset/cpuset.$f" > "$h/cpuset/$c/cpuset.$f"
   done
-  mkdir -p "$h/cpu/$c/system"
-  # of the kubelet's for two processors; of both, to whatever else runs
-  echo 2048 > "$h/cpu/$c/system/cpu.shares"
-  echo 4096 > "$h/cpu/$c/cpu.shares"
 }
 
 # Each follow of a log takes an inotify instance of root's, and 128 is the
