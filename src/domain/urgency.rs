@@ -1,13 +1,12 @@
 //! What of a task's status cannot wait to be stored.
 //!
 //! What a pod tells is there to be read again for as long as the pod is, and no pod
-//! goes before its record is stored: such a record may lag. What holds: everything
-//! that pods alone could not tell a new leader is urgent, and so is what people wait
-//! for: failures, reasons, phases and conditions of the task.
+//! goes before its record is stored: such a record may lag. What holds: what the leader
+//! decided is urgent, and so is what people wait for: failures, reasons, phases and
+//! conditions of the task. What otto-handler took is not: it is told twice at worst.
 use super::{
     conditions,
     task::{TaskStatus, WorkerPhase, WorkerRecord},
-    view,
 };
 
 /// Whether what `new` says beyond `stored` is urgent.
@@ -15,10 +14,9 @@ pub fn is_urgent(stored: &TaskStatus, new: &TaskStatus) -> bool {
     stored.phase != new.phase
         || stored.workers.len() != new.workers.len()
         || conditions::differ(&stored.conditions, &new.conditions)
-        || new.workers.iter().any(|worker| {
-            view::stored(&stored.workers, worker.index)
-                .is_none_or(|known| cannot_wait(known, worker))
-        })
+        // Both are sorted by index.
+        || std::iter::zip(&stored.workers, &new.workers)
+            .any(|(known, worker)| known.index != worker.index || cannot_wait(known, worker))
 }
 
 fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {

@@ -383,7 +383,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             }
             if self.mode.follow && !self.lost {
                 self.caught_up = over;
-                self.ends.note(self.mode.follow.then_some(self.opened));
+                self.ends.note(Some(self.opened));
             }
             self.ask_again(over);
             return None;

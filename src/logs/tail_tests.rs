@@ -281,6 +281,19 @@ async fn reads(tail: &mut Tail<Arc<Node>, Here>, lines: std::ops::Range<i64>) {
     }
 }
 
+/// What is read while something happens after a while.
+async fn meanwhile<R, T>(
+    read: impl Future<Output = R>,
+    after: Duration,
+    happens: impl FnOnce() -> T,
+) -> (R, T) {
+    let later = async {
+        sleep(after).await;
+        happens()
+    };
+    futures::future::join(read, later).await
+}
+
 async fn some(tail: &mut Tail<Arc<Node>, Here>) -> String {
     match tail.next().await {
         Next::Line(line, _) => String::from_utf8(line.text).unwrap(),
@@ -361,11 +374,8 @@ async fn a_follow_that_missed_a_rotation_is_opened_again() {
     node.print(3..4);
     let began = Instant::now();
     node.hang_at.store(3, Relaxed);
-    let look = async {
-        sleep(QUIET).await;
-        node.hang_at.store(usize::MAX, Relaxed);
-    };
-    let (line, ()) = futures::future::join(some(&mut tail), look).await;
+    let look = || node.hang_at.store(usize::MAX, Relaxed);
+    let (line, ()) = meanwhile(some(&mut tail), QUIET, look).await;
     assert_eq!(line, "line 3");
     assert!(began.elapsed() < QUIET + 2 * ARRIVES);
 }

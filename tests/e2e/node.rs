@@ -320,14 +320,18 @@ impl Installed {
             let pod = self.cluster.json(&["-n", NAMESPACE, "get", "pod", &leader]);
             let id = pod["status"]["containerStatuses"][0]["containerID"].as_str()?;
             let id = id.trim_start_matches("containerd://");
-            let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
-            let status = Command::new(node[0])
-                .args(&node[1..])
-                .args(["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "KILL", id])
-                .status()
-                .unwrap();
+            let kill = ["ctr", "-n", "k8s.io", "tasks", "kill", "-s", "KILL", id];
+            let status = self.on_node(&kill).status().unwrap();
             status.success().then_some(leader)
         })
+    }
+
+    /// A command among the node's processes.
+    fn on_node(&self, args: &[&str]) -> Command {
+        let mut words = self.cluster.var("NODE").split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(args);
+        command
     }
 }
 

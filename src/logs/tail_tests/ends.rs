@@ -23,12 +23,11 @@ async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked(
         let node = Node::running();
         let mut tail = node.read().await;
         node.stop();
-        let told = async {
-            sleep(Duration::from_millis(after)).await;
+        let told = || {
             node.end();
             Instant::now()
         };
-        let (all, told) = tokio::join!(rest(&mut tail), told);
+        let (all, told) = meanwhile(rest(&mut tail), Duration::from_millis(after), told).await;
         assert_eq!(all, ["end"]);
         assert!(told.elapsed() <= TOLD_LOOK, "{:?}", told.elapsed());
         assert_eq!(node.opens.lock().unwrap().len(), opens);
@@ -66,11 +65,8 @@ async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     let node = Node::running();
     let mut tail = node.read_and_rotated().await;
     node.stop();
-    let ends = async {
-        sleep(Duration::from_secs(20)).await;
-        node.end();
-    };
-    let (all, ()) = futures::future::join(rest(&mut tail), ends).await;
+    let late = Duration::from_secs(20);
+    let (all, ()) = meanwhile(rest(&mut tail), late, || node.end()).await;
     assert_eq!(all, ["end"]);
     // It is, where the node was away meanwhile,
     let node = Node::running();
@@ -79,12 +75,11 @@ async fn a_rotation_after_the_last_line_of_a_followed_log_is_no_gap() {
     let goes = timeout(Duration::from_millis(10), some(&mut tail)).await;
     assert!(goes.is_err());
     node.unknown.store(usize::MAX, Relaxed);
-    let comes = async {
-        sleep(Duration::from_secs(20)).await;
+    let comes = || {
         node.end();
         node.unknown.store(0, Relaxed);
     };
-    let (all, ()) = futures::future::join(rest(&mut tail), comes).await;
+    let (all, ()) = meanwhile(rest(&mut tail), late, comes).await;
     assert_eq!(all, ["gap rotated Some(2) None", "end"]);
     // and where the follow missed what came then.
     let node = Node::running();
@@ -111,11 +106,8 @@ async fn a_pod_that_goes_before_its_log_was_read_is_a_gap() {
     node.cut.lock().unwrap().push(text(0).len() + 1);
     let mut tail = node.tail(None);
     some(&mut tail).await;
-    let going = async {
-        sleep(Duration::from_millis(100)).await;
-        *node.pod.lock().unwrap() = None;
-    };
-    let (all, ()) = futures::future::join(rest(&mut tail), going).await;
+    let goes = || *node.pod.lock().unwrap() = None;
+    let (all, ()) = meanwhile(rest(&mut tail), Duration::from_millis(100), goes).await;
     assert_eq!(all, ["gap pod gone Some(0) None", "gone"]);
 }
 

@@ -2,7 +2,6 @@
 use std::{
     collections::BTreeMap,
     io::{Read as _, Seek as _, SeekFrom},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -163,18 +162,13 @@ impl Installed {
     /// Memory of the leader's process, in KiB.
     fn leader_resident(&self) -> i64 {
         let leader = self.leader().unwrap();
-        let node: Vec<&str> = self.cluster.var("NODE").split(' ').collect();
         let find = format!(
             r"for p in /proc/[0-9]*; do
                 tr '\0' '\n' < $p/environ 2>/dev/null | grep -qx POD_NAME={leader} &&
                 grep -q '^Name:.ottoscaler$' $p/status && sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' $p/status
             done; true"
         );
-        let out = Command::new(node[0])
-            .args(&node[1..])
-            .args(["sh", "-c", &find])
-            .output()
-            .unwrap();
+        let out = self.on_node(&["sh", "-c", &find]).output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout);
         text.trim()
             .parse()
