@@ -18,7 +18,7 @@ use super::{
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
-    view,
+    urgency, view,
 };
 
 /// What is known beside the task itself.
@@ -71,6 +71,8 @@ pub enum Action {
 pub struct Plan {
     /// To be stored if it differs from the task's.
     pub status: TaskStatus,
+    /// And soon ([`urgency`]).
+    pub urgent: bool,
     pub actions: Vec<Action>,
     /// Pods to be created, as places become free ([`super::queue`]).
     pub creates: Vec<Attempt>,
@@ -119,8 +121,11 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
             p.wake(forget_at);
         }
     }
+    let has_gone = |index, attempt| p.gone.newest(index, attempt).is_some();
+    let urgent = urgency::is_urgent(&task.status, &status, &has_gone);
     Plan {
         status,
+        urgent,
         actions: p.actions,
         creates: p.creates,
         wake_at: p.wake_at,

@@ -95,6 +95,21 @@ fn it_is_told_since_when_a_worker_waited() {
     assert_eq!(waited(&t, &[seen(1, 1)]), [Some(990), Some(1_000)]);
 }
 
+/// Whoever leads next could not read it again.
+#[test]
+fn the_end_of_a_pod_that_somebody_deleted_is_stored_soon() {
+    let mut t = task(2);
+    let run = [1, 2].map(|n| Arc::new(pod(n, 1, PodPhase::Running)));
+    t.status = plan_with(&t, &run, &[], false, 10).status;
+    let done = Arc::new(pod(1, 1, PodPhase::Succeeded));
+    let there = plan_with(&t, &[done.clone(), run[1].clone()], &[], false, 11);
+    assert_ne!(there.status, t.status);
+    assert!(!there.urgent, "it can be read again");
+    let gone = plan_with(&t, &run[1..], &[done], false, 11);
+    assert_eq!(gone.status, there.status);
+    assert!(gone.urgent);
+}
+
 #[test]
 fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
     let mut t = task(1);

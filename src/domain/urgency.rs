@@ -1,22 +1,41 @@
 //! What of a task's status cannot wait to be stored.
 //!
-//! What a pod tells is there to be read again for as long as the pod is, and no pod
-//! goes before its record is stored: such a record may lag. What holds: what the leader
-//! decided is urgent, and so is what people wait for: failures, reasons, phases and
-//! conditions of the task. What otto-handler took is not: it is told twice at worst.
+//! What a pod tells is there to be read again for as long as the pod is, and we delete
+//! none before its record is stored: such a record may lag. What holds: what the leader
+//! decided is urgent, what a pod told that somebody else deleted, and what people wait
+//! for: failures, reasons, phases and conditions of the task. What otto-handler took is
+//! not: it is told twice at worst.
 use super::{
     conditions,
     task::{TaskStatus, WorkerPhase, WorkerRecord},
 };
 
-/// Whether what `new` says beyond `stored` is urgent.
-pub fn is_urgent(stored: &TaskStatus, new: &TaskStatus) -> bool {
+/// Whether what `new` says beyond `stored` is urgent; `has_gone`: the pod of this index
+/// and attempt.
+pub fn is_urgent(
+    stored: &TaskStatus,
+    new: &TaskStatus,
+    has_gone: &dyn Fn(u32, u32) -> bool,
+) -> bool {
     stored.phase != new.phase
         || stored.workers.len() != new.workers.len()
         || conditions::differ(&stored.conditions, &new.conditions)
         // Both are sorted by index.
         || std::iter::zip(&stored.workers, &new.workers)
-            .any(|(known, worker)| known.index != worker.index || cannot_wait(known, worker))
+            .any(|(known, worker)| {
+                known.index != worker.index
+                    || cannot_wait(known, worker)
+                    || (has_gone(worker.index, worker.attempt) && says_more(known, worker))
+            })
+}
+
+/// Of the pod.
+fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
+    let pods = |w: &WorkerRecord| WorkerRecord {
+        notified: None,
+        ..w.clone()
+    };
+    pods(known) != pods(new)
 }
 
 fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
@@ -48,7 +67,7 @@ mod tests {
     }
 
     fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
-        is_urgent(&status(|_| {}), &status(change))
+        is_urgent(&status(|_| {}), &status(change), &|_, _| false)
     }
 
     #[test]
@@ -84,23 +103,45 @@ mod tests {
         assert!(urgent(|w| w.phase = WorkerPhase::Terminated));
         assert!(urgent(|w| w.reason = "ImagePullBackOff".into()));
         let stored = status(|w| w.reason = "ImagePullBackOff".into());
-        assert!(!is_urgent(&stored, &status(|_| {})), "it went away");
+        let now = status(|_| {});
+        assert!(!is_urgent(&stored, &now, &|_, _| false), "it went away");
 
         let (before, mut after) = (status(|_| {}), status(|_| {}));
         after.phase = TaskPhase::Running;
-        assert!(is_urgent(&before, &after));
+        assert!(is_urgent(&before, &after, &|_, _| false));
         after.phase = before.phase;
         after.conditions = vec![Condition {
             kind: "Created".into(),
             ..Default::default()
         }];
-        assert!(is_urgent(&before, &after));
+        assert!(is_urgent(&before, &after, &|_, _| false));
     }
 
     #[test]
     fn a_worker_that_is_not_on_the_record_is_urgent() {
-        let stored = TaskStatus::default();
-        assert!(is_urgent(&stored, &status(|_| {})));
-        assert!(is_urgent(&status(|w| w.index = 2), &status(|_| {})));
+        for stored in [TaskStatus::default(), status(|w| w.index = 2)] {
+            assert!(is_urgent(&stored, &status(|_| {}), &|_, _| false));
+        }
+    }
+
+    /// Nobody can read it again.
+    #[test]
+    fn what_a_pod_told_that_has_gone_is_urgent() {
+        let stored = status(|_| {});
+        let urgent = |change: fn(&mut WorkerRecord), gone: (u32, u32)| {
+            is_urgent(&stored, &status(change), &|index, attempt| {
+                (index, attempt) == gone
+            })
+        };
+        for told in [
+            |w: &mut WorkerRecord| w.phase = WorkerPhase::Succeeded,
+            |w: &mut WorkerRecord| w.uid = Some("u".into()),
+        ] {
+            assert!(urgent(told, (1, 1)));
+            assert!(!urgent(told, (2, 1)) && !urgent(told, (1, 2)));
+        }
+        let (attempt, state) = (1, NotifiedState::Created);
+        let notified = status(|w| w.notified = Some(Notified { attempt, state }));
+        assert!(!is_urgent(&stored, &notified, &|_, _| true));
     }
 }

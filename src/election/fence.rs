@@ -48,13 +48,16 @@ const TRY_AGAIN: Duration = Duration::from_millis(15);
 pub(super) struct Validity {
     /// Milliseconds since boot.
     until: AtomicU64,
+    /// Of one renewal.
+    lasts: Duration,
     clock: Clock,
 }
 
 impl Validity {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(super) fn new(lasts: Duration, clock: Clock) -> Self {
         Self {
             until: AtomicU64::new(0),
+            lasts,
             clock,
         }
     }
@@ -175,6 +178,11 @@ impl LeaderClient {
 
     pub fn is_valid(&self) -> bool {
         !self.validity.left().is_zero()
+    }
+
+    /// No renewal came through for half of what one lasts: whatever can wait should.
+    pub fn is_late(&self) -> bool {
+        self.validity.left() < self.validity.lasts / 2
     }
 }
 

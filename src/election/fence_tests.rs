@@ -48,7 +48,7 @@ struct One {
 fn one() -> One {
     let server = Arc::new(Server::default());
     let clock = paused_clock();
-    let validity = Arc::new(Validity::new(clock.clone()));
+    let validity = Arc::new(Validity::new(S(4), clock.clone()));
     let metrics = Metrics::new(clock);
     let client = LeaderClient::new(
         server.client(),
@@ -96,6 +96,18 @@ impl One {
     fn refused(&self) -> [u64; 3] {
         [Wall::Clock, Wall::Policy, Wall::Version].map(|wall| self.metrics.refused_by(wall))
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_late_once_half_its_time_is_over() {
+    let one = valid_for(S(4));
+    assert!(!one.client.is_late());
+    sleep(S(2)).await;
+    assert!(!one.client.is_late());
+    sleep(MS(1)).await;
+    assert!(one.client.is_late() && one.client.is_valid());
+    one.validity.set(one.validity.now() + S(4));
+    assert!(!one.client.is_late());
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use super::{
     gate::Gate,
     line::{Line, Splitter},
 };
-use crate::{cluster::LOG_CHECKPOINT, domain::pod};
+use crate::{cluster::LOG_CHECKPOINT, domain::pod, election::LeaderClient};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,13 +56,31 @@ pub(super) trait Source: Send + Sync + 'static {
 #[derive(Debug)]
 pub(super) struct Cluster {
     pods: Api<Pod>,
-    gate: Gate,
+    leader: Option<LeaderClient>,
+    opens: Gate,
+    saves: Gate,
 }
 
 impl Cluster {
     pub(super) fn new(pods: Api<Pod>) -> Self {
-        let gate = Gate::default();
-        Self { pods, gate }
+        Self {
+            pods,
+            leader: None,
+            opens: Gate::default(),
+            saves: Gate::default(),
+        }
+    }
+
+    /// Waits where renewals are late.
+    pub(super) fn of_leader(client: &LeaderClient) -> Self {
+        Self {
+            leader: Some(client.clone()),
+            ..Self::new(client.pods())
+        }
+    }
+
+    fn is_late(&self) -> bool {
+        self.leader.as_ref().is_some_and(LeaderClient::is_late)
     }
 }
 
@@ -77,8 +95,9 @@ impl Source for Cluster {
             since_time: how.since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
             ..LogParams::default()
         };
-        let open = timeout(OPEN_TIMEOUT, self.pods.log_stream(&pod.name, &params));
-        match self.gate.pass(open).await {
+        // Its time begins when its turn has come.
+        let open = async { timeout(OPEN_TIMEOUT, self.pods.log_stream(&pod.name, &params)).await };
+        match self.opens.pass(|| self.is_late(), open).await {
             Err(_) => Err(Error::Timeout),
             Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(Error::Gone),
             Ok(Err(kube::Error::Api(status)))
@@ -97,11 +116,9 @@ impl Source for Cluster {
             "uid": pod.uid,
             "annotations": { LOG_CHECKPOINT: checkpoint },
         }});
-        match self
-            .pods
-            .patch_metadata(&pod.name, &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-        {
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let save = self.pods.patch_metadata(&pod.name, &params, &patch);
+        match self.saves.pass(|| self.is_late(), save).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Err(Error::Gone),
             Err(error) => Err(error.into()),

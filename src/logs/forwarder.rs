@@ -40,7 +40,7 @@ impl Forwarder {
     pub async fn run(self, tenure: &Tenure) {
         let mut sessions: JoinSet<(Arc<Pod>, (End, i32))> = JoinSet::new();
         let mut running: HashMap<String, AbortHandle> = HashMap::new();
-        let source = Arc::new(Cluster::new(tenure.client.pods()));
+        let source = Arc::new(Cluster::of_leader(&tenure.client));
         let mut changes = self.index.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut changed: HashSet<Arc<str>> = HashSet::new();

@@ -1,13 +1,19 @@
 //! Few logs are opened at once: each is a connection of its own, and a new leader
 //! opens all there are. A thousand handshakes together would take the processors,
-//! here and at the API server, that renewals of the Lease need.
+//! here and at the API server, that renewals of the Lease need; and where those are
+//! late already, none is opened.
 use std::{pin::pin, time::Duration};
 
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 const AT_ONCE: usize = 16;
 /// Then it makes room: a node that does not answer holds nobody else up.
 const HELD: Duration = Duration::from_secs(1);
+/// Between two looks whether renewals are late.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct Gate(Semaphore);
@@ -19,10 +25,13 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Opens in turn, first come first served.
-    pub(super) async fn pass<F: Future>(&self, open: F) -> F::Output {
+    /// Opens in turn, first come first served, while nothing `is_late`.
+    pub(super) async fn pass<F: Future>(&self, is_late: impl Fn() -> bool, open: F) -> F::Output {
         // Never closed.
         let place = self.0.acquire().await.ok();
+        while is_late() {
+            sleep(LOOK).await;
+        }
         let mut open = pin!(open);
         if let Ok(opened) = timeout(HELD, &mut open).await {
             return opened;
@@ -37,15 +46,17 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::future::join_all;
-    use tokio::time::{Instant, sleep};
+    use tokio::time::Instant;
 
     use super::*;
+
+    const NEVER: fn() -> bool = || false;
 
     #[tokio::test(start_paused = true)]
     async fn few_pass_at_once_and_all_pass() {
         let (gate, inside, most) = (Gate::default(), AtomicUsize::new(0), AtomicUsize::new(0));
         let one = |_| {
-            gate.pass(async {
+            gate.pass(NEVER, async {
                 most.fetch_max(
                     inside.fetch_add(1, Ordering::Relaxed) + 1,
                     Ordering::Relaxed,
@@ -63,13 +74,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn those_that_hang_make_room() {
         let gate = Gate::default();
-        let hang = join_all((0..AT_ONCE).map(|_| gate.pass(sleep(Duration::from_secs(10)))));
+        let hang = join_all((0..AT_ONCE).map(|_| gate.pass(NEVER, sleep(Duration::from_secs(10)))));
         let began = Instant::now();
         let other = async {
-            gate.pass(async {}).await;
+            gate.pass(NEVER, async {}).await;
             began.elapsed()
         };
         let (_, waited) = futures::future::join(hang, other).await;
         assert_eq!((waited, began.elapsed()), (HELD, 10 * HELD));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn none_passes_while_renewals_are_late() {
+        let (gate, began) = (Gate::default(), Instant::now());
+        let late = Duration::from_secs(3);
+        let pass = |_| gate.pass(|| began.elapsed() < late, async { began.elapsed() });
+        let passed = join_all((0..AT_ONCE * 3).map(pass)).await;
+        assert!(passed.iter().all(|at| *at == late), "{passed:?}");
     }
 }

@@ -23,6 +23,7 @@ mod metrics;
 mod reopen;
 #[cfg(test)]
 mod resume_model;
+mod saver;
 mod session;
 mod settings;
 mod show;

@@ -19,6 +19,7 @@ use super::{
     entry::{Entry, Maker, Outgoing},
     follow::Source,
     handler::{Answered, Answers, HandlerClient},
+    saver::Saver,
     settings::{Pods, Settings},
     tail::{Next, Tail},
     window::Answer,
@@ -30,8 +31,6 @@ use crate::{
     workers::Drained,
 };
 
-/// Between two checkpoints of a pod.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(2);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Without room to read on, after which the log is opened again.
 const HELD_UP: Duration = Duration::from_secs(10);
@@ -88,8 +87,7 @@ struct State<S, P> {
     last_answer: Instant,
     /// When otto-handler last settled an entry.
     settled: Instant,
-    saved: Instant,
-    saved_next: u64,
+    saver: Saver<S>,
     counts: Counts,
 }
 
@@ -154,11 +152,11 @@ impl<S: Source, P: Pods> Session<S, P> {
             state = self.state(Checkpoint::start(next));
             state.counts = counts;
             // The one before is done with.
-            state.saved_next = 0;
-            self.save(&mut state).await;
+            state.saver.restart();
+            state.saver.flush(&state.acked).await;
         };
         if end == End::HandedOver {
-            self.save(&mut state).await;
+            state.saver.flush(&state.acked).await;
         }
         drop(follow);
         let Counts {
@@ -189,14 +187,13 @@ impl<S: Source, P: Pods> Session<S, P> {
             maker: Maker::new(self.pod.clone(), &self.settings.namespace, &self.term),
             tail: self.tail(&from),
             read: from.clone(),
-            saved_next: from.next,
+            saver: self.saver(&from),
             acked: from,
             end: None,
             held_up: None,
             pause_until: None,
             last_answer: now,
             settled: now,
-            saved: now,
             counts: Counts::default(),
         }
     }
@@ -205,6 +202,11 @@ impl<S: Source, P: Pods> Session<S, P> {
         let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
         let now = jiff::Timestamp::now().as_second();
         Tail::new(pod, source, pods, from.restart, from.place.clone()).begun_at(now)
+    }
+
+    fn saver(&self, stored: &Checkpoint) -> Saver<S> {
+        let (pod, source, turns) = (&self.pod, &self.source, &self.settings.turns);
+        Saver::new(pod.clone(), source.clone(), turns.clone(), stored)
     }
 
     /// Opens streams until one ends well; the wait between two grows.
@@ -292,8 +294,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                 state.backlog.window.awaits_answers().then_some(mute_at),
                 draining,
                 state.backlog.has_room_at(),
-                Some(state.saved + CHECKPOINT_EVERY)
-                    .filter(|_| state.acked.next != state.saved_next),
+                state.saver.due_at(&state.acked, now),
             ];
             let wake = wake
                 .into_iter()
@@ -322,7 +323,11 @@ impl<S: Source, P: Pods> Session<S, P> {
                     Err(_) => return Broken::Stream("otto-handler closed it".to_owned()),
                 },
                 next = state.tail.next(), if may_read => self.take_all(state, next).await,
-                () = self.drain.cancelled(), if draining.is_none() => draining = Some(Instant::now() + LAST_ANSWERS),
+                () = self.drain.cancelled(), if draining.is_none() => {
+                    draining = Some(Instant::now() + LAST_ANSWERS);
+                    state.tail.close();
+                }
+                () = state.saver.ended() => {}
                 () = sleep_until(wake) => {
                     let now = Instant::now();
                     if draining.is_some_and(|at| at <= now) {
@@ -331,9 +336,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                     if state.backlog.window.awaits_answers() && mute_at <= now {
                         return Broken::Mute;
                     }
-                    if state.saved + CHECKPOINT_EVERY <= now {
-                        self.save(state).await;
-                    }
+                    state.saver.begin(&state.acked);
                 }
             }
         }
@@ -462,19 +465,6 @@ impl<S: Source, P: Pods> Session<S, P> {
             }
             state.backlog.settled(&entry);
             state.acked = entry.then;
-        }
-    }
-
-    async fn save(&self, state: &mut State<S, P>) {
-        state.saved = Instant::now();
-        if state.acked.next == state.saved_next {
-            return;
-        }
-        let (text, next) = (state.acked.encode(), state.acked.next);
-        match self.source.save(&self.pod, text).await {
-            Ok(()) => state.saved_next = next,
-            // The next one covers it.
-            Err(error) => tracing::debug!(pod = &*self.pod.name, %error, "checkpoint not stored"),
         }
     }
 }

@@ -8,6 +8,8 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{
     checkpoint::{Anchor, Place, Resume, Step},
@@ -54,7 +56,7 @@ pub(super) enum Next {
     Gone,
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Reader, Error>> + Send>>;
+type Opening = AbortOnDropHandle<Result<Reader, Error>>;
 type Look = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// How a log is open.
@@ -82,7 +84,8 @@ pub(super) struct Tail<S, P> {
     resume: Resume,
     mode: Mode,
     reader: Option<Reader>,
-    /// A log being opened; kept, so that a cancelled call does not start it over.
+    /// A log being opened: goes on while nobody waits for it, for it has a place that others
+    /// wait for.
     opening: Option<Opening>,
     next_open: Instant,
     reopen: Reopen,
@@ -211,6 +214,13 @@ impl<S: Source, P: Pods> Tail<S, P> {
         }
     }
 
+    /// Nothing more is read: who serves it is free at once.
+    pub(super) fn close(&mut self) {
+        self.opening = None;
+        self.reader = None;
+        self.look = None;
+    }
+
     async fn piece(&mut self) -> Result<Piece, Error> {
         loop {
             let Some(reader) = &mut self.reader else {
@@ -276,13 +286,14 @@ impl<S: Source, P: Pods> Tail<S, P> {
                     previous,
                 };
                 let (source, pod) = (self.source.clone(), self.pod.clone());
-                self.opening
-                    .insert(Box::pin(async move { source.open(&pod, how).await }))
+                let open = async move { source.open(&pod, how).await };
+                let open = tokio::spawn(open.in_current_span());
+                self.opening.insert(AbortOnDropHandle::new(open))
             }
         };
         let opened = opening.await;
         self.opening = None;
-        let opened = opened?;
+        let opened = opened.map_err(std::io::Error::other)??;
         // By its name; it may be another pod's by now.
         if !self.pods.is_current(&self.pod) {
             return Err(Error::Gone);

@@ -29,7 +29,6 @@ use crate::domain::{
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::{Task, TaskStatus, WorkerRecord},
-    urgency,
 };
 
 /// A task's first status waits this long for its first pods, which are what is
@@ -282,9 +281,10 @@ impl Engine {
         self.offers.offer(&name, &task, &plan.status.workers).await;
         let Plan {
             status,
+            urgent,
             actions,
             creates,
-            ..
+            wake_at: _,
         } = plan;
         if act {
             self.admission.ask(&name, &task, creates);
@@ -295,7 +295,7 @@ impl Engine {
             && task.status.finished_at == status.finished_at
             && !conditions::differ(&task.status.conditions, &status.conditions);
         if !unchanged {
-            self.store(name, task, status);
+            self.store(name, task, status, urgent);
         }
     }
 
@@ -349,11 +349,10 @@ impl Engine {
     }
 
     /// Stores a status now, or when the task's next write is due.
-    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus) {
+    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
         let put_off = FIRST_STATUS * u32::from(waits(&task, &status));
-        let is_urgent = urgency::is_urgent(&task.status, &status);
-        let next = self.paces.next(&name, is_urgent, now, put_off);
+        let next = self.paces.next(&name, urgent, now, put_off);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {

@@ -77,6 +77,7 @@ impl Callers {
     }
 }
 
+/// As otto-handler does it: what was answered in part is asked for again.
 pub fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Value {
     let workers = workers.to_string();
     let args = [
@@ -91,7 +92,10 @@ pub fn scale_up(cell: &Cell, replica: usize, task: &str, workers: usize) -> Valu
         "--commit",
         "abc",
     ];
-    cell.ask(replica, &args)
+    wait_for("each worker is answered for", 2 * TAKEOVER, || {
+        let answer = cell.ask(replica, &args);
+        (answer["status"] != "PARTIAL_SUCCESS").then_some(answer)
+    })
 }
 
 pub fn new_holder(cell: &Cell, old: &str) -> String {

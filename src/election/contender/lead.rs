@@ -39,7 +39,8 @@ impl Contender {
         lease: &mut watch::Receiver<Option<Arc<Lease>>>,
         shutdown: &CancellationToken,
     ) -> Ended {
-        let validity = Arc::new(Validity::new(self.clock.clone()));
+        let lasts = self.settings.renew_deadline;
+        let validity = Arc::new(Validity::new(lasts, self.clock.clone()));
         self.extend(&validity);
         let tenure = Tenure {
             term: term.clone(),
