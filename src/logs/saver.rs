@@ -19,6 +19,7 @@ use crate::domain::pod::Pod;
 
 const APART: Duration = Duration::from_secs(2);
 const TURN: Duration = Duration::from_millis(40);
+const FLUSH_TRIES: u32 = 3;
 
 /// Shared by all sessions.
 #[derive(Debug, Clone, Default)]
@@ -103,14 +104,23 @@ impl<S: Source> Saver<S> {
         self.under_way = None;
     }
 
-    /// Stores it now, if it is not stored.
+    /// Stores it now, if it is not stored; tried a few times.
     pub(super) async fn flush(&mut self, acked: &Checkpoint) {
         if self.under_way.is_some() {
             self.ended().await;
         }
-        if acked.next != self.stored {
+        for _ in 0..FLUSH_TRIES {
+            if acked.next == self.stored {
+                return;
+            }
             self.start(acked);
             self.ended().await;
+        }
+        if acked.next != self.stored {
+            tracing::warn!(
+                pod = &*self.pod.name,
+                "its checkpoint was not stored; whoever reads on sends some lines again"
+            );
         }
     }
 

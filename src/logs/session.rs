@@ -37,8 +37,11 @@ const HELD_UP: Duration = Duration::from_secs(10);
 /// Streams in a row that otto-handler took nothing of, until the next one gets a
 /// connection of its own.
 const UNREAD: u32 = 2;
-/// Of a drain, for answers to what is under way.
-const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// Of a drain, for answers to what is under way: what is not answered by then is sent
+/// again by the next leader.
+const LAST_ANSWERS: Duration = Duration::from_secs(8);
+/// For otto-handler to end a stream of which all is answered.
+const HALF_CLOSED: Duration = Duration::from_secs(3);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,22 +275,22 @@ impl<S: Source, P: Pods> Session<S, P> {
         let (entries, mut answers) = self.handler.forward(self.pod.traceparent.as_deref(), apart);
         let mut draining: Option<Instant> = None;
         loop {
-            if state.backlog.window.is_empty() {
-                if let Some(end) = state.end.filter(|_| state.backlog.is_empty()) {
-                    half_close(entries, answers).await;
-                    return Broken::Finished(end);
-                }
-                if draining.is_some() {
-                    return Broken::Finished(End::HandedOver);
-                }
+            let all_is_settled = state.backlog.window.is_empty() && state.backlog.is_empty();
+            if let Some(end) = state.end.filter(|_| all_is_settled) {
+                half_close(entries, answers).await;
+                return Broken::Finished(end);
+            }
+            if draining.is_some() && !state.backlog.window.awaits_answers() {
+                return Broken::Finished(End::HandedOver);
             }
             if draining.is_none() {
                 self.refill(state).await;
             }
             let now = Instant::now();
             let paused = state.pause_until.filter(|at| *at > now);
-            let may_send = paused.is_none() && state.backlog.window.next().is_some();
-            let may_read = draining.is_none() && state.may_read();
+            let goes_on = draining.is_none();
+            let may_send = goes_on && paused.is_none() && state.backlog.window.next().is_some();
+            let may_read = goes_on && state.may_read();
             let mute_at = state.last_answer + self.settings.ack_timeout;
             let wake = [
                 paused,
@@ -303,6 +306,10 @@ impl<S: Source, P: Pods> Session<S, P> {
                 .unwrap_or_else(|| now + Duration::from_secs(60));
             tokio::select! {
                 biased;
+                () = self.drain.cancelled(), if goes_on => {
+                    draining = Some(Instant::now() + LAST_ANSWERS);
+                    state.tail.close();
+                }
                 answer = answers.next() => {
                     if let Err(why) = self.all_answered(state, answer, &mut answers) {
                         return Broken::Stream(why);
@@ -323,14 +330,14 @@ impl<S: Source, P: Pods> Session<S, P> {
                     Err(_) => return Broken::Stream("otto-handler closed it".to_owned()),
                 },
                 next = state.tail.next(), if may_read => self.take_all(state, next).await,
-                () = self.drain.cancelled(), if draining.is_none() => {
-                    draining = Some(Instant::now() + LAST_ANSWERS);
-                    state.tail.close();
-                }
                 () = state.saver.ended() => {}
                 () = sleep_until(wake) => {
                     let now = Instant::now();
                     if draining.is_some_and(|at| at <= now) {
+                        tracing::warn!(
+                            pod = &*self.pod.name,
+                            "handed over without all answers; the next leader sends some lines again"
+                        );
                         return Broken::Finished(End::HandedOver);
                     }
                     if state.backlog.window.awaits_answers() && mute_at <= now {
@@ -473,7 +480,7 @@ impl<S: Source, P: Pods> Session<S, P> {
 /// it has answered every entry.
 async fn half_close(entries: mpsc::Sender<Outgoing>, mut answers: Answers) {
     drop(entries);
-    let _ = timeout(LAST_ANSWERS, async {
+    let _ = timeout(HALF_CLOSED, async {
         while let Ok(Some(_)) = answers.next().await {}
     })
     .await;
