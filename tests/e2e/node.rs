@@ -163,10 +163,9 @@ impl Installed {
         })
     }
 
-    fn wait_term_after(&self, before: Option<&String>) {
+    fn wait_term_after(&self, before: &str) {
         wait_for("another term", SOON, || {
-            let now = self.holder();
-            (now.is_some() && now.as_ref() != before).then_some(())
+            self.holder().filter(|now| now != before).map(drop)
         });
     }
 
@@ -483,10 +482,10 @@ fn a_killed_leader_loses_no_line_and_makes_no_worker_twice() {
         wait_for("lines printed", DONE, || {
             (i.printed(&task) >= at).then_some(())
         });
-        let before = i.holder();
+        let before = i.holder().unwrap();
         let killed_at = Instant::now();
         let killed = i.kill_leader();
-        i.wait_term_after(before.as_ref());
+        i.wait_term_after(&before);
         println!(
             "{task}: {killed} killed, a new term after {} ms",
             killed_at.elapsed().as_millis()

@@ -122,8 +122,8 @@ impl Installed {
         lines.into_values().collect()
     }
 
-    /// Of the leader that sent the newest line of a task.
-    fn newest_term(&self, task: &str) -> Option<String> {
+    /// The leader that sent the newest line of a task, as the Lease names it.
+    fn newest_sender(&self, task: &str) -> Option<String> {
         let mut record = std::fs::File::open(self.record_file()).ok()?;
         let length = record.metadata().ok()?.len();
         record
@@ -136,8 +136,8 @@ impl Installed {
         let terms = newest.filter_map(|l| {
             let record: Value = serde_json::from_str(l).ok()?;
             let term = record["metadata"]["leader-term"].as_str()?;
-            // `<lease>/<transitions>/<holder>`; a holder begins with its pod.
-            Some(term.rsplit('/').next()?.split('_').next()?.to_owned())
+            // `<lease>/<transitions>/<holder>`.
+            Some(term.rsplit('/').next()?.to_owned())
         });
         terms.take(1).next()
     }
@@ -327,8 +327,9 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
 fn leaders_killed_again_and_again_lose_no_line() {
     let i = installed();
     let kills = count_of("OTTO_TEST_LOG_KILLS", 2);
-    change_leaders(i, "kills", kills, || {
+    change_leaders(i, "kills", kills, |holder| {
         i.kill_leader();
+        i.wait_term_after(holder);
         true
     });
 }
@@ -337,28 +338,27 @@ fn leaders_killed_again_and_again_lose_no_line() {
 fn leaders_that_hand_over_again_and_again_repeat_no_line() {
     let i = installed();
     let (task, handovers) = ("handovers", count_of("OTTO_TEST_LOG_HANDOVERS", 2));
-    let verdict = change_leaders(i, task, handovers, || {
-        let holder = wait_for("a leader", SOON, || i.holder().filter(|h| !h.is_empty()));
+    let verdict = change_leaders(i, task, handovers, |holder| {
         let leader = holder.split('_').next().unwrap();
         let delete = ["-n", NAMESPACE, "delete", "pod", leader, "--wait=false"];
         i.cluster.kubectl(&delete);
-        i.wait_term_after(Some(&holder));
+        i.wait_term_after(holder);
         // A busy machine ends terms too, and these are no handovers.
         let audit = i.cluster.audit_since(i.began(task).audit);
-        audit::released(&audit).contains(&holder)
+        audit::released(&audit).contains(holder)
     });
     let released = verdict["released"].as_u64().unwrap();
     assert!(released >= handovers as u64, "{verdict}");
     assert_eq!(verdict["repeats_after_release"], 0, "{verdict}");
 }
 
-/// Many workers print 50 lines a second for as long as leaders change: until `change` says
-/// so often that it did.
+/// Many workers print 50 lines a second for as long as leaders change: each holder of the
+/// Lease that has sent some is changed, until `change` says so often that it did.
 fn change_leaders(
     i: &Installed,
     task: &str,
     changes: usize,
-    mut change: impl FnMut() -> bool,
+    change: impl Fn(&str) -> bool,
 ) -> Value {
     let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
     // For as long as the changes take; the more print, the longer.
@@ -368,28 +368,25 @@ fn change_leaders(
     let mut env = printing_held(lines, 50, 80);
     env.push(("OTTO_CPU_REQUEST", "1m".to_owned()));
     i.begin_together(task, workers, &env);
-    let (mut made, mut during) = (0, 0);
+    let (mut made, mut during, mut before) = (0, 0, String::new());
     while made < changes {
-        let is_under_way = wait_for("lines of this leader", DONE, || {
-            let of_this_leader = || Some(i.newest_term(task)? == i.leader()?);
+        let holder = wait_for("lines of this leader", DONE, || {
+            let holder = i.holder().filter(|h| *h != before);
             match i.finished(task) == workers {
-                true => Some(false),
-                false => of_this_leader().filter(|is| *is),
+                true => Some(None),
+                false => Some(holder).filter(|h| h.is_some() && *h == i.newest_sender(task)),
             }
         });
-        if !is_under_way {
-            break;
-        }
+        let Some(holder) = holder else { break };
         wait_for("another replica is ready", DONE, || {
             (i.replicas().len() >= 2).then_some(())
         });
-        let before = i.holder();
-        let is_one = change();
-        i.wait_term_after(before.as_ref());
+        let is_one = change(&holder);
         let is_under_way = i.finished(task) < workers;
         made += usize::from(is_one);
         during += usize::from(is_one && is_under_way);
         println!("{task}: {made} changes of {changes}, under way: {is_under_way}");
+        before = holder;
     }
     let within = DONE + Duration::from_secs(lines as u64 / 50);
     wait_for("all lines are printed", within, || {
