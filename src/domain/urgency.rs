@@ -29,6 +29,13 @@ pub fn is_urgent(
             })
 }
 
+/// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
+/// for their places.
+pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
+    std::iter::zip(&stored.workers, &new.workers)
+        .any(|(known, worker)| worker.phase.is_final() && !known.phase.is_final())
+}
+
 /// Of the pod.
 fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let pods = |w: &WorkerRecord| WorkerRecord {
@@ -44,8 +51,6 @@ fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     decided(known) != decided(new)
         || failed(known) != failed(new)
         || (known.reason != new.reason && !new.reason.is_empty())
-        // Of a log that is read again by nobody.
-        || (new.phase.is_final() && known.first_line != new.first_line)
 }
 
 #[cfg(test)]
@@ -92,9 +97,14 @@ mod tests {
         assert!(urgent(|w| w.not_before = Some(9)));
         assert!(urgent(|w| w.stopping = true));
         assert!(urgent(|w| w.cut = true));
-        assert!(urgent(|w| {
-            (w.phase, w.first_line) = (WorkerPhase::Succeeded, Some(1));
-        }));
+    }
+
+    #[test]
+    fn an_end_makes_room() {
+        let with = |phase| status(|w| w.phase = phase);
+        let (running, done) = (with(WorkerPhase::Running), with(WorkerPhase::Succeeded));
+        assert!(makes_room(&running, &done));
+        assert!(!makes_room(&running, &running) && !makes_room(&done, &done));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep},
@@ -14,7 +15,7 @@ use tracing::{Instrument as _, field::Empty};
 use super::{
     follow::Cluster,
     handler::HandlerClient,
-    session::{End, Session},
+    session::{End, Ended, Session},
     settings::Settings,
 };
 use crate::{domain::pod::Pod, election::Tenure, index::Index, telemetry, workers::Drained};
@@ -24,6 +25,15 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Changes of so long are one look at their task's pods: all of a task change
 /// together, and each look takes time in proportion to them.
 const GATHER: Duration = Duration::from_millis(10);
+
+/// Sessions that run, and what is left of those that have ended, by the pod's uid.
+#[derive(Default)]
+struct Sessions {
+    all: JoinSet<(Arc<Pod>, Ended<Cluster>)>,
+    running: HashMap<String, AbortHandle>,
+    /// Whose pods are still there: another leader must know where they ended.
+    ended: HashMap<String, Ended<Cluster>>,
+}
 
 /// The leader's log forwarder.
 #[derive(Debug)]
@@ -38,8 +48,7 @@ impl Forwarder {
     /// Runs until the tenure drains (sessions finish what is under way and store
     /// their checkpoints) or is lost (they stop at once).
     pub async fn run(self, tenure: &Tenure) {
-        let mut sessions: JoinSet<(Arc<Pod>, (End, i32))> = JoinSet::new();
-        let mut running: HashMap<String, AbortHandle> = HashMap::new();
+        let mut sessions = Sessions::default();
         let source = Arc::new(Cluster::of_leader(&tenure.client));
         let mut changes = self.index.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -54,8 +63,9 @@ impl Forwarder {
                     let live: HashSet<String> =
                         self.index.pods().iter().map(|p| p.uid.clone()).collect();
                     self.drained.retain(|uid| live.contains(uid));
+                    sessions.ended.retain(|uid, _| live.contains(uid));
                     for pod in self.index.pods() {
-                        self.follow(pod, &source, tenure, &mut sessions, &mut running);
+                        self.follow(pod, &source, tenure, &mut sessions);
                     }
                 }
                 change = changes.recv() => match change {
@@ -70,17 +80,28 @@ impl Forwarder {
                 () = &mut gathered, if !changed.is_empty() => {
                     for task in changed.drain() {
                         for pod in self.index.pods_of(&task).0 {
-                            self.follow(pod, &source, tenure, &mut sessions, &mut running);
+                            self.follow(pod, &source, tenure, &mut sessions);
                         }
                     }
                 }
-                Some(ended) = sessions.join_next() => self.ended(ended, &mut running),
+                Some(ended) = sessions.all.join_next() => self.ended(ended, &mut sessions),
             }
         }
         tokio::select! {
             () = tenure.lost.cancelled() => {}
-            () = async { while let Some(ended) = sessions.join_next().await { self.ended(ended, &mut running); } } => {}
+            () = self.hand_over(sessions) => {}
         }
+    }
+
+    /// Sessions end by themselves; what they came to is stored.
+    async fn hand_over(&self, mut sessions: Sessions) {
+        while let Some(ended) = sessions.all.join_next().await {
+            self.ended(ended, &mut sessions);
+        }
+        let live: HashSet<String> = self.index.pods().iter().map(|p| p.uid.clone()).collect();
+        let left = sessions.ended.into_iter();
+        let left = left.filter(|(uid, _)| live.contains(uid));
+        join_all(left.map(|(_, ended)| ended.store())).await;
     }
 
     fn follow(
@@ -88,10 +109,10 @@ impl Forwarder {
         pod: Arc<Pod>,
         source: &Arc<Cluster>,
         tenure: &Tenure,
-        sessions: &mut JoinSet<(Arc<Pod>, (End, i32))>,
-        running: &mut HashMap<String, AbortHandle>,
+        sessions: &mut Sessions,
     ) {
-        if !pod.has_logs() || running.contains_key(&pod.uid) || self.drained.is_drained(&pod) {
+        let is_followed = sessions.running.contains_key(&pod.uid) || self.drained.is_drained(&pod);
+        if !pod.has_logs() || is_followed {
             return;
         }
         let span = tracing::info_span!(
@@ -118,27 +139,28 @@ impl Forwarder {
             drain: tenure.drain.clone(),
         };
         let uid = pod.uid.clone();
-        let handle = sessions.spawn(async move { (pod, session.run().await) }.instrument(span));
-        running.insert(uid, handle);
+        let run = async move { (pod, session.run().await) };
+        let handle = sessions.all.spawn(run.instrument(span));
+        sessions.running.insert(uid, handle);
     }
 
     fn ended(
         &self,
-        ended: Result<(Arc<Pod>, (End, i32)), tokio::task::JoinError>,
-        running: &mut HashMap<String, AbortHandle>,
+        ended: Result<(Arc<Pod>, Ended<Cluster>), tokio::task::JoinError>,
+        sessions: &mut Sessions,
     ) {
         match ended {
-            Ok((pod, (end, restart))) => {
-                running.remove(&pod.uid);
-                match end {
-                    End::Drained | End::Gone => self.drained.drained(&pod, restart),
-                    End::HandedOver => {}
+            Ok((pod, ended)) => {
+                sessions.running.remove(&pod.uid);
+                if ended.end != End::HandedOver {
+                    self.drained.drained(&pod, ended.restart);
                 }
+                sessions.ended.insert(pod.uid.clone(), ended);
             }
             Err(error) => {
                 // Started again at the next look.
                 tracing::error!(%error, "a log session panicked");
-                running.retain(|_, handle| !handle.is_finished());
+                sessions.running.retain(|_, handle| !handle.is_finished());
             }
         }
     }

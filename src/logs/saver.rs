@@ -14,7 +14,10 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::{checkpoint::Checkpoint, follow::Source};
+use super::{
+    checkpoint::Checkpoint,
+    follow::{Error, Source},
+};
 use crate::domain::pod::Pod;
 
 const APART: Duration = Duration::from_secs(2);
@@ -82,12 +85,15 @@ impl<S: Source> Saver<S> {
         self.begun = Instant::now();
         let (pod, source, text) = (self.pod.clone(), self.source.clone(), acked.encode());
         let save = async move {
-            let saved = source.save(&pod, text).await;
-            if let Err(error) = &saved {
-                // The next one covers it.
-                tracing::debug!(pod = &*pod.name, %error, "checkpoint not stored");
+            match source.save(&pod, text).await {
+                // Nobody needs one of a pod that is gone.
+                Ok(()) | Err(Error::Gone) => true,
+                Err(error) => {
+                    // The next one covers it.
+                    tracing::debug!(pod = &*pod.name, %error, "checkpoint not stored");
+                    false
+                }
             }
-            saved.is_ok()
         };
         let handle = AbortOnDropHandle::new(tokio::spawn(save.in_current_span()));
         self.under_way = Some((handle, acked.next));
@@ -136,7 +142,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::logs::follow::{Error, Open, Reader};
+    use crate::logs::follow::{Open, Reader};
 
     const SLOW: Duration = Duration::from_secs(3);
 

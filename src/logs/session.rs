@@ -54,6 +54,22 @@ pub(super) enum End {
     Gone,
 }
 
+/// A session that has ended.
+pub(super) struct Ended<S> {
+    pub(super) end: End,
+    /// Which instance of the container.
+    pub(super) restart: i32,
+    saver: Saver<S>,
+    acked: Checkpoint,
+}
+
+impl<S: Source> Ended<S> {
+    /// For whoever leads while the pod is still there.
+    pub(super) async fn store(mut self) {
+        self.saver.flush(&self.acked).await;
+    }
+}
+
 /// Why a stream to otto-handler was given up.
 enum Broken {
     Finished(End),
@@ -133,9 +149,8 @@ struct Counts {
 }
 
 impl<S: Source, P: Pods> Session<S, P> {
-    /// Runs to an [`End`], of which instance of the container; dropped when the term is
-    /// lost.
-    pub(super) async fn run(self) -> (End, i32) {
+    /// Runs to an [`End`]; dropped when the term is lost.
+    pub(super) async fn run(self) -> Ended<S> {
         let from = self.pod.checkpoint.as_deref().and_then(Checkpoint::parse);
         // One that restarted is begun with what the node still has of it.
         let first = (self.pod.restart_count - 1).max(0);
@@ -180,7 +195,12 @@ impl<S: Source, P: Pods> Session<S, P> {
             retried,
             "log session ended"
         );
-        (end, state.acked.restart)
+        Ended {
+            end,
+            restart: state.acked.restart,
+            saver: state.saver,
+            acked: state.acked,
+        }
     }
 
     fn state(&self, from: Checkpoint) -> State<S, P> {

@@ -240,8 +240,25 @@ async fn run(
     let (listener, host) = listener().await;
     let session = session(&host, file, checkpoint);
     let settings = session.settings.clone();
-    let ((end, _), taken) = against(listener, mood, session.run()).await;
-    (end, taken, settings)
+    let (ended, taken) = against(listener, mood, session.run()).await;
+    (ended.end, taken, settings)
+}
+
+/// Its pod may be there for a while: another leader would send its last lines again.
+#[tokio::test]
+async fn where_a_log_ended_is_stored_at_a_handover() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(100),
+        ..File::default()
+    };
+    let session = session(&host, file, None);
+    let source = session.source.clone();
+    let (ended, _) = against(listener, |_| Some(Status::Ack), session.run()).await;
+    assert_eq!(ended.end, End::Drained);
+    ended.store().await;
+    let saved = source.saved.lock().unwrap().clone();
+    assert_eq!(saved, Some(after(100)));
 }
 
 /// Where a session stands that has read so many lines.
@@ -441,7 +458,7 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
     assert!(value(&settings, "held_bytes") < 10_000);
     let listener = TcpListener::bind(host).await.unwrap();
     let (ended, taken) = against(listener, |_| Some(Status::Ack), ended).await;
-    assert_eq!((ended.unwrap().0, taken), (End::Drained, expected(5_000)));
+    assert_eq!((ended.unwrap().end, taken), (End::Drained, expected(5_000)));
     assert_eq!(value(&settings, "spool_bytes"), 0);
 }
 
@@ -469,7 +486,7 @@ async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
         }
         let end = read.run().await;
         unread.abort();
-        end.0
+        end.end
     };
     let both = timeout(Duration::from_secs(20), both);
     let (end, taken) = against(listener, |_| Some(Status::Ack), both).await;
@@ -492,7 +509,7 @@ async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
     });
     let all = timeout(Duration::from_secs(15), futures::future::join_all(all));
     let (ends, taken) = serving(listener, |_| Some(Status::Ack), 250, all).await;
-    assert!(ends.unwrap().iter().all(|(end, _)| *end == End::Drained));
+    assert!(ends.unwrap().iter().all(|e| e.end == End::Drained));
     assert_eq!(taken.len(), 750);
 }
 
@@ -546,7 +563,7 @@ async fn a_nest_handler_keeps_each_line_once() {
     };
     let session = session(&host, file, None);
     let settings = session.settings.clone();
-    assert_eq!(session.run().await.0, End::Drained);
+    assert_eq!(session.run().await.end, End::Drained);
     let kept = std::fs::read_to_string(record).unwrap();
     let expected: String = (0..500).map(|n| format!("p line {n}\n")).collect();
     assert_eq!(kept, expected);

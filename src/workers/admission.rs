@@ -76,6 +76,16 @@ impl Admission {
         self.queue.remove(name);
     }
 
+    /// Others have to go before more may come.
+    pub(super) fn waits_for_places(&self) -> bool {
+        !self.queue.is_empty() && (self.places() == 0 || self.quota.0 > 0)
+    }
+
+    fn places(&self) -> usize {
+        let taken = self.shared.index.pod_count() + self.under_way.len();
+        self.shared.limits.max_workers.saturating_sub(taken)
+    }
+
     /// Those that may be created now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Create> {
         if self.queue.is_empty() {
@@ -86,11 +96,7 @@ impl Admission {
             return Vec::new();
         }
         let now = Instant::now();
-        let places = self
-            .shared
-            .limits
-            .max_workers
-            .saturating_sub(self.shared.index.pod_count() + self.under_way.len());
+        let places = self.places();
         let mut most = self
             .rate
             .room(self.under_way.len(), now - self.start)

@@ -29,6 +29,7 @@ use crate::domain::{
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::{Task, TaskStatus, WorkerRecord},
+    urgency,
 };
 
 /// A task's first status waits this long for its first pods, which are what is
@@ -295,6 +296,8 @@ impl Engine {
             && task.status.finished_at == status.finished_at
             && !conditions::differ(&task.status.conditions, &status.conditions);
         if !unchanged {
+            let urgent = urgent
+                || self.admission.waits_for_places() && urgency::makes_room(&task.status, &status);
             self.store(name, task, status, urgent);
         }
     }

@@ -22,6 +22,9 @@ pub struct Verdict {
     /// leader was the last to send, by another.
     pub released: usize,
     pub repeats_after_release: usize,
+    /// The first of these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_repeat_after_release: Option<String>,
     pub gaps: usize,
     /// Lines that are missing where a gap record says so.
     pub told: usize,
@@ -143,7 +146,11 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect<'_>, v: &mut Verdict
         *newest = at.max(*newest);
         let before = sent_by.insert(at, log.holder());
         let is_anew = before.is_some_and(|b| b != log.holder() && expect.is_released(b));
-        v.repeats_after_release += usize::from(is_anew);
+        if is_anew {
+            v.repeats_after_release += 1;
+            let told = || format!("{pod}: {at:?} by {before:?} and then by {}", log.holder());
+            v.first_repeat_after_release.get_or_insert_with(told);
+        }
         match first.get(&at) {
             Some(f) if f.message == log.message => v.repeats += 1,
             Some(f) => faults.push(format!(
