@@ -10,8 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::{task::JoinSet, time::Instant};
 use tracing::Instrument as _;
 
 use super::{
@@ -46,8 +45,9 @@ pub(super) struct Saver<S> {
     stored: u64,
     begun: Instant,
     turn: Option<Instant>,
-    /// And what it covers.
-    under_way: Option<(AbortOnDropHandle<bool>, u64)>,
+    /// One write at most, and up to where it covers.
+    under_way: JoinSet<bool>,
+    covers: u64,
 }
 
 impl<S: Source> Saver<S> {
@@ -59,13 +59,14 @@ impl<S: Source> Saver<S> {
             stored: stored.next,
             begun: Instant::now(),
             turn: None,
-            under_way: None,
+            under_way: JoinSet::new(),
+            covers: 0,
         }
     }
 
     /// When to call [`Self::begin`], if there is something to store.
     pub(super) fn due_at(&mut self, acked: &Checkpoint, now: Instant) -> Option<Instant> {
-        if acked.next == self.stored || self.under_way.is_some() {
+        if acked.next == self.stored || !self.under_way.is_empty() {
             return None;
         }
         let turn = *self.turn.get_or_insert_with(|| self.turns.take(now));
@@ -95,24 +96,22 @@ impl<S: Source> Saver<S> {
                 }
             }
         };
-        let handle = AbortOnDropHandle::new(tokio::spawn(save.in_current_span()));
-        self.under_way = Some((handle, acked.next));
+        self.covers = acked.next;
+        self.under_way.spawn(save.in_current_span());
     }
 
     /// The write under way has ended; never, without one. Cancel safe.
     pub(super) async fn ended(&mut self) {
-        let Some((handle, next)) = &mut self.under_way else {
-            return std::future::pending().await;
-        };
-        if handle.await.unwrap_or(false) {
-            self.stored = *next;
+        match self.under_way.join_next().await {
+            Some(Ok(true)) => self.stored = self.covers,
+            Some(_) => {}
+            None => std::future::pending().await,
         }
-        self.under_way = None;
     }
 
     /// Stores it now, if it is not stored; tried a few times.
     pub(super) async fn flush(&mut self, acked: &Checkpoint) {
-        if self.under_way.is_some() {
+        if !self.under_way.is_empty() {
             self.ended().await;
         }
         for _ in 0..FLUSH_TRIES {

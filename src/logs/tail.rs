@@ -7,8 +7,10 @@
 //! newest file only, so a line that is not in it any more was rotated away.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tracing::Instrument as _;
 
 use super::{
@@ -56,7 +58,8 @@ pub(super) enum Next {
     Gone,
 }
 
-type Opening = AbortOnDropHandle<Result<Reader, Error>>;
+/// One at most.
+type Opening = JoinSet<Result<Reader, Error>>;
 type Look = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// How a log is open.
@@ -86,7 +89,7 @@ pub(super) struct Tail<S, P> {
     reader: Option<Reader>,
     /// A log being opened: goes on while nobody waits for it, for it has a place that others
     /// wait for.
-    opening: Option<Opening>,
+    opening: Opening,
     next_open: Instant,
     reopen: Reopen,
     /// Later lines than the one looked for came; decided then.
@@ -137,7 +140,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 previous: false,
             },
             reader: None,
-            opening: None,
+            opening: JoinSet::new(),
             next_open: now,
             reopen: Reopen::default(),
             doubt_at: None,
@@ -207,8 +210,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
     /// Nothing was taken for long: what has come meanwhile may be no more than a part,
     /// for a reader that hangs over two rotations misses the file between.
     pub(super) fn was_held_up(&mut self) {
-        if self.reader.is_some() || self.opening.is_some() {
-            self.opening = None;
+        if self.reader.is_some() || !self.opening.is_empty() {
+            self.opening = JoinSet::new();
             self.rewind();
             self.next_open = Instant::now();
         }
@@ -216,7 +219,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     /// Nothing more is read: who serves it is free at once.
     pub(super) fn close(&mut self) {
-        self.opening = None;
+        self.opening = JoinSet::new();
         self.reader = None;
         self.look = None;
     }
@@ -262,37 +265,11 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     async fn open(&mut self) -> Result<(), Error> {
-        let opening = match &mut self.opening {
-            Some(opening) => opening,
-            None => {
-                self.wait_to_open().await;
-                let over = self.is_over();
-                let later = self.later_instances();
-                // The node keeps the log of the one before.
-                if later > 1 {
-                    return Err(Error::Replaced);
-                }
-                // A log that has ended is read to its last byte.
-                let follow = !over && !self.decide && !self.poll;
-                let previous = later == 1;
-                self.mode = Mode {
-                    follow,
-                    over,
-                    previous,
-                };
-                let how = Open {
-                    since: self.sought().as_ref().and_then(Place::since),
-                    follow,
-                    previous,
-                };
-                let (source, pod) = (self.source.clone(), self.pod.clone());
-                let open = async move { source.open(&pod, how).await };
-                let open = tokio::spawn(open.in_current_span());
-                self.opening.insert(AbortOnDropHandle::new(open))
-            }
-        };
-        let opened = opening.await;
-        self.opening = None;
+        if self.opening.is_empty() {
+            self.begin_to_open().await?;
+        }
+        let opened = self.opening.join_next().await;
+        let opened = opened.ok_or(Error::Timeout)?;
         let opened = opened.map_err(std::io::Error::other)??;
         // By its name; it may be another pod's by now.
         if !self.pods.is_current(&self.pod) {
@@ -301,6 +278,33 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.opened = Instant::now();
         self.quiet_at = self.opened + self.quiet;
         self.reader = Some(opened);
+        Ok(())
+    }
+
+    async fn begin_to_open(&mut self) -> Result<(), Error> {
+        self.wait_to_open().await;
+        let over = self.is_over();
+        let later = self.later_instances();
+        // The node keeps the log of the one before.
+        if later > 1 {
+            return Err(Error::Replaced);
+        }
+        // A log that has ended is read to its last byte.
+        let follow = !over && !self.decide && !self.poll;
+        let previous = later == 1;
+        self.mode = Mode {
+            follow,
+            over,
+            previous,
+        };
+        let how = Open {
+            since: self.sought().as_ref().and_then(Place::since),
+            follow,
+            previous,
+        };
+        let (source, pod) = (self.source.clone(), self.pod.clone());
+        let open = async move { source.open(&pod, how).await };
+        self.opening.spawn(open.in_current_span());
         Ok(())
     }
 
