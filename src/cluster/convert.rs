@@ -69,6 +69,8 @@ fn lean<'de, D: serde::Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Erro
 pub struct PodSpecView {
     #[serde(default)]
     pub node_name: String,
+    #[serde(default)]
+    pub restart_policy: String,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -185,6 +187,7 @@ pub fn pod(view: PodView) -> Option<Pod> {
         reason: status.reason,
         message: status.message,
         created: meta.creation_timestamp.map(|t| t.0.as_second()),
+        restarts: !matches!(spec.restart_policy.as_str(), "" | "Never"),
         node: spec.node_name,
         ip: status.pod_ip,
         deleting: meta.deletion_timestamp.is_some(),

@@ -60,6 +60,9 @@ pub struct Pod {
     /// running container is not ready.
     pub node_lost: Option<i64>,
     pub restart_count: i32,
+    /// Its containers are started again when they end: not ours, but of who changes our
+    /// pods on their way.
+    pub restarts: bool,
     /// The init container that failed, where one did: its log tells why the worker's
     /// never ran.
     pub failed_init: Option<Box<str>>,

@@ -411,7 +411,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
             self.ends.note(self.mode.follow.then_some(self.opened));
         }
         // Only who reads to the end knows that the line is not there.
-        self.lost = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
+        let to_the_end = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
+        self.lost = to_the_end && !self.may_be_its_successors();
         let lost = self.lost;
         self.ask_again(lost);
         None
@@ -483,8 +484,16 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     fn is_over(&self) -> bool {
         self.pods.latest(&self.pod).is_none_or(|p| {
-            p.phase.is_terminal() || p.finished.is_some() || p.restart_count > self.restart
+            let ended = p.finished.is_some() && !p.restarts;
+            p.phase.is_terminal() || ended || p.restart_count > self.restart
         })
+    }
+
+    /// Whether what is served now is of a container that took this one's place: the status
+    /// tells only that this one has ended.
+    fn may_be_its_successors(&self) -> bool {
+        let latest = self.pods.latest(&self.pod);
+        !self.mode.over && latest.is_some_and(|p| p.restarts && p.finished.is_some())
     }
 
     /// Of the container, after the one whose log this is.

@@ -128,6 +128,37 @@ async fn a_container_that_restarts_is_read_to_its_end_first() {
     assert_eq!(rest(&mut next).await, ["line 6", "end"]);
 }
 
+/// Its successor prints already, and the status tells of the end only.
+#[tokio::test(start_paused = true)]
+async fn a_container_that_is_started_again_is_not_judged_by_the_log_of_the_next() {
+    for (after_ms, print) in [(1_000, true), (1_000, false), (9_000, true), (9_000, false)] {
+        let node = Node::running();
+        let mut tail = node.read().await;
+        let ended = Pod {
+            phase: PodPhase::Running,
+            finished: Some(1_790_000_003),
+            restarts: true,
+            ..Pod::default()
+        };
+        node.hang_at.store(3, Relaxed);
+        node.rotate();
+        node.stop();
+        // Once the follow has ended.
+        let prints = || {
+            *node.pod.lock().unwrap() = Some(Arc::new(ended));
+            node.hang_at.store(usize::MAX, Relaxed);
+            node.print(3..3 + i64::from(print));
+        };
+        let told = || {
+            node.restart();
+            node.began.store(3, Relaxed);
+        };
+        let all = meanwhile(rest(&mut tail), Duration::from_millis(10), prints);
+        let ((all, ()), ()) = meanwhile(all, Duration::from_millis(after_ms), told).await;
+        assert_eq!(all, ["end"], "{after_ms} {print}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_instance_whose_log_is_gone_is_one_gap() {
     let node = Node::running();
