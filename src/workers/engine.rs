@@ -32,9 +32,9 @@ use crate::domain::{
     urgency,
 };
 
-/// A task's first status waits this long for its pods, which are what is asked for: both
-/// at once would only slow each other down, and it would have to be written again.
-const FIRST_STATUS: Duration = Duration::from_secs(1);
+/// A task's first status waits this long for its first pods, which are what is
+/// asked for: both at once would only slow each other down.
+const FIRST_STATUS: Duration = Duration::from_millis(250);
 /// Between two plans of a task: a burst of events is one plan; more of it for each
 /// worker, which each plan looks at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
