@@ -152,10 +152,11 @@ impl Forwarder {
         match ended {
             Ok((pod, ended)) => {
                 sessions.running.remove(&pod.uid);
+                // What was handed over was stored.
                 if ended.end != End::HandedOver {
                     self.drained.drained(&pod, ended.restart);
+                    sessions.ended.insert(pod.uid.clone(), ended);
                 }
-                sessions.ended.insert(pod.uid.clone(), ended);
             }
             Err(error) => {
                 // Started again at the next look.

@@ -45,9 +45,8 @@ pub(super) struct Saver<S> {
     stored: u64,
     begun: Instant,
     turn: Option<Instant>,
-    /// One write at most, and up to where it covers.
-    under_way: JoinSet<bool>,
-    covers: u64,
+    /// One write at most; it gives what `stored` is then.
+    under_way: JoinSet<Option<u64>>,
 }
 
 impl<S: Source> Saver<S> {
@@ -60,7 +59,6 @@ impl<S: Source> Saver<S> {
             begun: Instant::now(),
             turn: None,
             under_way: JoinSet::new(),
-            covers: 0,
         }
     }
 
@@ -84,26 +82,26 @@ impl<S: Source> Saver<S> {
     fn start(&mut self, acked: &Checkpoint) {
         self.turn = None;
         self.begun = Instant::now();
-        let (pod, source, text) = (self.pod.clone(), self.source.clone(), acked.encode());
+        let (pod, source) = (self.pod.clone(), self.source.clone());
+        let (text, next) = (acked.encode(), acked.next);
         let save = async move {
             match source.save(&pod, text).await {
                 // Nobody needs one of a pod that is gone.
-                Ok(()) | Err(Error::Gone) => true,
+                Ok(()) | Err(Error::Gone) => Some(next),
                 Err(error) => {
                     // The next one covers it.
                     tracing::debug!(pod = &*pod.name, %error, "checkpoint not stored");
-                    false
+                    None
                 }
             }
         };
-        self.covers = acked.next;
         self.under_way.spawn(save.in_current_span());
     }
 
     /// The write under way has ended; never, without one. Cancel safe.
     pub(super) async fn ended(&mut self) {
         match self.under_way.join_next().await {
-            Some(Ok(true)) => self.stored = self.covers,
+            Some(Ok(Some(next))) => self.stored = next,
             Some(_) => {}
             None => std::future::pending().await,
         }
@@ -114,18 +112,18 @@ impl<S: Source> Saver<S> {
         if !self.under_way.is_empty() {
             self.ended().await;
         }
-        for _ in 0..FLUSH_TRIES {
-            if acked.next == self.stored {
+        let mut tries = 0;
+        while acked.next != self.stored {
+            if tries == FLUSH_TRIES {
+                tracing::warn!(
+                    pod = &*self.pod.name,
+                    "its checkpoint was not stored; whoever reads on sends some lines again"
+                );
                 return;
             }
+            tries += 1;
             self.start(acked);
             self.ended().await;
-        }
-        if acked.next != self.stored {
-            tracing::warn!(
-                pod = &*self.pod.name,
-                "its checkpoint was not stored; whoever reads on sends some lines again"
-            );
         }
     }
 
