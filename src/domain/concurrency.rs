@@ -1,23 +1,28 @@
 //! How many creates are under way at once: as many as the API server takes.
 //!
-//! Additive increase while answers come fast and all places are in use,
-//! multiplicative decrease when the server says that it is too much; at most one
-//! decrease for the requests of one round. Times are Durations of any clock.
+//! Each burst begins with few: a server that has just started takes seconds for each of
+//! many. An answer in time makes it one more while most places are in use, so that a
+//! round doubles it; multiplicative decrease when the server says that it is too much,
+//! at most once for the requests of one round. Times are Durations of any clock.
 use std::time::Duration;
 
-const FIRST: f64 = 32.0;
+const FIRST: f64 = 8.0;
 const LEAST: f64 = 4.0;
 const MOST: f64 = 256.0;
 const DECREASE: f64 = 0.7;
-/// Answers slower than this are no reason for more: what is sent beyond it waits at
-/// the API server, and each request under way is a connection of its own.
-const SLOW: Duration = Duration::from_millis(400);
-/// And slower than this, one for less.
-const TOO_SLOW: Duration = Duration::from_secs(4);
+/// An answer that takes this many times the fastest of its burst waited for others: what
+/// is sent beyond that waits at the API server, in the way of everybody's watches too.
+const QUEUED: u32 = 3;
+/// Faster than this is in time, whatever the fastest; slower than the other never is.
+const SLOW: (Duration, Duration) = (Duration::from_millis(75), Duration::from_millis(400));
+/// And slower than this is a reason for less.
+const TOO_SLOW: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concurrency {
     limit: f64,
+    /// The fastest answer of this burst.
+    fastest: Duration,
     /// Requests sent before this belong to the round that was cut already.
     cut: Duration,
     /// Nothing is sent before this.
@@ -28,6 +33,7 @@ impl Default for Concurrency {
     fn default() -> Self {
         Self {
             limit: FIRST,
+            fastest: Duration::MAX,
             cut: Duration::ZERO,
             held: Duration::ZERO,
         }
@@ -51,11 +57,22 @@ impl Concurrency {
     /// One was answered; `under_way` counts it.
     pub fn answered(&mut self, sent: Duration, now: Duration, under_way: usize) {
         let took = now.saturating_sub(sent);
+        self.fastest = self.fastest.min(took);
+        let slow = self.fastest.saturating_mul(QUEUED).clamp(SLOW.0, SLOW.1);
         if took > TOO_SLOW {
             self.less(sent, now);
-        } else if took < SLOW && under_way >= self.limit as usize {
+        } else if took < slow && under_way * 2 > self.limit as usize {
             self.limit = (self.limit + 1.0).min(MOST);
         }
+        if under_way == 1 {
+            self.rested();
+        }
+    }
+
+    /// Nothing is under way: how the server is doing is not known any more.
+    fn rested(&mut self) {
+        self.limit = self.limit.min(FIRST);
+        self.fastest = Duration::MAX;
     }
 
     /// One was turned away: too many requests, or no answer in time.
@@ -79,16 +96,48 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn it_grows_only_while_all_places_are_in_use_and_answers_are_fast() {
+    fn it_grows_only_while_most_places_are_in_use_and_answers_are_in_time() {
         let mut c = Concurrency::default();
-        c.answered(MS(0), MS(10), 5);
-        assert_eq!(c.room(0, MS(10)), 32);
-        c.answered(MS(0), MS(450), 32);
-        assert_eq!(c.room(0, MS(450)), 32);
+        c.answered(MS(0), MS(10), 4);
+        assert_eq!(c.room(0, MS(10)), 8);
+        c.answered(MS(0), MS(80), 8);
+        assert_eq!(c.room(0, MS(80)), 8);
         for n in 0..1_000 {
             c.answered(MS(n), MS(n + 50), 300);
         }
         assert_eq!(c.room(0, MS(9_999)), 256);
+    }
+
+    #[test]
+    fn what_is_in_time_follows_the_fastest_answer() {
+        let mut c = Concurrency::default();
+        c.answered(MS(0), MS(100), 8);
+        c.answered(MS(0), MS(299), 9);
+        assert_eq!(c.room(0, MS(300)), 10);
+        c.answered(MS(0), MS(300), 10);
+        assert_eq!(c.room(0, MS(300)), 10);
+        // A server that is slow from the first answer on gets no more.
+        let mut c = Concurrency::default();
+        c.answered(MS(0), MS(400), 8);
+        assert_eq!(c.room(0, MS(400)), 8);
+    }
+
+    #[test]
+    fn each_burst_begins_with_few() {
+        let mut c = Concurrency::default();
+        for _ in 0..9 {
+            c.answered(MS(0), MS(10), 99);
+        }
+        assert_eq!(c.room(0, MS(10)), 17);
+        c.answered(MS(0), MS(10), 1);
+        assert_eq!(c.room(0, MS(10)), 8);
+        // And none was fast yet.
+        c.answered(MS(0), MS(200), 8);
+        assert_eq!(c.room(0, MS(200)), 9);
+        // A server that wanted less still gets less.
+        c.refused(MS(300), MS(400), Duration::ZERO);
+        c.answered(MS(300), MS(400), 1);
+        assert_eq!(c.room(0, MS(400)), 6);
     }
 
     #[test]
@@ -97,9 +146,7 @@ mod tests {
         for _ in 0..32 {
             c.refused(MS(100), MS(200), Duration::ZERO);
         }
-        assert_eq!(c.room(0, MS(200)), 22);
-        c.refused(MS(250), MS(300), Duration::ZERO);
-        assert_eq!(c.room(0, MS(300)), 15);
+        assert_eq!(c.room(0, MS(200)), 5);
         for n in 0..99 {
             c.refused(MS(300 + n), MS(300 + n), Duration::ZERO);
         }
@@ -112,14 +159,14 @@ mod tests {
         c.refused(MS(0), MS(10), MS(1_000));
         assert_eq!(c.room(0, MS(500)), 0);
         assert_eq!(c.held_until(MS(500)), Some(MS(1_010)));
-        assert_eq!(c.room(0, MS(1_010)), 22);
+        assert_eq!(c.room(0, MS(1_010)), 5);
         assert_eq!(c.held_until(MS(1_010)), None);
     }
 
     #[test]
     fn a_server_that_answers_in_seconds_gets_less() {
         let mut c = Concurrency::default();
-        c.answered(MS(0), MS(5_000), 32);
-        assert_eq!(c.room(0, MS(5_000)), 22);
+        c.answered(MS(0), MS(1_500), 8);
+        assert_eq!(c.room(0, MS(1_500)), 5);
     }
 }
