@@ -19,6 +19,9 @@ pub(super) const ASKED_AGAIN: Duration = Duration::from_secs(2);
 const TOLD: Duration = Duration::from_secs(30);
 /// So soon after it was opened, on a busy node.
 const AT_ONCE: Duration = Duration::from_secs(5);
+/// And so soon that it need not be read again when the status tells the same: of a kubelet
+/// that went twice, the second time would have to be within this.
+const SWIFTLY: Duration = Duration::from_secs(1);
 
 /// Of follows that had given all that the file had, since the last line that was new.
 #[derive(Debug, Default)]
@@ -26,6 +29,8 @@ pub(super) struct Ends {
     last: Option<Instant>,
     /// All but the first came at once.
     in_a_row: u32,
+    /// The last one came swiftly, and nothing failed since.
+    swift: bool,
 }
 
 impl Ends {
@@ -35,6 +40,15 @@ impl Ends {
         if let Some(opened) = followed_since {
             let again = opened.elapsed() < AT_ONCE;
             self.in_a_row = if again { self.in_a_row + 1 } else { 1 };
+            self.swift = opened.elapsed() < SWIFTLY;
+        }
+    }
+
+    /// It could not be opened, or broke off.
+    pub(super) fn not_read(&mut self) {
+        self.swift = false;
+        if !self.are_for_good() {
+            self.forget();
         }
     }
 
@@ -45,6 +59,11 @@ impl Ends {
     /// For good, whatever the status tells.
     pub(super) fn are_for_good(&self) -> bool {
         self.in_a_row > 1
+    }
+
+    /// What a status that tells of the end needs no further read for.
+    pub(super) fn are_proven(&self) -> bool {
+        self.are_for_good() && self.swift
     }
 
     /// Whether a file that has nothing later counts as read to the container's end.

@@ -3,7 +3,7 @@
 //! What holds: lines come in file order, each once; where some may be missing, one gap
 //! is told before what comes after; the end is told when the log was read to it by an
 //! open that began after the container's end, or a follow came to it and such an open finds
-//! nothing later. The API server serves a container's
+//! nothing later, or one that followed and ended at once. The API server serves a container's
 //! newest file only, so a line that is not in it any more was rotated away.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -105,6 +105,8 @@ pub(super) struct Tail<S, P> {
     caught_up: bool,
     opened: Instant,
     ends: Ends,
+    /// And no byte of the file is left.
+    is_whole: bool,
     /// A follow ended, and the status has yet to tell why.
     awaits_status: bool,
     gone: bool,
@@ -152,6 +154,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             caught_up: false,
             opened: now,
             ends: Ends::default(),
+            is_whole: false,
             awaits_status: false,
             gone: false,
             replaced: false,
@@ -185,7 +188,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 // Of a log cut off in the middle of a line, only the rest tells.
                 Ok(Piece::Unended(line)) if self.mode.over => self.line(line),
                 Ok(Piece::Unended(line)) if self.is_complaint(&line) => None,
-                Ok(Piece::Unended(_) | Piece::End) => self.at_end(),
+                Ok(end) => {
+                    self.is_whole = matches!(end, Piece::End);
+                    self.at_end()
+                }
                 Err(error) => self.not_read(&error),
             };
             if let Some(next) = next {
@@ -227,7 +233,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
     async fn piece(&mut self) -> Result<Piece, Error> {
         loop {
             let Some(reader) = &mut self.reader else {
-                self.open().await?;
+                if !self.open().await? {
+                    return Ok(Piece::End);
+                }
                 continue;
             };
             let doubts = self.mode.follow && self.doubt_at.is_some();
@@ -264,9 +272,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
         }
     }
 
-    async fn open(&mut self) -> Result<(), Error> {
-        if self.opening.is_empty() {
-            self.begin_to_open().await?;
+    /// False: as if it had been, and had nothing later.
+    async fn open(&mut self) -> Result<bool, Error> {
+        if self.opening.is_empty() && !self.begin_to_open().await? {
+            return Ok(false);
         }
         let opened = self.opening.join_next().await;
         let opened = opened.ok_or(Error::Timeout)?;
@@ -278,10 +287,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.opened = Instant::now();
         self.quiet_at = self.opened + self.quiet;
         self.reader = Some(opened);
-        Ok(())
+        Ok(true)
     }
 
-    async fn begin_to_open(&mut self) -> Result<(), Error> {
+    async fn begin_to_open(&mut self) -> Result<bool, Error> {
         self.wait_to_open().await;
         let over = self.is_over();
         let later = self.later_instances();
@@ -297,6 +306,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
             over,
             previous,
         };
+        if over && later == 0 && self.is_whole && self.ends.are_proven() {
+            return Ok(false);
+        }
         let how = Open {
             since: self.sought().as_ref().and_then(Place::since),
             follow,
@@ -305,7 +317,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
         let (source, pod) = (self.source.clone(), self.pod.clone());
         let open = async move { source.open(&pod, how).await };
         self.opening.spawn(open.in_current_span());
-        Ok(())
+        Ok(true)
     }
 
     async fn wait_to_open(&mut self) {
@@ -435,9 +447,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             Error::Replaced if is_there => Reason::Restarted,
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
-                if !self.ends.are_for_good() {
-                    self.ends.forget();
-                }
+                self.ends.not_read();
                 tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
                 self.rewind();
                 return None;

@@ -18,8 +18,8 @@ async fn a_log_is_followed_to_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked() {
-    // Once followed, asked again where it does not come soon, read to the end.
-    for (after, opens) in [(1_500, 2), (25_000, 3)] {
+    // Once followed, then read to the end, or asked again where it does not come soon.
+    for after in [1_500, 25_000] {
         let node = Node::running();
         let mut tail = node.read().await;
         node.stop();
@@ -30,8 +30,38 @@ async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked(
         let (all, told) = meanwhile(rest(&mut tail), Duration::from_millis(after), told).await;
         assert_eq!(all, ["end"]);
         assert!(told.elapsed() <= TOLD_LOOK, "{:?}", told.elapsed());
-        assert_eq!(node.opens.lock().unwrap().len(), opens);
+        assert_eq!(node.opens.lock().unwrap().len(), 2);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_ended_twice_is_read_once_more_where_something_may_have_come() {
+    let seconds = Duration::from_secs;
+    // A node that goes twice, the second time right after it was asked, and prints then.
+    let node = Node::running();
+    let mut tail = node.read().await;
+    node.stop();
+    let comes = || {
+        node.unknown.store(3, Relaxed);
+        node.print(3..5);
+        node.end();
+    };
+    let goes = timeout(seconds(25), some(&mut tail)).await;
+    assert!(goes.is_err());
+    assert_eq!(node.opens.lock().unwrap().len(), 2);
+    // It was refused since: after half a minute without a status it is asked again.
+    node.unknown.store(usize::MAX, Relaxed);
+    let (all, ()) = meanwhile(rest(&mut tail), seconds(30), comes).await;
+    assert_eq!(all, ["line 3", "line 4", "end"]);
+    // The last line lacks its end, which only a read after the container's tells.
+    let node = Node::running();
+    let mut tail = node.read().await;
+    let whole: usize = (0..3).map(|n| text(n).len() + 1).sum();
+    node.print(3..4);
+    node.cut.lock().unwrap().extend([whole + 5, whole + 5]);
+    tail.was_held_up();
+    let (all, ()) = meanwhile(rest(&mut tail), seconds(20), || node.end()).await;
+    assert_eq!(all, ["line 3", "end"]);
 }
 
 #[tokio::test(start_paused = true)]
