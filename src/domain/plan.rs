@@ -18,7 +18,8 @@ use super::{
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
-    urgency, view,
+    urgency::{self, Change},
+    view,
 };
 
 /// What is known beside the task itself.
@@ -69,10 +70,9 @@ pub enum Action {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// To be stored if it differs from the task's.
     pub status: TaskStatus,
-    /// And soon ([`urgency`]).
-    pub urgent: bool,
+    /// What of it is to be stored.
+    pub change: Change,
     pub actions: Vec<Action>,
     /// Pods to be created, as places become free ([`super::queue`]).
     pub creates: Vec<Attempt>,
@@ -122,10 +122,10 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         }
     }
     let has_gone = |index, attempt| p.gone.newest(index, attempt).is_some();
-    let urgent = urgency::is_urgent(&task.status, &status, &has_gone);
+    let change = urgency::change(&task.status, &status, &has_gone);
     Plan {
         status,
-        urgent,
+        change,
         actions: p.actions,
         creates: p.creates,
         wake_at: p.wake_at,

@@ -104,10 +104,10 @@ fn the_end_of_a_pod_that_somebody_deleted_is_stored_soon() {
     let done = Arc::new(pod(1, 1, PodPhase::Succeeded));
     let there = plan_with(&t, &[done.clone(), run[1].clone()], &[], false, 11);
     assert_ne!(there.status, t.status);
-    assert!(!there.urgent, "it can be read again");
+    assert_eq!(there.change, Change::MayWait, "it can be read again");
     let gone = plan_with(&t, &run[1..], &[done], false, 11);
     assert_eq!(gone.status, there.status);
-    assert!(gone.urgent);
+    assert_eq!(gone.change, Change::Urgent);
 }
 
 #[test]

@@ -10,23 +10,36 @@ use super::{
     task::{TaskStatus, WorkerPhase, WorkerRecord},
 };
 
-/// Whether what `new` says beyond `stored` is urgent; `has_gone`: the pod of this index
-/// and attempt.
-pub fn is_urgent(
+/// What a status says beyond the stored one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    Nothing,
+    MayWait,
+    Urgent,
+}
+
+/// What `new` says beyond `stored`; `has_gone`: the pod of this index and attempt.
+pub fn change(
     stored: &TaskStatus,
     new: &TaskStatus,
     has_gone: &dyn Fn(u32, u32) -> bool,
-) -> bool {
-    stored.phase != new.phase
+) -> Change {
+    let tells_more = stored.phase != new.phase
+        || stored.finished_at != new.finished_at
         || stored.workers.len() != new.workers.len()
-        || conditions::differ(&stored.conditions, &new.conditions)
-        // Both are sorted by index.
-        || std::iter::zip(&stored.workers, &new.workers)
-            .any(|(known, worker)| {
-                known.index != worker.index
-                    || cannot_wait(known, worker)
-                    || (has_gone(worker.index, worker.attempt) && says_more(known, worker))
-            })
+        || conditions::differ(&stored.conditions, &new.conditions);
+    if tells_more {
+        return Change::Urgent;
+    }
+    let of = |(known, worker): (&WorkerRecord, &WorkerRecord)| match () {
+        () if known == worker => Change::Nothing,
+        () if known.index != worker.index || cannot_wait(known, worker) => Change::Urgent,
+        () if has_gone(worker.index, worker.attempt) && says_more(known, worker) => Change::Urgent,
+        () => Change::MayWait,
+    };
+    // Both are sorted by index.
+    let changes = std::iter::zip(&stored.workers, &new.workers).map(of);
+    changes.max().unwrap_or(Change::Nothing)
 }
 
 /// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
@@ -71,23 +84,39 @@ mod tests {
         }
     }
 
+    fn told(stored: &TaskStatus, new: &TaskStatus) -> Change {
+        super::change(stored, new, &|_, _| false)
+    }
+
     fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
-        is_urgent(&status(|_| {}), &status(change), &|_, _| false)
+        told(&status(|_| {}), &status(change)) == Change::Urgent
     }
 
     #[test]
     fn what_the_pod_tells_again_may_wait() {
-        assert!(!urgent(|_| {}));
-        assert!(!urgent(|w| w.uid = Some("u".into())));
-        assert!(!urgent(|w| w.phase = WorkerPhase::Running));
-        assert!(!urgent(|w| w.phase = WorkerPhase::Succeeded));
-        assert!(!urgent(|w| w.node = "n".into()));
-        assert!(!urgent(|w| w.first_line = Some(1)));
+        let may_wait = |change: fn(&mut WorkerRecord)| {
+            told(&status(|_| {}), &status(change)) == Change::MayWait
+        };
+        assert!(may_wait(|w| w.uid = Some("u".into())));
+        assert!(may_wait(|w| w.phase = WorkerPhase::Running));
+        assert!(may_wait(|w| w.phase = WorkerPhase::Succeeded));
+        assert!(may_wait(|w| w.node = "n".into()));
+        assert!(may_wait(|w| w.first_line = Some(1)));
         // Told twice at worst, with the same event id.
-        let state = NotifiedState::Created;
-        assert!(!urgent(
-            |w| w.notified = Some(Notified { attempt: 1, state })
-        ));
+        assert!(may_wait(|w| {
+            let state = NotifiedState::Created;
+            w.notified = Some(Notified { attempt: 1, state });
+        }));
+    }
+
+    #[test]
+    fn what_is_stored_already_is_not_stored_again() {
+        let same = status(|w| w.reason = "OOMKilled".into());
+        assert_eq!(told(&same, &same), Change::Nothing);
+        // The counts follow from the records.
+        let mut counted = same.clone();
+        counted.counts.total = 1;
+        assert_eq!(told(&same, &counted), Change::Nothing);
     }
 
     #[test]
@@ -114,23 +143,26 @@ mod tests {
         assert!(urgent(|w| w.reason = "ImagePullBackOff".into()));
         let stored = status(|w| w.reason = "ImagePullBackOff".into());
         let now = status(|_| {});
-        assert!(!is_urgent(&stored, &now, &|_, _| false), "it went away");
+        assert_eq!(told(&stored, &now), Change::MayWait, "it went away");
 
         let (before, mut after) = (status(|_| {}), status(|_| {}));
         after.phase = TaskPhase::Running;
-        assert!(is_urgent(&before, &after, &|_, _| false));
+        assert_eq!(told(&before, &after), Change::Urgent);
         after.phase = before.phase;
         after.conditions = vec![Condition {
             kind: "Created".into(),
             ..Default::default()
         }];
-        assert!(is_urgent(&before, &after, &|_, _| false));
+        assert_eq!(told(&before, &after), Change::Urgent);
+        after.conditions.clear();
+        after.finished_at = Some(1);
+        assert_eq!(told(&before, &after), Change::Urgent);
     }
 
     #[test]
     fn a_worker_that_is_not_on_the_record_is_urgent() {
         for stored in [TaskStatus::default(), status(|w| w.index = 2)] {
-            assert!(is_urgent(&stored, &status(|_| {}), &|_, _| false));
+            assert_eq!(told(&stored, &status(|_| {})), Change::Urgent);
         }
     }
 
@@ -139,9 +171,8 @@ mod tests {
     fn what_a_pod_told_that_has_gone_is_urgent() {
         let stored = status(|_| {});
         let urgent = |change: fn(&mut WorkerRecord), gone: (u32, u32)| {
-            is_urgent(&stored, &status(change), &|index, attempt| {
-                (index, attempt) == gone
-            })
+            let has_gone = |index, attempt| (index, attempt) == gone;
+            super::change(&stored, &status(change), &has_gone) == Change::Urgent
         };
         for told in [
             |w: &mut WorkerRecord| w.phase = WorkerPhase::Succeeded,
@@ -152,6 +183,7 @@ mod tests {
         }
         let (attempt, state) = (1, NotifiedState::Created);
         let notified = status(|w| w.notified = Some(Notified { attempt, state }));
-        assert!(!is_urgent(&stored, &notified, &|_, _| true));
+        let told = super::change(&stored, &notified, &|_, _| true);
+        assert_eq!(told, Change::MayWait);
     }
 }

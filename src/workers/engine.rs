@@ -25,11 +25,11 @@ use super::{
     timetable::Timetable,
 };
 use crate::domain::{
-    conditions, janitor,
+    janitor,
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
     task::{Task, TaskStatus, WorkerRecord},
-    urgency,
+    urgency::{self, Change},
 };
 
 /// A task's first status waits this long for its first pods, which are what is
@@ -282,7 +282,7 @@ impl Engine {
         self.offers.offer(&name, &task, &plan.status.workers).await;
         let Plan {
             status,
-            urgent,
+            change,
             actions,
             creates,
             wake_at: _,
@@ -291,12 +291,8 @@ impl Engine {
             self.admission.ask(&name, &task, creates);
             self.act(&name, &task, actions);
         }
-        let unchanged = task.status.phase == status.phase
-            && task.status.workers == status.workers
-            && task.status.finished_at == status.finished_at
-            && !conditions::differ(&task.status.conditions, &status.conditions);
-        if !unchanged {
-            let urgent = urgent
+        if change != Change::Nothing {
+            let urgent = change == Change::Urgent
                 || self.admission.waits_for_places() && urgency::makes_room(&task.status, &status);
             self.store(name, task, status, urgent);
         }
