@@ -1,9 +1,11 @@
 //! How many creates are under way at once: as many as the API server takes.
 //!
 //! Each burst begins with few: a server that has just started takes seconds for each of
-//! many. An answer in time makes it one more while most places are in use, so that a
-//! round doubles it; multiplicative decrease when the server says that it is too much,
-//! at most once for the requests of one round. Times are Durations of any clock.
+//! many. While most places are in use, an answer in time makes it one more, so that a
+//! round doubles it; from the first that waited on, each round makes it one more or one
+//! less, so that half of the answers wait. Multiplicative decrease when the server says
+//! that it is too much, at most once for the requests of one round. Times are Durations
+//! of any clock.
 use std::time::Duration;
 
 const FIRST: f64 = 8.0;
@@ -14,7 +16,7 @@ const DECREASE: f64 = 0.7;
 /// is sent beyond that waits at the API server, in the way of everybody's watches too.
 const QUEUED: u32 = 3;
 /// Faster than this is in time, whatever the fastest; slower than the other never is.
-const SLOW: (Duration, Duration) = (Duration::from_millis(75), Duration::from_millis(400));
+const SLOW: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(400));
 /// And slower than this is a reason for less.
 const TOO_SLOW: Duration = Duration::from_secs(1);
 
@@ -23,6 +25,8 @@ pub struct Concurrency {
     limit: f64,
     /// The fastest answer of this burst.
     fastest: Duration,
+    /// None of them waited yet.
+    probes: bool,
     /// Requests sent before this belong to the round that was cut already.
     cut: Duration,
     /// Nothing is sent before this.
@@ -34,6 +38,7 @@ impl Default for Concurrency {
         Self {
             limit: FIRST,
             fastest: Duration::MAX,
+            probes: true,
             cut: Duration::ZERO,
             held: Duration::ZERO,
         }
@@ -59,10 +64,14 @@ impl Concurrency {
         let took = now.saturating_sub(sent);
         self.fastest = self.fastest.min(took);
         let slow = self.fastest.saturating_mul(QUEUED).clamp(SLOW.0, SLOW.1);
+        self.probes &= took < slow;
         if took > TOO_SLOW {
             self.less(sent, now);
-        } else if took < slow && under_way * 2 > self.limit as usize {
-            self.limit = (self.limit + 1.0).min(MOST);
+        } else if took >= slow {
+            self.limit = (self.limit - 1.0 / self.limit).max(LEAST);
+        } else if under_way * 2 > self.limit as usize {
+            let step = if self.probes { 1.0 } else { 1.0 / self.limit };
+            self.limit = (self.limit + step).min(MOST);
         }
         if under_way == 1 {
             self.rested();
@@ -73,6 +82,7 @@ impl Concurrency {
     fn rested(&mut self) {
         self.limit = self.limit.min(FIRST);
         self.fastest = Duration::MAX;
+        self.probes = true;
     }
 
     /// One was turned away: too many requests, or no answer in time.
@@ -96,16 +106,41 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn it_grows_only_while_most_places_are_in_use_and_answers_are_in_time() {
+    fn a_round_of_answers_in_time_doubles_it_while_most_places_are_in_use() {
         let mut c = Concurrency::default();
         c.answered(MS(0), MS(10), 4);
         assert_eq!(c.room(0, MS(10)), 8);
-        c.answered(MS(0), MS(80), 8);
-        assert_eq!(c.room(0, MS(80)), 8);
+        for _ in 0..8 {
+            c.answered(MS(0), MS(10), 8);
+        }
+        assert_eq!(c.room(0, MS(10)), 16);
         for n in 0..1_000 {
-            c.answered(MS(n), MS(n + 50), 300);
+            c.answered(MS(n), MS(n + 20), 300);
         }
         assert_eq!(c.room(0, MS(9_999)), 256);
+    }
+
+    #[test]
+    fn once_answers_wait_half_of_them_do() {
+        let mut c = Concurrency::default();
+        c.answered(MS(0), MS(10), 8);
+        c.answered(MS(0), MS(30), 9);
+        // A round in time.
+        for _ in 0..9 {
+            c.answered(MS(0), MS(29), 9);
+        }
+        assert_eq!(c.room(0, MS(30)), 9);
+        // A server that takes two milliseconds for each that is under way.
+        for n in 0..9_999 {
+            let under_way = c.room(0, MS(n));
+            c.answered(MS(n), MS(n) + MS(2) * under_way as u32, under_way);
+        }
+        assert!((14..=15).contains(&c.room(0, MS(9_999))));
+        // It gives no less than a few.
+        for n in 0..9_999 {
+            c.answered(MS(n), MS(n + 500), 9);
+        }
+        assert_eq!(c.room(0, MS(9_999)), 4);
     }
 
     #[test]
@@ -115,11 +150,11 @@ mod tests {
         c.answered(MS(0), MS(299), 9);
         assert_eq!(c.room(0, MS(300)), 10);
         c.answered(MS(0), MS(300), 10);
-        assert_eq!(c.room(0, MS(300)), 10);
+        assert_eq!(c.room(0, MS(300)), 9);
         // A server that is slow from the first answer on gets no more.
         let mut c = Concurrency::default();
         c.answered(MS(0), MS(400), 8);
-        assert_eq!(c.room(0, MS(400)), 8);
+        assert_eq!(c.room(0, MS(400)), 7);
     }
 
     #[test]
@@ -131,7 +166,7 @@ mod tests {
         assert_eq!(c.room(0, MS(10)), 17);
         c.answered(MS(0), MS(10), 1);
         assert_eq!(c.room(0, MS(10)), 8);
-        // And none was fast yet.
+        // And none waited yet, or was fast.
         c.answered(MS(0), MS(200), 8);
         assert_eq!(c.room(0, MS(200)), 9);
         // A server that wanted less still gets less.

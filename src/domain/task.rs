@@ -1,4 +1,5 @@
 //! A task and its workers, as the WorkerTask stores them.
+mod row;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,9 +151,7 @@ pub struct Counts {
     pub failed: u32,
 }
 
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerPhase {
     /// No pod yet.
     #[default]
@@ -168,6 +167,15 @@ pub enum WorkerPhase {
 }
 
 impl WorkerPhase {
+    pub const ALL: [Self; 6] = [
+        Self::Queued,
+        Self::Pending,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Terminated,
+    ];
+
     pub fn is_final(self) -> bool {
         self.end().is_some()
     }

@@ -33,8 +33,10 @@ use crate::domain::{
 };
 
 /// A task's first status waits this long for its first pods, which are what is
-/// asked for: both at once would only slow each other down.
+/// asked for: both at once would only slow each other down. And longer for each worker,
+/// until all have pods where the API server is quick: one write less.
 const FIRST_STATUS: Duration = Duration::from_millis(250);
+const FIRST_STATUS_PER_WORKER: Duration = Duration::from_millis(2);
 /// Between two plans of a task: a burst of events is one plan; more of it for each
 /// worker, which each plan looks at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
@@ -350,7 +352,8 @@ impl Engine {
     /// Stores a status now, or when the task's next write is due.
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
-        let put_off = FIRST_STATUS * u32::from(waits(&task, &status));
+        let first = FIRST_STATUS + FIRST_STATUS_PER_WORKER * status.counts.total;
+        let put_off = first * u32::from(waits(&task, &status));
         let next = self.paces.next(&name, urgent, now, put_off);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());

@@ -41,7 +41,7 @@ remove() { # labels as a query
 creation() {
   local n concurrency since
   up warm 10
-  for n in 1 2 3 4 5; do
+  for n in ${ROUNDS:-1 2 3 4 5}; do
     since=$(date +%s%N)
     up "made$n" 1000
     seen --prefix "otto-agent-made$n-" --since "$since" created --count 1000 >> "$raw/scale-up-1000-ms.txt"

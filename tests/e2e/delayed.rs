@@ -193,7 +193,9 @@ fn record(cell: &Cell, task: &str) -> Value {
         .unwrap();
     let mut status = object["status"].take();
     for worker in status["workers"].as_array_mut().into_iter().flatten() {
-        worker["told"].take();
+        let words = worker.as_str().unwrap().split(' ');
+        let kept: Vec<_> = words.filter(|word| !word.starts_with("told=")).collect();
+        *worker = kept.join(" ").into();
     }
     status["term"].take();
     status

@@ -2,7 +2,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, REMEMBERED_REQUESTS, TaskSpec};
+use crate::domain::task::{
+    MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, REMEMBERED_REQUESTS, TaskSpec,
+    WorkerPhase,
+};
 
 fn stored(status: &TaskStatus) -> String {
     serde_json::to_string(status).unwrap()
@@ -17,10 +20,7 @@ fn time() -> impl Strategy<Value = Option<i64>> {
 }
 
 fn phase() -> impl Strategy<Value = WorkerPhase> {
-    use WorkerPhase::{Failed, Pending, Queued, Running, Succeeded, Terminated};
-    prop::sample::select(vec![
-        Queued, Pending, Running, Succeeded, Failed, Terminated,
-    ])
+    prop::sample::select(WorkerPhase::ALL.to_vec())
 }
 
 fn record() -> impl Strategy<Value = WorkerRecord> {
@@ -97,6 +97,38 @@ fn worker(reason: &str, message: &str) -> WorkerRecord {
         message: message.into(),
         ..WorkerRecord::default()
     }
+}
+
+/// What `kubectl get workertasks -o yaml` shows of it.
+#[test]
+fn a_worker_is_one_row_of_text() {
+    let worker = WorkerRecord {
+        attempt: 2,
+        phase: WorkerPhase::Failed,
+        uid: Some("9ade-46f9".into()),
+        exit_code: Some(-1),
+        node: "node-1".into(),
+        ip: "10.0.0.1".into(),
+        queued: Some(1_000),
+        created: Some(1_001),
+        started: Some(1_005),
+        notified: Some(Notified {
+            attempt: 1,
+            state: NotifiedState::Failed,
+        }),
+        ..worker("OOMKilled", "")
+    };
+    let status = status(vec![worker]);
+    let text = serde_json::to_value(&status).unwrap();
+    let row = "1 Failed attempt=2 uid=9ade-46f9 why=0 exit=-1 node=0 ip=10.0.0.1 since=1000 \
+               times=0,1,,,5 told=1/Failed";
+    assert_eq!(text["workers"][0], row);
+    // A newer version may say more, and a person anything.
+    let mut newer = text;
+    newer["workers"][0] = format!("{row} luck=7 lucky why=x").into();
+    let mut known = status;
+    known.workers[0].reason.clear();
+    assert_eq!(loaded(&newer.to_string()), known);
 }
 
 #[test]

@@ -213,16 +213,16 @@ fn of_task(task: &Value) -> Seen {
     // Each is stored once, for all workers that have it.
     let reasons = &task["status"]["reasons"];
     let workers = task["status"]["workers"].as_array();
-    let workers = workers.into_iter().flatten().map(|w| {
-        let worker = [
-            text(&w["uid"]),
-            w["attempt"].to_string(),
-            text(&w["phase"]),
-            w["why"]
-                .as_u64()
-                .map_or(String::new(), |n| text(&reasons[n as usize]["reason"])),
-        ];
-        (w["index"].as_u64().unwrap(), worker)
+    let workers = workers.into_iter().flatten().map(|row| {
+        let row = row.as_str().unwrap();
+        let mut words = row.split(' ');
+        let index = words.next().unwrap().parse().unwrap();
+        let phase = words.next().unwrap().to_owned();
+        let fields: BTreeMap<_, _> = words.map(|word| word.split_once('=').unwrap()).collect();
+        let field = |key| fields.get(key).copied().unwrap_or_default().to_owned();
+        let why = field("why").parse::<usize>();
+        let reason = why.map_or(String::new(), |n| text(&reasons[n]["reason"]));
+        (index, [field("uid"), field("attempt"), phase, reason])
     });
     workers.collect()
 }
