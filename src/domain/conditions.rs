@@ -5,8 +5,14 @@
 //! time changes with its status only.
 use std::collections::BTreeMap;
 
-use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
+use super::{
+    task::{Condition, TaskPhase, WorkerPhase, WorkerRecord},
+    urgency::Change,
+};
 
+const CREATED: &str = "Created";
+const FINISHED: &str = "Finished";
+const DELIVERED: &str = "LogsDelivered";
 /// Workers that a message names.
 const NAMED: usize = 10;
 
@@ -53,9 +59,9 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     let finished = (phase.is_finished(), reason, tally(workers));
     let delivered = cut(workers).map(|message| (false, "LogDrainTimeout", message));
     [
-        ("Created", Some(created)),
-        ("Finished", Some(finished)),
-        ("LogsDelivered", delivered),
+        (CREATED, Some(created)),
+        (FINISHED, Some(finished)),
+        (DELIVERED, delivered),
     ]
     .into_iter()
     .filter_map(|(kind, told)| Some((kind, told?)))
@@ -94,10 +100,20 @@ fn cut(workers: &[WorkerRecord]) -> Option<String> {
     })
 }
 
-/// Whether `new` says something that `old` does not; counts may differ.
-pub fn differ(old: &[Condition], new: &[Condition]) -> bool {
-    let said = |c: &Condition| (c.kind.clone(), c.status.clone(), c.reason.clone());
-    old.iter().map(said).ne(new.iter().map(said))
+/// What `new` says beyond `old`; counts may differ. That all have their pods by now is told
+/// with whatever comes next.
+pub fn change(old: &[Condition], new: &[Condition]) -> Change {
+    let said = |all: &[Condition], kind| {
+        let found = all.iter().find(|c| c.kind == kind);
+        found.map(|c| (c.status.clone(), c.reason.clone()))
+    };
+    let of = |kind| match (said(old, kind), said(new, kind)) {
+        (was, is) if was == is => Change::Nothing,
+        (Some(_), Some((status, _))) if kind == CREATED && status == "True" => Change::MayWait,
+        _ => Change::Urgent,
+    };
+    let changes = [CREATED, FINISHED, DELIVERED].map(of);
+    changes.into_iter().max().unwrap_or(Change::Nothing)
 }
 
 /// `3 succeeded, 2 failed (OOMKilled)`.
@@ -205,7 +221,13 @@ mod tests {
             ),
             ("t3", "t1")
         );
-        assert!(differ(&later, &then) && !differ(&first, &later));
+        assert_eq!(change(&first, &later), Change::Nothing);
+        // All have their pods; and then one more is wanted.
+        assert_eq!(change(&later, &then), Change::MayWait);
+        assert_eq!(change(&then, &later), Change::Urgent);
+        let done = of(TaskPhase::Succeeded, &running, &then, "t4");
+        assert_eq!(change(&then, &done), Change::Urgent);
+        assert_eq!(change(&[], &then), Change::Urgent);
     }
 
     #[test]

@@ -26,8 +26,7 @@ pub fn change(
 ) -> Change {
     let tells_more = stored.phase != new.phase
         || stored.finished_at != new.finished_at
-        || stored.workers.len() != new.workers.len()
-        || conditions::differ(&stored.conditions, &new.conditions);
+        || stored.workers.len() != new.workers.len();
     if tells_more {
         return Change::Urgent;
     }
@@ -38,8 +37,9 @@ pub fn change(
         () => Change::MayWait,
     };
     // Both are sorted by index.
-    let changes = std::iter::zip(&stored.workers, &new.workers).map(of);
-    changes.max().unwrap_or(Change::Nothing)
+    let workers = std::iter::zip(&stored.workers, &new.workers).map(of);
+    let told = conditions::change(&stored.conditions, &new.conditions);
+    workers.fold(told, Change::max)
 }
 
 /// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
