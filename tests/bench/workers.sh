@@ -2,7 +2,7 @@
 # shellcheck disable=SC2154,SC2086,SC2034 # sourced by bench.sh, which sets these
 # Creation and notification latency on a fake control plane where nothing is scheduled,
 # API calls on a real node; with the chart's defaults (policy on) and three replicas.
-# PARTS="creation" looks at one part.
+# PARTS="creation" looks at one part, ROUNDS="1 2" takes fewer turns of it.
 
 workers() {
   export AUDIT_POLICY=$PWD/tests/bench/audit.yaml
