@@ -29,7 +29,7 @@ pub(super) struct Ends {
     last: Option<Instant>,
     /// All but the first came at once.
     in_a_row: u32,
-    /// The last one came swiftly, and nothing failed since.
+    /// The last one came swiftly, and nothing was in doubt since.
     swift: bool,
 }
 
@@ -44,9 +44,14 @@ impl Ends {
         }
     }
 
+    /// The file has something later, or may have.
+    pub(super) fn doubt(&mut self) {
+        self.swift = false;
+    }
+
     /// It could not be opened, or broke off.
     pub(super) fn not_read(&mut self) {
-        self.swift = false;
+        self.doubt();
         if !self.are_for_good() {
             self.forget();
         }

@@ -342,6 +342,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 None
             }
             Step::Late => {
+                self.ends.doubt();
                 self.doubt_at.get_or_insert_with(|| Instant::now() + DOUBT);
                 None
             }

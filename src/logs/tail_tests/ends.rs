@@ -53,6 +53,17 @@ async fn a_log_that_ended_twice_is_read_once_more_where_something_may_have_come(
     node.unknown.store(usize::MAX, Relaxed);
     let (all, ()) = meanwhile(rest(&mut tail), seconds(30), comes).await;
     assert_eq!(all, ["line 3", "line 4", "end"]);
+    // It had not ended: what is there half a minute later has left the last line behind.
+    let node = Node::running();
+    let mut tail = node.read().await;
+    node.stop();
+    let waits = timeout(seconds(25), some(&mut tail)).await;
+    assert!(waits.is_err());
+    node.rotate();
+    node.print(3..5);
+    let (all, ()) = meanwhile(rest(&mut tail), seconds(20), || node.end()).await;
+    let missed = ["gap rotated Some(2) Some(3)", "line 3", "line 4", "end"];
+    assert_eq!(all, missed);
     // The last line lacks its end, which only a read after the container's tells.
     let node = Node::running();
     let mut tail = node.read().await;
