@@ -175,13 +175,23 @@ mod tests {
         assert_eq!(c.room(0, MS(400)), 6);
     }
 
+    fn grown_to_32() -> Concurrency {
+        let mut c = Concurrency::default();
+        for _ in 8..32 {
+            c.answered(MS(0), MS(10), 32);
+        }
+        c
+    }
+
     #[test]
     fn a_round_of_refusals_is_one_decrease() {
-        let mut c = Concurrency::default();
+        let mut c = grown_to_32();
         for _ in 0..32 {
             c.refused(MS(100), MS(200), Duration::ZERO);
         }
-        assert_eq!(c.room(0, MS(200)), 5);
+        assert_eq!(c.room(0, MS(200)), 22);
+        c.refused(MS(250), MS(300), Duration::ZERO);
+        assert_eq!(c.room(0, MS(300)), 15);
         for n in 0..99 {
             c.refused(MS(300 + n), MS(300 + n), Duration::ZERO);
         }
@@ -190,18 +200,18 @@ mod tests {
 
     #[test]
     fn retry_after_is_waited_for() {
-        let mut c = Concurrency::default();
+        let mut c = grown_to_32();
         c.refused(MS(0), MS(10), MS(1_000));
         assert_eq!(c.room(0, MS(500)), 0);
         assert_eq!(c.held_until(MS(500)), Some(MS(1_010)));
-        assert_eq!(c.room(0, MS(1_010)), 5);
+        assert_eq!(c.room(0, MS(1_010)), 22);
         assert_eq!(c.held_until(MS(1_010)), None);
     }
 
     #[test]
     fn a_server_that_answers_in_seconds_gets_less() {
-        let mut c = Concurrency::default();
-        c.answered(MS(0), MS(1_500), 8);
-        assert_eq!(c.room(0, MS(1_500)), 5);
+        let mut c = grown_to_32();
+        c.answered(MS(0), MS(5_000), 32);
+        assert_eq!(c.room(0, MS(5_000)), 22);
     }
 }

@@ -103,17 +103,19 @@ fn cut(workers: &[WorkerRecord]) -> Option<String> {
 /// What `new` says beyond `old`; counts may differ. That all have their pods by now is told
 /// with whatever comes next.
 pub fn change(old: &[Condition], new: &[Condition]) -> Change {
-    let said = |all: &[Condition], kind| {
-        let found = all.iter().find(|c| c.kind == kind);
-        found.map(|c| (c.status.clone(), c.reason.clone()))
-    };
     let of = |kind| match (said(old, kind), said(new, kind)) {
         (was, is) if was == is => Change::Nothing,
-        (Some(_), Some((status, _))) if kind == CREATED && status == "True" => Change::MayWait,
+        (Some(_), Some(("True", _))) if kind == CREATED => Change::MayWait,
         _ => Change::Urgent,
     };
     let changes = [CREATED, FINISHED, DELIVERED].map(of);
     changes.into_iter().max().unwrap_or(Change::Nothing)
+}
+
+/// Status and reason.
+fn said<'a>(all: &'a [Condition], kind: &str) -> Option<(&'a str, &'a str)> {
+    let found = all.iter().find(|c| c.kind == kind);
+    found.map(|c| (c.status.as_str(), c.reason.as_str()))
 }
 
 /// `3 succeeded, 2 failed (OOMKilled)`.

@@ -71,7 +71,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub status: TaskStatus,
-    /// What of it is to be stored.
+    /// What it says beyond the stored one.
     pub change: Change,
     pub actions: Vec<Action>,
     /// Pods to be created, as places become free ([`super::queue`]).

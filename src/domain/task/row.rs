@@ -45,19 +45,11 @@ struct Times(Vec<Option<i64>>);
 
 impl Row {
     pub(super) fn new(
-        w: WorkerRecord,
+        mut w: WorkerRecord,
         reasons: &mut Table<Reason>,
         nodes: &mut Table<String>,
     ) -> Self {
-        let times = [
-            w.queued,
-            w.created,
-            w.scheduled,
-            w.prepared,
-            w.started,
-            w.first_line,
-            w.finished,
-        ];
+        let times = times(&mut w).map(|at| *at);
         let since = times.iter().flatten().min().copied();
         let times = since.map(|since| {
             let mut after: Vec<_> = times.iter().map(|at| at.map(|at| at - since)).collect();
@@ -92,19 +84,10 @@ impl Row {
         let why = self.why.and_then(|n| reasons.get(n as usize));
         let why = why.cloned().unwrap_or_default();
         let node = self.node.and_then(|n| nodes.get(n as usize));
-        let after = |n: usize| self.times.as_ref()?.0.get(n).copied().flatten();
-        let time = |n: usize| Some(self.since? + after(n)?);
-        let [
-            queued,
-            created,
-            scheduled,
-            prepared,
-            started,
-            first_line,
-            finished,
-        ] = std::array::from_fn(time);
+        let after = self.times.map_or(Vec::new(), |times| times.0);
+        let time = |n: usize| Some(self.since? + (*after.get(n)?)?);
         let told = self.told.as_deref();
-        WorkerRecord {
+        let mut record = WorkerRecord {
             notified: told.and_then(|told| told_from(told, self.attempt, self.phase)),
             index: self.index,
             attempt: self.attempt,
@@ -115,19 +98,29 @@ impl Row {
             exit_code: self.exit,
             node: node.cloned().unwrap_or_default(),
             ip: self.ip.unwrap_or_default(),
-            queued,
-            created,
-            scheduled,
-            prepared,
-            started,
-            first_line,
-            finished,
             stopping: self.stopping.unwrap_or(false),
             not_before: self.after,
             failures: self.failures.unwrap_or(0),
-            cut: false,
+            ..WorkerRecord::default()
+        };
+        for (n, at) in times(&mut record).into_iter().enumerate() {
+            *at = time(n);
         }
+        record
     }
+}
+
+/// In the order in which they are stored.
+fn times(w: &mut WorkerRecord) -> [&mut Option<i64>; 7] {
+    [
+        &mut w.queued,
+        &mut w.created,
+        &mut w.scheduled,
+        &mut w.prepared,
+        &mut w.started,
+        &mut w.first_line,
+        &mut w.finished,
+    ]
 }
 
 impl Display for Row {
@@ -168,7 +161,10 @@ impl From<String> for Row {
         let mut words = text.split(' ');
         let mut row = Self {
             index: words.next().and_then(value).unwrap_or_default(),
-            phase: words.next().and_then(phase).unwrap_or_default(),
+            phase: words
+                .next()
+                .and_then(|text| named(WorkerPhase::ALL, text))
+                .unwrap_or_default(),
             ..Self::default()
         };
         for (key, text) in words.filter_map(|word| word.split_once('=')) {
@@ -196,9 +192,8 @@ fn value<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
 }
 
-fn phase(text: &str) -> Option<WorkerPhase> {
-    let mut all = WorkerPhase::ALL.into_iter();
-    all.find(|phase| format!("{phase:?}") == text)
+fn named<T: fmt::Debug, const N: usize>(all: [T; N], text: &str) -> Option<T> {
+    all.into_iter().find(|one| format!("{one:?}") == text)
 }
 
 impl Display for Times {
@@ -235,12 +230,9 @@ fn told_from(text: &str, attempt: u32, phase: WorkerPhase) -> Option<Notified> {
         return Some(Notified { attempt, state });
     }
     let (attempt, state) = text.split_once('/')?;
-    let state = NotifiedState::ALL
-        .into_iter()
-        .find(|s| format!("{s:?}") == state)?;
     Some(Notified {
-        attempt: attempt.parse().ok()?,
-        state,
+        attempt: value(attempt)?,
+        state: named(NotifiedState::ALL, state)?,
     })
 }
 
