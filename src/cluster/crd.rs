@@ -2,9 +2,9 @@
 use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::domain::task::{TaskSpec, TaskStatus};
+use crate::domain::task::{TaskPhase, TaskSpec, TaskStatus};
 
 /// What [`TaskSpec`] is to the API server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
@@ -41,6 +41,9 @@ pub const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed,statu
 pub fn definition() -> serde_json::Result<String> {
     let mut definition = serde_json::to_value(WorkerTask::crd())?;
     strip_formats(&mut definition);
+    // What people read until there is a status.
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"] =
+        json!({ "phase": TaskPhase::default() });
     serde_json::to_string_pretty(&definition)
 }
 
@@ -67,7 +70,7 @@ fn strip_formats(value: &mut Value) {
 mod tests {
     use schemars::schema_for;
 
-    use crate::domain::task::TaskPhase;
+    use super::TaskPhase;
 
     #[test]
     fn the_selector_leaves_out_the_phases_of_an_end() {

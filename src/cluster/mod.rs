@@ -15,6 +15,8 @@ pub const COMMIT_SHA: &str = "ottoscaler.io/commit-sha";
 pub const TRACEPARENT: &str = "ottoscaler.io/traceparent";
 /// Label: attempts of a worker, from 1.
 pub const ATTEMPT: &str = "ottoscaler.io/attempt";
+/// Label: [`crate::domain::names::pod_key`].
+pub const POD_KEY: &str = "ottoscaler.io/pod-key";
 /// Label: the worker's index, from 1.
 pub const WORKER_INDEX: &str = "worker-index";
 /// Selects worker pods (those of the Go original too; owners tell them apart).

@@ -47,6 +47,12 @@ pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
     }
 }
 
+/// What no two pods share, ever: an attempt gets one pod at most. As a label value it
+/// selects exactly that pod (a uid has 36 characters).
+pub fn pod_key(task_uid: &str, index: u32, attempt: u32) -> String {
+    format!("{task_uid}-{index}-{attempt}")
+}
+
 /// The labels of a worker that clients of the Go original know (wire contract);
 /// values are sanitised.
 pub fn worker_labels(

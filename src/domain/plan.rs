@@ -62,8 +62,8 @@ pub struct Limits {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// With the uid as precondition.
-    Delete { name: Arc<str>, uid: String },
+    /// Exactly this pod.
+    Delete(Arc<Pod>),
     /// The finished task itself, after TASK_TTL.
     Forget,
 }
@@ -303,10 +303,7 @@ impl Planner<'_> {
             let overdue = held && self.is_overdue(end);
             record.cut |= overdue;
             if at_once || (over && !held) || (overdue && stored.cut) {
-                self.actions.push(Action::Delete {
-                    name: pod.name.clone(),
-                    uid: pod.uid.clone(),
-                });
+                self.actions.push(Action::Delete(pod.clone()));
             }
         }
     }

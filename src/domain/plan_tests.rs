@@ -119,10 +119,7 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
     assert_eq!(first.status.phase, TaskPhase::Succeeded);
     t.status = first.status;
     assert_eq!(plan_with(&t, &pods, &[], false, 11).actions, []);
-    let delete = Action::Delete {
-        name: "otto-agent-t-1".into(),
-        uid: "u1-1".into(),
-    };
+    let delete = Action::Delete(pods[0].clone());
     assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
 }
 
@@ -241,25 +238,25 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
             ..late
         })]
     };
-    let deleted = |attempt| {
-        [Action::Delete {
-            name: names::pod_name("t", 1, attempt).into(),
-            uid: "late".into(),
-        }]
+    let deleted = |attempt, phase| {
+        let [late] = late(attempt, phase);
+        [Action::Delete(late)]
     };
     // Of a finished task, whose worker had another pod.
     let mut t = task(1);
     let ended = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
     t.status = plan_with(&t, &ended, &[], true, 10).status;
     let p = plan_with(&t, &late(1, PodPhase::Pending), &[], false, 11);
-    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+    let delete = deleted(1, PodPhase::Pending).to_vec();
+    assert_eq!((p.actions, &p.status), (delete, &t.status));
     // Of a cancelled one, whose worker had none.
     let mut t = task(1);
     t.status = plan_with(&t, &[], &[], false, 5).status;
     t.spec.workers = 0;
     t.status = plan_with(&t, &[], &[], false, 6).status;
     let p = plan_with(&t, &late(1, PodPhase::Running), &[], false, 7);
-    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+    let delete = deleted(1, PodPhase::Running).to_vec();
+    assert_eq!((p.actions, &p.status), (delete, &t.status));
     // Of a former attempt: the next one waits for it to go.
     let mut t = task(1);
     t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
@@ -267,7 +264,8 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
     t.status = plan_with(&t, &[], &[], false, 7).status;
     assert_eq!(t.status.workers[0].attempt, 2);
     let p = plan_with(&t, &late(1, PodPhase::Pending), &[], false, 8);
-    assert_eq!((p.actions, &p.status), (deleted(1).to_vec(), &t.status));
+    let delete = deleted(1, PodPhase::Pending).to_vec();
+    assert_eq!((p.actions, &p.status), (delete, &t.status));
 }
 
 #[test]
@@ -283,10 +281,7 @@ fn a_pod_of_an_attempt_that_is_over_keeps_its_logs_until_they_are_drained() {
     assert_eq!(plan_with(&t, &pods, &[], false, 7).actions, []);
     assert_eq!(
         plan_with(&t, &pods, &[], true, 7).actions,
-        [Action::Delete {
-            name: "otto-agent-t-1".into(),
-            uid: "u1-1".into(),
-        }]
+        [Action::Delete(pods[0].clone())]
     );
 }
 
@@ -431,9 +426,9 @@ impl World {
         }
         for action in actions {
             match action {
-                Action::Delete { name, uid } => {
-                    if self.pods.get(name).is_some_and(|p| p.uid == *uid) {
-                        self.pods.remove(name);
+                Action::Delete(pod) => {
+                    if self.pods.get(&pod.name).is_some_and(|p| p.uid == pod.uid) {
+                        self.pods.remove(&pod.name);
                     }
                 }
                 Action::Forget => {}

@@ -1,17 +1,11 @@
 //! One pod into being, exactly once.
 use k8s_openapi::api::core::v1::Pod as K8sPod;
-use kube::{
-    api::{DeleteParams, PostParams, Preconditions},
-    core::Request,
-};
+use kube::{api::PostParams, core::Request};
 
 use super::{effect::End, pod, shared::Shared};
 use crate::{
-    cluster::{
-        convert::{self, PodView},
-        crd::WorkerTask,
-    },
-    domain::{names, pod::Pod, queue::Attempt, request, task::Task, template::Template},
+    cluster::convert::{self, PodView},
+    domain::{names, queue::Attempt, request, task::Task, template::Template},
 };
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
@@ -57,34 +51,4 @@ async fn post(shared: &Shared, pod: &K8sPod) -> kube::Result<PodView> {
     // Names the span.
     request.extensions_mut().insert("create");
     shared.client.client().request(request).await
-}
-
-/// Deletes exactly this pod; gone already is as good. The watch tells the index.
-pub(super) async fn delete(shared: &Shared, name: &str, uid: &str) -> End {
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
-    match shared.client.pods().delete(name, &params).await {
-        Ok(_) => End::Done,
-        // Gone, or another pod of this name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
-        Err(error) => End::of_error(&error),
-    }
-}
-
-/// Deletes a pod whose task is not known here, if the API server does not know it
-/// either.
-pub(super) async fn delete_orphan(shared: &Shared, pod: &Pod) -> End {
-    match shared.client.api::<WorkerTask>().get_opt(&pod.task).await {
-        Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
-        Ok(_) => {
-            tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");
-            delete(shared, &pod.name, &pod.uid).await
-        }
-        Err(error) => End::of_error(&error),
-    }
 }

@@ -13,6 +13,8 @@ pub(super) enum Key {
     Seal(Arc<str>),
     /// By pod uid.
     Delete(String),
+    /// Pods that have ended, together.
+    DeleteEnded,
     Status(Arc<str>),
     Forget(Arc<str>),
 }

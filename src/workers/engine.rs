@@ -1,6 +1,6 @@
 //! The loop: what changed → plan → effects, until drained.
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -15,10 +15,11 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     admission::Admission,
-    create,
+    batch::Batch,
+    create, delete,
     effect::{End, Key, Running},
     notify::Offers,
-    pace::Paces,
+    pace::{Paces, put_off},
     removals::{Removal, Removals, What},
     shared::{Shared, span_of},
     status,
@@ -28,15 +29,10 @@ use crate::domain::{
     janitor,
     plan::{self, Action, Limits, Observed, Plan},
     queue::Attempt,
-    task::{Task, TaskStatus, WorkerRecord},
+    task::{Task, TaskStatus},
     urgency::{self, Change},
 };
 
-/// A task's first status waits this long for its first pods, which are what is
-/// asked for: both at once would only slow each other down. And longer for each worker,
-/// until all have pods where the API server is quick: one write less.
-const FIRST_STATUS: Duration = Duration::from_millis(250);
-const FIRST_STATUS_PER_WORKER: Duration = Duration::from_millis(2);
 /// Between two plans of a task: a burst of events is one plan; more of it for each
 /// worker, which each plan looks at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(10);
@@ -58,6 +54,7 @@ pub(super) struct Engine {
     busy: HashSet<Key>,
     admission: Admission,
     removals: Removals,
+    batch: Batch,
     /// Tasks to plan, by when.
     due: Timetable<Arc<str>>,
     /// From when a task may be planned again.
@@ -73,6 +70,7 @@ impl Engine {
             since: jiff::Timestamp::now().as_second(),
             admission: Admission::new(shared.clone()),
             removals: Removals::default(),
+            batch: Batch::default(),
             shared,
             offers,
             effects: JoinSet::new(),
@@ -103,7 +101,8 @@ impl Engine {
             self.remove();
             let next = self.due.next().into_iter();
             let next = next.chain(self.admission.wake_at());
-            let next = next.chain(self.removals.wake_at()).min();
+            let next = next.chain(self.removals.wake_at());
+            let next = next.chain(self.batch.wake_at()).min();
             let idle = Instant::now() + Duration::from_secs(3_600);
             tokio::select! {
                 () = drain.cancelled() => break,
@@ -197,16 +196,21 @@ impl Engine {
             let (key, shared) = (removal.key(), self.shared.clone());
             let name = removal.task.clone();
             self.start(&name, key, || match removal.what {
-                What::Pod { name: pod, uid } => {
+                What::Pod(pod) => {
                     let task = shared.index.task(&removal.task);
                     let span = task.map_or_else(Span::none, |t| span_of(&t, "remove worker"));
-                    let delete = async move { create::delete(&shared, &pod, &uid).await };
+                    let delete = async move { delete::one(&shared, &pod).await };
                     Box::pin(delete.instrument(span))
                 }
-                What::Orphan(pod) => {
-                    Box::pin(async move { create::delete_orphan(&shared, &pod).await })
-                }
+                What::Orphan(pod) => Box::pin(async move { delete::orphan(&shared, &pod).await }),
                 What::Task(task) => Box::pin(async move { status::forget(&shared, &task).await }),
+            });
+        }
+        if let Some(pods) = self.batch.admit() {
+            let shared = self.shared.clone();
+            let name = pods.first().map(|pod| pod.task.clone());
+            self.start(&name.unwrap_or_default(), Key::DeleteEnded, || {
+                Box::pin(async move { delete::ended(&shared, &pods).await })
             });
         }
     }
@@ -339,7 +343,11 @@ impl Engine {
     fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
         for action in actions {
             let what = match action {
-                Action::Delete { name, uid } => What::Pod { name, uid },
+                Action::Delete(pod) if pod.phase.is_terminal() => {
+                    self.batch.ask(pod);
+                    continue;
+                }
+                Action::Delete(pod) => What::Pod(pod),
                 Action::Forget => What::Task(task.clone()),
             };
             self.removals.ask(Removal {
@@ -352,9 +360,9 @@ impl Engine {
     /// Stores a status now, or when the task's next write is due.
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
-        let first = FIRST_STATUS + FIRST_STATUS_PER_WORKER * status.counts.total;
-        let put_off = first * u32::from(waits(&task, &status));
-        let next = self.paces.next(&name, urgent, now, put_off);
+        let next = self
+            .paces
+            .next(&name, urgent, now, put_off(&task.status, &status));
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
@@ -387,9 +395,11 @@ impl Engine {
             }
         };
         self.busy.remove(&key);
+        let mut of = BTreeSet::from([name.clone()]);
         match &key {
             Key::Create(task, which) => self.admission.ended(task, *which, &end),
             Key::Delete(_) | Key::Forget(_) => self.removals.ended(&key, &end),
+            Key::DeleteEnded => of.extend(self.batch.ended(&end)),
             Key::Seal(_) | Key::Status(_) => {}
         }
         let mut again = Instant::now();
@@ -415,12 +425,8 @@ impl Engine {
                 }
             }
         }
-        self.due.by(name, again);
+        for task in of {
+            self.due.by(task, again);
+        }
     }
-}
-
-/// A first status that nothing waits for: no pod is removed by it.
-fn waits(task: &Task, status: &TaskStatus) -> bool {
-    let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
-    task.status.workers.is_empty() && !status.workers.iter().any(moves)
 }

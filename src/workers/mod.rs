@@ -6,7 +6,9 @@
 //! task) at most one is under way; all writes go through the fenced client, so
 //! they end with the term.
 mod admission;
+mod batch;
 mod create;
+mod delete;
 mod drained;
 mod effect;
 mod engine;

@@ -8,10 +8,19 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+use crate::domain::task::{TaskPhase, TaskStatus, WorkerRecord};
+
+/// A task's first status waits this long for its first pods, which are what is
+/// asked for: both at once would only slow each other down. And longer for each worker,
+/// until all have pods where the API server is quick: one write less.
+const FIRST: Duration = Duration::from_millis(250);
+/// Where all have, and there is nothing to tell but that none runs, it waits for one that
+/// does: until then the API server says `Pending` by itself.
+const FIRST_RUNS: Duration = Duration::from_secs(3);
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
 /// The first of the longer intervals; each is twice the one before.
-const RELAXED: Duration = Duration::from_secs(8);
+const RELAXED: Duration = Duration::from_secs(15);
 const SELDOM: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
@@ -22,6 +31,8 @@ pub(super) struct Paces {
 
 #[derive(Debug)]
 struct Pace {
+    /// When it was first asked about.
+    began: Instant,
     urgent: Instant,
     relaxed: Instant,
     /// The last one that was waited for.
@@ -29,7 +40,7 @@ struct Pace {
 }
 
 impl Paces {
-    /// From when this task's status may be written; its first one is put off so long.
+    /// From when this task's status may be written; put off so long from the first one on.
     pub(super) fn next(
         &mut self,
         task: &Arc<str>,
@@ -40,13 +51,14 @@ impl Paces {
         if self.hurried {
             return now;
         }
-        let first = now + put_off;
         let pace = self.by_task.entry(task.clone()).or_insert(Pace {
-            urgent: first,
-            relaxed: first,
+            began: now,
+            urgent: now,
+            relaxed: now,
             interval: Duration::ZERO,
         });
-        if is_urgent { pace.urgent } else { pace.relaxed }
+        let paced = if is_urgent { pace.urgent } else { pace.relaxed };
+        paced.max(pace.began + put_off)
     }
 
     /// A write of so many workers' records begins.
@@ -69,18 +81,63 @@ impl Paces {
     }
 }
 
+/// How long a first status waits, if it is one, and no pod is removed by it.
+pub(super) fn put_off(stored: &TaskStatus, new: &TaskStatus) -> Duration {
+    let workers = &new.workers;
+    let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
+    if !stored.workers.is_empty() || workers.iter().any(moves) {
+        return Duration::ZERO;
+    }
+    let starts = |w: &WorkerRecord| w.uid.is_some() && w.reason.is_empty();
+    let quiet = new.phase == TaskPhase::Pending && workers.iter().all(starts);
+    let least = if quiet { FIRST_RUNS } else { FIRST };
+    least + PER_WORKER * new.counts.total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::task::WorkerPhase;
 
     const NO: Duration = Duration::ZERO;
-    const FIRST: Duration = Duration::from_millis(250);
+
+    fn status(change: impl FnOnce(&mut WorkerRecord)) -> TaskStatus {
+        let mut worker = WorkerRecord {
+            uid: Some("u".into()),
+            ..WorkerRecord::default()
+        };
+        change(&mut worker);
+        TaskStatus {
+            workers: vec![worker],
+            ..TaskStatus::default()
+        }
+    }
+
+    #[test]
+    fn the_first_status_waits_for_pods_and_for_one_that_runs() {
+        let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new);
+        let has_pod = status(|_| {});
+        assert_eq!(first(&has_pod), FIRST_RUNS);
+        assert_eq!(first(&status(|w| w.uid = None)), FIRST);
+        assert_eq!(first(&status(|w| w.reason = "OOMKilled".into())), FIRST);
+        let mut runs = has_pod.clone();
+        runs.phase = TaskPhase::Running;
+        runs.counts.total = 1_000;
+        assert_eq!(first(&runs), FIRST + PER_WORKER * 1_000);
+        // Pods wait for it to go.
+        assert_eq!(first(&status(|w| w.stopping = true)), NO);
+        assert_eq!(first(&status(|w| w.phase = WorkerPhase::Succeeded)), NO);
+        assert_eq!(put_off(&has_pod, &has_pod), NO);
+    }
 
     #[test]
     fn what_is_not_urgent_waits_ever_longer() {
         let (mut paces, task, start) = (Paces::default(), Arc::from("t"), Instant::now());
         let mut now = paces.next(&task, false, start, FIRST);
         assert_eq!(now, start + FIRST);
+        // It is put off by less, now that it says more.
+        let soon = paces.next(&task, true, start + FIRST / 2, NO);
+        assert_eq!(soon, start);
         let mut waited = Vec::new();
         for _ in 0..6 {
             paces.wrote(&task, 100, now);
@@ -90,7 +147,7 @@ mod tests {
             waited.push((next - now).as_secs());
             now = next;
         }
-        assert_eq!(waited, [8, 16, 30, 30, 30, 30]);
+        assert_eq!(waited, [15, 30, 30, 30, 30, 30]);
     }
 
     #[test]

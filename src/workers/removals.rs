@@ -1,4 +1,4 @@
-//! What is to be deleted, pods and forgotten tasks. Hundreds come due in one moment, when a
+//! What is to be deleted one by one: pods that live, orphans and forgotten tasks. Hundreds come due in one moment, when a
 //! status is stored, and nobody waits for them: sent at once they would hold up what
 //! somebody does wait for. So they are spread over the time until more come, and never
 //! more at once than the API server takes.
@@ -22,15 +22,12 @@ const SPREAD: Duration = Duration::from_secs(2);
 /// So late the pace may be kept up.
 const LATE: Duration = Duration::from_millis(100);
 /// So long a watch may be behind an answer; then it is deleted again.
-const TOLD: Duration = Duration::from_secs(10);
+pub(super) const TOLD: Duration = Duration::from_secs(10);
 
 /// What is deleted.
 #[derive(Debug)]
 pub(super) enum What {
-    Pod {
-        name: Arc<str>,
-        uid: String,
-    },
+    Pod(Arc<Pod>),
     /// A pod whose task is not known here.
     Orphan(Arc<Pod>),
     Task(Arc<Task>),
@@ -45,8 +42,7 @@ pub(super) struct Removal {
 impl Removal {
     pub(super) fn key(&self) -> Key {
         match &self.what {
-            What::Pod { uid, .. } => Key::Delete(uid.clone()),
-            What::Orphan(pod) => Key::Delete(pod.uid.clone()),
+            What::Pod(pod) | What::Orphan(pod) => Key::Delete(pod.uid.clone()),
             What::Task(task) => Key::Forget(Arc::from(task.name.as_str())),
         }
     }
@@ -160,10 +156,10 @@ mod tests {
     fn removal(n: usize) -> Removal {
         Removal {
             task: "t".into(),
-            what: What::Pod {
-                name: "p".into(),
+            what: What::Pod(Arc::new(Pod {
                 uid: n.to_string(),
-            },
+                ..Pod::default()
+            })),
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     cluster::convert,
     domain::{
-        janitor,
+        janitor, names,
         plan::{self, Action, Limits, Observed},
         pod::Pod,
         queue::Attempt,
@@ -34,7 +34,7 @@ const MAX_FINISHED: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) enum Work {
     Create(Arc<Task>, Attempt),
-    Delete { name: Arc<str>, uid: String },
+    Delete(Arc<Pod>),
     DeleteOrphan(Arc<Pod>),
     Seal(Arc<Task>),
     Store(Arc<Task>, TaskStatus),
@@ -47,8 +47,7 @@ impl Work {
         match self {
             // A worker's attempts wait for each other.
             Self::Create(task, which) => format!("create {} {}", task.name, which.index),
-            Self::Delete { uid, .. } => format!("delete {uid}"),
-            Self::DeleteOrphan(pod) => format!("delete {}", pod.uid),
+            Self::Delete(pod) | Self::DeleteOrphan(pod) => format!("delete {}", pod.uid),
             Self::Seal(task) => format!("seal {}", task.name),
             Self::Store(task, _) => format!("store {}", task.name),
             Self::Forget(task) => format!("forget {}", task.name),
@@ -89,8 +88,14 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
                 .filter(|p| *p.task_uid == *task.uid && p.attempt == which.attempt && !p.deleting);
             return ours.map_or(Answer::Nothing, |p| Answer::Pod(Box::new(p)));
         }
-        Work::Delete { name, uid } => {
-            server.delete(name, uid);
+        // By its label, as in `workers/delete.rs`.
+        Work::Delete(pod) if pod.phase.is_terminal() => {
+            let key = names::pod_key(&pod.task_uid, pod.index, pod.attempt);
+            server.delete_ended(&key);
+            None
+        }
+        Work::Delete(pod) => {
+            server.delete(&pod.name, &pod.uid);
             None
         }
         Work::DeleteOrphan(pod) => {
@@ -217,7 +222,7 @@ impl Leader {
         }
         for action in plan.actions {
             self.start(match action {
-                Action::Delete { name, uid } => Work::Delete { name, uid },
+                Action::Delete(pod) => Work::Delete(pod),
                 Action::Forget => Work::Forget(task.clone()),
             });
         }

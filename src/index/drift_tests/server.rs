@@ -7,7 +7,7 @@ use kube::Resource;
 
 use crate::{
     cluster::{
-        ATTEMPT, REPOSITORY, TASK_ID, TERM, WORKER_INDEX,
+        ATTEMPT, POD_KEY, REPOSITORY, TASK_ID, TERM, WORKER_INDEX,
         convert::{
             ContainerStateView, ContainerStatusView, PodSpecView, PodStatusView, PodView,
             RunningView, TerminatedView,
@@ -251,18 +251,17 @@ impl Server {
                 other.metadata.name.as_ref().unwrap()
             );
         }
-        let labels = [(WORKER_INDEX, index), (ATTEMPT, attempt)];
+        let labels = [
+            (WORKER_INDEX, index.to_string()),
+            (ATTEMPT, attempt.to_string()),
+            (POD_KEY, names::pod_key(&task.uid, index, attempt)),
+        ];
         let annotations = [
             (TASK_ID, &task.spec.task_id),
             (REPOSITORY, &task.spec.repository),
         ];
         let metadata = ObjectMeta {
-            labels: Some(
-                labels
-                    .map(|(k, v)| (k.to_owned(), v.to_string()))
-                    .into_iter()
-                    .collect(),
-            ),
+            labels: Some(labels.map(|(k, v)| (k.to_owned(), v)).into_iter().collect()),
             annotations: Some(
                 annotations
                     .map(|(k, v)| (k.to_owned(), v.clone()))
@@ -314,6 +313,21 @@ impl Server {
         });
         assert!(done, "{name} is deleted, and no record is done with it");
         self.end(name);
+    }
+
+    /// The pod with this key, if it has ended.
+    pub(super) fn delete_ended(&mut self, key: &str) {
+        let has_key = |p: &PodView| {
+            p.metadata
+                .labels
+                .as_ref()
+                .is_some_and(|l| l[POD_KEY] == key)
+        };
+        let mut pods = self.pods.objects.iter();
+        if let Some((name, pod)) = pods.find(|(_, p)| has_key(p) && is_terminal(p)) {
+            let (name, uid) = (name.clone(), uid(&pod.metadata).to_owned());
+            self.delete(&name, &uid);
+        }
     }
 
     /// A pod on a node gets its time to end; another one goes at once.

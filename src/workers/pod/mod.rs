@@ -22,7 +22,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    cluster::{ATTEMPT, COMMIT_SHA, REPOSITORY, TASK_ID, TRACEPARENT},
+    cluster::{ATTEMPT, COMMIT_SHA, POD_KEY, REPOSITORY, TASK_ID, TRACEPARENT},
     domain::{
         names, quantity,
         task::Task,
@@ -66,6 +66,8 @@ fn metadata(task: &Task, index: u32, attempt: u32) -> ObjectMeta {
     let spec = &task.spec;
     let mut labels = task.worker_labels(index);
     labels.insert(ATTEMPT.to_owned(), attempt.to_string());
+    let key = names::pod_key(&task.uid, index, attempt);
+    labels.insert(POD_KEY.to_owned(), key);
     let mut annotations = BTreeMap::from([
         (TASK_ID.to_owned(), spec.task_id.clone()),
         (REPOSITORY.to_owned(), spec.repository.clone()),

@@ -1,0 +1,110 @@
+//! Pods out of being: each exactly, or those that have ended together.
+use std::{collections::HashSet, sync::Arc};
+
+use http::{HeaderValue, header::ACCEPT};
+use kube::{
+    api::{DeleteParams, ListParams, Preconditions},
+    core::Request,
+};
+use serde::Deserialize;
+
+use super::{effect::End, shared::Shared};
+use crate::{
+    cluster::{POD_KEY, crd::WorkerTask},
+    domain::{names, pod::Pod},
+};
+
+/// The answer names what was deleted, without its specs.
+const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// Whoever copies a pod with its labels does not lose the copy while it lives.
+const ENDED: &str = "status.phase!=Pending,status.phase!=Running";
+
+/// Deletes exactly this pod; gone already is as good. The watch tells the index.
+pub(super) async fn one(shared: &Shared, pod: &Pod) -> End {
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(pod.uid.clone()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match shared.client.pods().delete(&pod.name, &params).await {
+        Ok(_) => End::Done,
+        // Gone, or another pod of this name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
+        Err(error) => End::of_error(&error),
+    }
+}
+
+/// Deletes pods that have ended, by one call where the API server takes it: a label
+/// selects each of them, and no other for ever. Those that it did not find so, and those
+/// behind one that it refused, go one by one.
+#[tracing::instrument(level = "info", name = "delete pods", skip_all, fields(pods = pods.len()))]
+pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> End {
+    let went = match pods {
+        [_] => HashSet::new(),
+        pods => match together(shared, pods).await {
+            Ok(went) => went,
+            Err(error) => match End::of_error(&error) {
+                busy @ End::Busy { .. } => return busy,
+                _ => HashSet::new(),
+            },
+        },
+    };
+    let mut end = End::Done;
+    for pod in pods.iter().filter(|p| !went.contains(&p.uid)) {
+        match one(shared, pod).await {
+            End::Done => {}
+            busy @ End::Busy { .. } => return busy,
+            other => end = other,
+        }
+    }
+    end
+}
+
+/// The uids of those that went.
+async fn together(shared: &Shared, pods: &[Arc<Pod>]) -> kube::Result<HashSet<String>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        /// Null where there was none.
+        items: Option<Vec<Deleted>>,
+    }
+    #[derive(Deserialize)]
+    struct Deleted {
+        metadata: Metadata,
+    }
+    #[derive(Deserialize)]
+    struct Metadata {
+        uid: String,
+    }
+    let keys = pods
+        .iter()
+        .map(|p| names::pod_key(&p.task_uid, p.index, p.attempt));
+    let keys = keys.collect::<Vec<_>>().join(",");
+    let which = ListParams::default()
+        .labels(&format!("{POD_KEY} in ({keys})"))
+        .fields(ENDED);
+    let mut request = Request::new(shared.client.pods().resource_url())
+        .delete_collection(&DeleteParams::default(), &which)
+        .map_err(kube::Error::BuildRequest)?;
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static(METADATA));
+    // Names the span.
+    request.extensions_mut().insert("delete_collection");
+    let answer: Answer = shared.client.client().request(request).await?;
+    let deleted = answer.items.unwrap_or_default().into_iter();
+    Ok(deleted.map(|one| one.metadata.uid).collect())
+}
+
+/// Deletes a pod whose task is not known here, if the API server does not know it
+/// either.
+pub(super) async fn orphan(shared: &Shared, pod: &Pod) -> End {
+    match shared.client.api::<WorkerTask>().get_opt(&pod.task).await {
+        Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
+        Ok(_) => {
+            tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");
+            one(shared, pod).await
+        }
+        Err(error) => End::of_error(&error),
+    }
+}
