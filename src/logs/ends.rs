@@ -21,7 +21,7 @@ const TOLD: Duration = Duration::from_secs(30);
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// And so soon that it need not be read again when the status tells the same: of a kubelet
 /// that went twice, the second time would have to be within this.
-const SWIFTLY: Duration = Duration::from_secs(1);
+const SWIFTLY: Duration = Duration::from_secs(2);
 
 /// Of follows that had given all that the file had, since the last line that was new.
 #[derive(Debug, Default)]

@@ -15,7 +15,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     admission::Admission,
-    batch::Batch,
+    batch::{self, Batch},
     create, delete,
     effect::{End, Key, Running},
     notify::Offers,
@@ -341,10 +341,15 @@ impl Engine {
     }
 
     fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
+        let within = match task.status.phase.is_finished() {
+            _ if self.admission.waits_for_places() => batch::HURRIED,
+            true => batch::SOON,
+            false => batch::LATER,
+        };
         for action in actions {
             let what = match action {
                 Action::Delete(pod) if pod.phase.is_terminal() => {
-                    self.batch.ask(pod);
+                    self.batch.ask(pod, within);
                     continue;
                 }
                 Action::Delete(pod) => What::Pod(pod),
@@ -360,9 +365,8 @@ impl Engine {
     /// Stores a status now, or when the task's next write is due.
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
-        let next = self
-            .paces
-            .next(&name, urgent, now, put_off(&task.status, &status));
+        let put_off = put_off(&task.status, &status, self.shared.lacks_places());
+        let next = self.paces.next(&name, urgent, now, put_off);
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {

@@ -14,9 +14,9 @@ use crate::domain::task::{TaskPhase, TaskStatus, WorkerRecord};
 /// asked for: both at once would only slow each other down. And longer for each worker,
 /// until all have pods where the API server is quick: one write less.
 const FIRST: Duration = Duration::from_millis(250);
-/// Where all have, and there is nothing to tell but that none runs, it waits for one that
-/// does: until then the API server says `Pending` by itself.
-const FIRST_RUNS: Duration = Duration::from_secs(3);
+/// Where there is nothing to tell but that none runs yet, it waits for one that does:
+/// until then the API server says `Pending` by itself.
+const FIRST_RUNS: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
 /// The first of the longer intervals; each is twice the one before.
@@ -81,14 +81,15 @@ impl Paces {
     }
 }
 
-/// How long a first status waits, if it is one, and no pod is removed by it.
-pub(super) fn put_off(stored: &TaskStatus, new: &TaskStatus) -> Duration {
+/// How long a first status waits, if it is one, and no pod is removed by it;
+/// `lacks_places`: who has no pod yet waits for more than the API server.
+pub(super) fn put_off(stored: &TaskStatus, new: &TaskStatus, lacks_places: bool) -> Duration {
     let workers = &new.workers;
     let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
     if !stored.workers.is_empty() || workers.iter().any(moves) {
         return Duration::ZERO;
     }
-    let starts = |w: &WorkerRecord| w.uid.is_some() && w.reason.is_empty();
+    let starts = |w: &WorkerRecord| w.reason.is_empty() && (w.uid.is_some() || !lacks_places);
     let quiet = new.phase == TaskPhase::Pending && workers.iter().all(starts);
     let least = if quiet { FIRST_RUNS } else { FIRST };
     least + PER_WORKER * new.counts.total
@@ -115,10 +116,12 @@ mod tests {
 
     #[test]
     fn the_first_status_waits_for_pods_and_for_one_that_runs() {
-        let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new);
+        let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new, true);
         let has_pod = status(|_| {});
         assert_eq!(first(&has_pod), FIRST_RUNS);
-        assert_eq!(first(&status(|w| w.uid = None)), FIRST);
+        let none = status(|w| w.uid = None);
+        assert_eq!(first(&none), FIRST);
+        assert_eq!(put_off(&TaskStatus::default(), &none, false), FIRST_RUNS);
         assert_eq!(first(&status(|w| w.reason = "OOMKilled".into())), FIRST);
         let mut runs = has_pod.clone();
         runs.phase = TaskPhase::Running;
@@ -127,7 +130,7 @@ mod tests {
         // Pods wait for it to go.
         assert_eq!(first(&status(|w| w.stopping = true)), NO);
         assert_eq!(first(&status(|w| w.phase = WorkerPhase::Succeeded)), NO);
-        assert_eq!(put_off(&has_pod, &has_pod), NO);
+        assert_eq!(put_off(&has_pod, &has_pod, true), NO);
     }
 
     #[test]

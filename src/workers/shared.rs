@@ -119,6 +119,12 @@ impl Shared {
         *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = room;
     }
 
+    /// Workers without a pod wait for more than the API server's answers.
+    pub(super) fn lacks_places(&self) -> bool {
+        let room = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
+        !matches!(*room, Room::Busy)
+    }
+
     /// What waits, for people.
     pub(super) fn lacks(&self) -> String {
         let room = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);

@@ -131,14 +131,17 @@ fn calls(args: &Args, workers: usize, tasks: usize) -> anyhow::Result<ExitCode> 
             && matches!(resource, "pods" | "workertasks")
             && seen.insert(event["auditID"].as_str().unwrap_or_default().to_owned());
         let named = name(&event).trim_start_matches("otto-agent-");
-        if !ours || !named.starts_with(&args.prefix) {
+        let verb = event["verb"].as_str().unwrap_or_default();
+        // Of many pods, and it names none: whoever asks has no other tasks.
+        let of_many = verb == "deletecollection";
+        if !ours || !(of_many || named.starts_with(&args.prefix)) {
             continue;
         }
-        let verb = event["verb"].as_str().unwrap_or_default();
         let sub = of["subresource"].as_str().unwrap_or_default();
         *kinds.entry(format!("{verb} {resource} {sub}")).or_default() += 1;
         match (resource, verb) {
             ("pods", "patch") => checkpoints += 1,
+            _ if of_many => of_tasks += 1,
             ("pods", _) => of_workers += 1,
             _ => of_tasks += 1,
         }
