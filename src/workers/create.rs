@@ -1,4 +1,5 @@
 //! One pod into being, exactly once.
+use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Pod as K8sPod;
 use kube::{api::PostParams, core::Request};
 
@@ -7,6 +8,9 @@ use crate::{
     cluster::convert::{self, PodView},
     domain::{names, queue::Attempt, request, task::Task, template::Template},
 };
+
+/// What the API server adds is metadata; the rest need not come back.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
 /// answer, finds the pod there: its name follows from task, index and attempt.
@@ -42,12 +46,13 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
     }
 }
 
-/// Of the answer only what we keep is decoded.
 async fn post(shared: &Shared, pod: &K8sPod) -> kube::Result<PodView> {
     let body = serde_json::to_vec(pod).map_err(kube::Error::SerdeError)?;
     let mut request = Request::new(shared.client.pods().resource_url())
         .create(&PostParams::default(), body)
         .map_err(kube::Error::BuildRequest)?;
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static(METADATA));
     // Names the span.
     request.extensions_mut().insert("create");
     shared.client.client().request(request).await

@@ -152,12 +152,18 @@ fn stand_still_in_a_scale_up(
     stop: impl Fn(),
 ) -> (String, usize) {
     let (holder, term) = (cell.holder().unwrap(), term(cell));
+    let other = (old + 1) % 3;
+    // A first status waits for one that runs; a second one does not.
+    scale_up(cell, other, task, 1);
+    wait_for("a first status", SOON, || {
+        (record(cell, task)["counts"]["running"] == 1).then_some(())
+    });
     cell.proxies[old].set(vec![
         Rule::on("POST", "/pods", Fault::Hold),
-        Rule::on("PATCH", "/workertasks/", Fault::Hold),
+        Rule::on("PATCH", "/status", Fault::Hold),
     ]);
     std::thread::scope(|s| {
-        let ask = s.spawn(|| scale_up(cell, (old + 1) % 3, task, WORKERS));
+        let ask = s.spawn(|| scale_up(cell, other, task, WORKERS));
         wait_for("writes are under way", SOON, || {
             (cell.proxies[old].holding() > 1).then_some(())
         });

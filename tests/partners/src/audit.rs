@@ -99,6 +99,16 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
             ("pods", "", "delete") if of_task => {
                 *audit.deletes.entry(name.clone()).or_default() += 1
             }
+            ("pods", "", "deletecollection") => {
+                let went = object["items"].as_array().into_iter().flatten();
+                let names = went.filter_map(|pod| pod["metadata"]["name"].as_str());
+                let of_task = |name: &&str| {
+                    task.is_none_or(|t| name.starts_with(&format!("otto-agent-{t}-")))
+                };
+                for name in names.filter(of_task) {
+                    *audit.deletes.entry(name.to_owned()).or_default() += 1;
+                }
+            }
             _ => {}
         }
         if !matches!(verb, "create" | "update" | "patch") {
