@@ -165,7 +165,8 @@ fn stand_still_in_a_scale_up(
     std::thread::scope(|s| {
         let ask = s.spawn(|| scale_up(cell, other, task, WORKERS));
         wait_for("writes are under way", SOON, || {
-            (cell.proxies[old].holding() > 1).then_some(())
+            let held = |rule| cell.proxies[old].held_by(rule);
+            (held(0) > 0 && held(1) > 0).then_some(())
         });
         // And all that will come, before they are given up.
         pass(Duration::from_millis(500));
