@@ -3,7 +3,8 @@
 //! Each burst begins with few: a server that has just started takes seconds for each of
 //! many. While most places are in use, an answer in time makes it one more, so that a
 //! round doubles it; from the first that waited on, each round makes it one more or one
-//! less, so that half of the answers wait. Multiplicative decrease when the server says
+//! less, so that half of the answers wait. While others wait for news of the API server
+//! there are few: each delays everybody's watches. Multiplicative decrease when the server says
 //! that it is too much, at most once for the requests of one round. Times are Durations
 //! of any clock.
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct Concurrency {
     cut: Duration,
     /// Nothing is sent before this.
     held: Duration,
+    /// And few until then.
+    few: Duration,
 }
 
 impl Default for Concurrency {
@@ -41,6 +44,7 @@ impl Default for Concurrency {
             probes: true,
             cut: Duration::ZERO,
             held: Duration::ZERO,
+            few: Duration::ZERO,
         }
     }
 }
@@ -51,7 +55,13 @@ impl Concurrency {
         if now < self.held {
             return 0;
         }
-        (self.limit as usize).saturating_sub(under_way)
+        let limit = if now < self.few { LEAST } else { self.limit };
+        (limit as usize).saturating_sub(under_way)
+    }
+
+    /// Somebody waits until then for what watches tell.
+    pub fn hold_back(&mut self, until: Duration) {
+        self.few = self.few.max(until);
     }
 
     /// When there may be room again, if it is a matter of time.
@@ -104,6 +114,16 @@ mod tests {
     use super::*;
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn few_are_under_way_while_somebody_waits_for_news() {
+        let mut c = Concurrency::default();
+        c.hold_back(MS(100));
+        c.hold_back(MS(50));
+        assert_eq!((c.room(0, MS(99)), c.room(3, MS(99))), (4, 1));
+        assert_eq!((c.room(4, MS(99)), c.room(9, MS(99))), (0, 0));
+        assert_eq!(c.room(0, MS(100)), 8);
+    }
 
     #[test]
     fn a_round_of_answers_in_time_doubles_it_while_most_places_are_in_use() {

@@ -255,6 +255,10 @@ impl NotifiedState {
         Self::Failed,
         Self::Terminated,
     ];
+
+    pub fn is_end(self) -> bool {
+        self >= Self::Completed
+    }
 }
 
 /// A WorkerTask as the API server last told of it.

@@ -38,7 +38,7 @@ fn passed(record: &WorkerRecord) -> [Option<NotifiedState>; 3] {
     // One end only: the three ends are ordered for comparison, not in time.
     let ended = record
         .notified
-        .is_some_and(|n| n.attempt == record.attempt && n.state >= NotifiedState::Completed);
+        .is_some_and(|n| n.attempt == record.attempt && n.state.is_end());
     let ran = record.started.is_some() || record.phase == WorkerPhase::Running;
     [
         record.uid.as_ref().map(|_| NotifiedState::Created),

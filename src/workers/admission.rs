@@ -25,6 +25,9 @@ use crate::domain::{
 /// Between two questions whether the quota has room; doubled up to the second.
 const ASK_QUOTA: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// So long after a worker's end more are expected.
+const ENDING: Duration = Duration::from_secs(1);
+
 type Create = (Arc<str>, Attempt);
 
 pub(super) struct Admission {
@@ -53,6 +56,11 @@ impl Admission {
             under_way: HashMap::new(),
             quota: (0, None),
         }
+    }
+
+    /// A worker has ended, and otto-handler waits to be told.
+    pub(super) fn heard_of_an_end(&mut self) {
+        self.rate.hold_back(self.start.elapsed() + ENDING);
     }
 
     /// What a task's plan asks for now. A worker whose create is under way gets no

@@ -35,8 +35,8 @@ use crate::domain::{
 
 /// Between two plans of a task: a burst of events is one plan; more of it for each
 /// worker, which each plan looks at.
-const PLAN_INTERVAL: Duration = Duration::from_millis(10);
-const PLAN_PER_WORKER: Duration = Duration::from_micros(20);
+const PLAN_INTERVAL: Duration = Duration::from_millis(5);
+const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
 /// After something passing was in the way.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Between two looks for what is left over.
@@ -285,7 +285,9 @@ impl Engine {
             self.due
                 .by(name.clone(), planned + Duration::from_secs(seconds));
         }
-        self.offers.offer(&name, &task, &plan.status.workers).await;
+        if self.offers.offer(&name, &task, &plan.status.workers).await {
+            self.admission.heard_of_an_end();
+        }
         let Plan {
             status,
             change,

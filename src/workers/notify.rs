@@ -68,13 +68,15 @@ pub(super) fn channel() -> (Offers, mpsc::Receiver<Offer>) {
 }
 
 impl Offers {
-    /// Offers what there is to tell; waits while the courier has its hands full.
+    /// Offers what there is to tell, and says whether that is an end of a worker, too;
+    /// waits while the courier has its hands full.
     pub(super) async fn offer(
         &mut self,
         name: &Arc<str>,
         task: &Arc<Task>,
         workers: &[WorkerRecord],
-    ) {
+    ) -> bool {
+        let mut ends = false;
         for record in workers.iter().filter(|w| transition::next(w).is_some()) {
             let Some(latest) = transition::latest(record) else {
                 continue;
@@ -83,6 +85,7 @@ impl Offers {
             if known.insert(record.index, latest) == Some(latest) {
                 continue;
             }
+            ends |= latest.state.is_end();
             let offer = Offer {
                 name: name.clone(),
                 task: task.clone(),
@@ -91,6 +94,7 @@ impl Offers {
             // The courier ends only with the loop.
             let _ = self.inbox.send(offer).await;
         }
+        ends
     }
 
     /// Of a task that went.
@@ -253,7 +257,7 @@ fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerSta
             ),
         ),
     ]);
-    if told.state >= NotifiedState::Completed {
+    if told.state.is_end() {
         metadata.extend(
             record
                 .exit_code
@@ -296,9 +300,9 @@ mod tests {
             WorkerPhase::Failed,
         ] {
             worker.phase = phase;
-            for _ in 0..2 {
-                offers.offer(&name, &task, &[worker.clone()]).await;
-            }
+            let ended = offers.offer(&name, &task, &[worker.clone()]).await;
+            assert_eq!(ended, phase == WorkerPhase::Failed);
+            assert!(!offers.offer(&name, &task, &[worker.clone()]).await);
             while let Ok(offer) = inbox.try_recv() {
                 offered.push(offer.record.phase);
             }
