@@ -207,6 +207,11 @@ impl Index {
         let _ = reached.wait_for(|_| self.synced()).await;
     }
 
+    /// How far the watch of pods has told.
+    pub fn pods_told(&self) -> u64 {
+        self.told().1
+    }
+
     /// How far the watches have told: (tasks, pods).
     fn told(&self) -> (u64, u64) {
         *self.0.reached.borrow()

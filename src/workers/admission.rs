@@ -1,5 +1,5 @@
-//! Lets waiting workers in unless paused: as many pods as MAX_WORKERS, the namespace's quota and
-//! the API server allow, in the order of [`crate::domain::queue`].
+//! Lets waiting workers in unless paused: as many pods as MAX_WORKERS, the namespace's quota,
+//! the API server and its watch allow, in the order of [`crate::domain::queue`].
 //!
 //! What holds: what is in use is counted from the index and from the creates
 //! under way, never remembered; after a refusal for quota one create at a time
@@ -15,9 +15,11 @@ use tokio::time::Instant;
 use super::{
     effect::End,
     shared::{Room, Shared},
+    unseen::Unseen,
 };
 use crate::domain::{
     concurrency::Concurrency,
+    names,
     queue::{Attempt, Picked, Queue, Share, Waiting},
     task::Task,
 };
@@ -39,6 +41,7 @@ pub(super) struct Admission {
     under_way: HashMap<Create, UnderWay>,
     /// Refusals for quota in a row, and until when to wait.
     quota: (u32, Option<Instant>),
+    unseen: Unseen,
 }
 
 struct UnderWay {
@@ -55,6 +58,7 @@ impl Admission {
             start: Instant::now(),
             under_way: HashMap::new(),
             quota: (0, None),
+            unseen: Unseen::default(),
         }
     }
 
@@ -108,6 +112,7 @@ impl Admission {
         let mut most = self
             .rate
             .room(self.under_way.len(), now - self.start)
+            .min(self.unseen.room(self.shared.index.pods_told()))
             .min(places);
         let quota = match self.quota {
             (0, _) => None,
@@ -174,6 +179,15 @@ impl Admission {
                 self.shared.room(Room::Quota(why.clone()));
             }
             End::Done => {
+                let task = self.shared.index.task(name);
+                let pod = task.and_then(|task| {
+                    let (id, index) = (&task.spec.task_id, attempt.index);
+                    let name = names::pod_name(id, index, attempt.attempt);
+                    self.shared.index.pod(&name)
+                });
+                if let Some(pod) = pod {
+                    self.unseen.made(pod.resource_version);
+                }
                 self.quota = (0, None);
                 self.rate.answered(sent, at, count);
             }
@@ -191,6 +205,7 @@ impl Admission {
         held.map(|at| self.start + at)
             .into_iter()
             .chain(self.quota.1.filter(|at| *at > now))
+            .chain(self.unseen.wake_at())
             .max()
     }
 }

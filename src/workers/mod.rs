@@ -21,6 +21,7 @@ mod scale;
 mod shared;
 mod status;
 mod timetable;
+mod unseen;
 
 pub use drained::Drained;
 pub use manager::{Manager, Parts};
