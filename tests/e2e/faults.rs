@@ -25,8 +25,8 @@ const TAKEOVER: Duration = Duration::from_secs(30);
 
 /// More than the leader creates at once when it begins.
 const WORKERS: usize = 150;
-/// So many it begins with (`domain/concurrency.rs`).
-const AT_ONCE: usize = 8;
+/// So many while workers end (`domain/concurrency.rs`).
+const AT_ONCE: usize = 4;
 const BY_CLOCK: &str = "ottoscaler_refused_writes_total{wall=\"Clock\"} ";
 
 /// Clients of one replica; what they ask while it stands still waits in its

@@ -15,7 +15,7 @@ use kube::{
     Api, Client,
     api::{ListParams, Patch, PatchParams, PostParams, WatchParams},
 };
-use ottoscaler::cluster::crd::WorkerTask;
+use ottoscaler::{cluster::crd::WorkerTask, domain::task::TaskStatus};
 use serde_json::{Value, json};
 use tokio::{
     runtime::Runtime,
@@ -324,7 +324,8 @@ impl Ground {
         let name = format!("{mode}-{}", self.changes);
         assert!(self.pods.get_opt(&name).await.unwrap().is_some(), "{name}");
         let task = self.tasks.get(&name).await.unwrap();
-        assert!(task.status.is_none(), "{name}: {:?}", task.status);
+        let told = task.status.unwrap_or_default();
+        assert_eq!(told, TaskStatus::default(), "{name}");
         let terms = task.metadata.annotations.unwrap();
         assert_eq!(terms["ottoscaler.io/term"], *self.term());
     }

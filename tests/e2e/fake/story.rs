@@ -8,7 +8,7 @@ use ottoscaler::domain::{
 };
 use serde_json::{Value, json};
 
-use super::{Cell, QUICK, SOON, put, scale_up, wait_for};
+use super::{Cell, QUICK, SOON, apply, put, scale_up, wait_for};
 
 fn events(cell: &Cell, task: &str) -> Vec<(String, String)> {
     let all = cell.cluster.json(&["-n", &cell.namespace, "get", "events"]);
@@ -90,6 +90,23 @@ fn a_pause_outlives_its_leader_and_is_told_until_it_ends() {
         (cell.ask(follower, &["status"])["paused"] == "no reason given").then_some(())
     });
     cell.audit("waits", 2, 1);
+}
+
+#[test]
+fn a_task_that_nobody_has_told_of_yet_is_pending() {
+    let cell = Cell::without_replicas("untold", QUICK);
+    let spec = json!({"taskId": "untold", "repository": "org/repo", "commitSha": "abc",
+        "workers": 1, "digest": "d"});
+    apply(
+        &cell,
+        &json!({"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask",
+            "metadata": {"name": "untold"}, "spec": spec}),
+    );
+    let get = |flags: &[&str]| {
+        let get = ["-n", "untold", "get", "workertask", "untold"];
+        cell.cluster.kubectl(&[&get[..], flags].concat())
+    };
+    assert!(get(&[]).contains("Pending"), "{}", get(&["-o", "yaml"]));
 }
 
 #[test]
