@@ -9,8 +9,10 @@ use crate::{
     domain::{names, queue::Attempt, request, task::Task, template::Template},
 };
 
-/// What the API server adds is metadata; the rest need not come back.
-const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+/// What the API server adds is metadata; the rest need not come back. A refusal is no
+/// such object.
+const METADATA: &str =
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
 
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
 /// answer, finds the pod there: its name follows from task, index and attempt.

@@ -14,8 +14,9 @@ use crate::{
     domain::{names, pod::Pod},
 };
 
-/// The answer names what was deleted, without its specs.
-const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+/// The answer names what was deleted, without its specs. A refusal is no such list.
+const METADATA: &str =
+    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
 /// Whoever copies a pod with its labels does not lose the copy while it lives.
 const ENDED: &str = "status.phase!=Pending,status.phase!=Running";
 
