@@ -28,6 +28,7 @@ use super::{
 use crate::domain::{
     janitor,
     plan::{self, Action, Limits, Observed, Plan},
+    pod::Pod,
     queue::Attempt,
     task::{Task, TaskStatus},
     urgency::{self, Change},
@@ -207,12 +208,30 @@ impl Engine {
             });
         }
         if let Some(pods) = self.batch.admit() {
-            let shared = self.shared.clone();
-            let name = pods.first().map(|pod| pod.task.clone());
-            self.start(&name.unwrap_or_default(), Key::DeleteEnded, || {
-                Box::pin(async move { delete::ended(&shared, &pods).await })
-            });
+            self.remove_ended(pods);
         }
+    }
+
+    fn remove_ended(&mut self, pods: Vec<Arc<Pod>>) {
+        let shared = self.shared.clone();
+        let of: BTreeSet<_> = pods.iter().map(|pod| pod.task.clone()).collect();
+        let name = of.first().cloned().unwrap_or_default();
+        // For as long as the call lasts, in the trace of each task's request.
+        let tasks = of.iter().filter_map(|name| shared.index.task(name));
+        let spans: Vec<Span> = tasks.map(|t| span_of(&t, "remove workers")).collect();
+        let span = spans.first().cloned().unwrap_or_else(Span::none);
+        // Of many it takes seconds, and the next leader does the rest as well.
+        let drain = shared.drain.clone();
+        let call = async move { delete::ended(&shared, &pods).await }.instrument(span);
+        let call = drain.run_until_cancelled_owned(call);
+        self.start(&name, Key::DeleteEnded, || {
+            let over = || End::Later("handing over".to_owned());
+            Box::pin(async move {
+                let end = call.await.unwrap_or_else(over);
+                drop(spans);
+                end
+            })
+        });
     }
 
     /// Starts the creates that there is room for.
@@ -309,7 +328,7 @@ impl Engine {
     fn compute(&self, name: &Arc<str>, task: &Task, unix: i64) -> Plan {
         let (pods, gone) = self.shared.index.pods_of(name);
         // An older WorkerTask of this name may still have pods around.
-        let ours = |pods: Vec<Arc<crate::domain::pod::Pod>>| -> Vec<_> {
+        let ours = |pods: Vec<Arc<Pod>>| -> Vec<_> {
             pods.into_iter()
                 .filter(|p| *p.task_uid == *task.uid)
                 .collect()

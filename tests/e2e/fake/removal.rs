@@ -3,7 +3,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Cell, QUICK, SOON, apply, scale_up, wait_for};
+use super::{
+    super::proxy::{Fault, Rule},
+    Cell, QUICK, SOON, apply, scale_up, wait_for,
+};
 
 const KEY: &str = "ottoscaler.io/pod-key";
 
@@ -115,4 +118,31 @@ fn without_the_right_to_delete_many_each_goes_by_itself() {
     let (single, together) = deletes(&cell);
     assert_eq!(single.len(), 3);
     assert!(together.concat().is_empty(), "{together:?}");
+}
+
+/// Such a call may last for seconds; its deadline here is that of the Lease, six.
+#[test]
+fn a_handover_does_not_wait_for_a_call_that_deletes_many() {
+    let cell = Cell::proxied("hasty", QUICK);
+    let (leader, holder) = (cell.leader().unwrap(), cell.holder());
+    cell.ask(0, &scale_up("hasty", "3"));
+    wait_for("all run", SOON, || {
+        (cell.ask(0, &["status", "hasty"])["running"] == 3).then_some(())
+    });
+    cell.proxies[leader].set(vec![Rule::on("DELETE", "/pods?", Fault::Hold)]);
+    for n in 1..=3 {
+        cell.succeed(&format!("otto-agent-hasty-{n}"));
+    }
+    wait_for("the call is held", SOON, || {
+        (cell.proxies[leader].holding() > 0).then_some(())
+    });
+    cell.replicas[leader].signal("TERM");
+    wait_for("another leads", Duration::from_secs(3), || {
+        cell.holder()
+            .filter(|h| !h.is_empty() && Some(h) != holder.as_ref())
+    });
+    wait_for("finished pods are deleted", SOON, || {
+        cell.pods("hasty").is_empty().then_some(())
+    });
+    cell.audit("hasty", 3, 2);
 }
