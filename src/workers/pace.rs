@@ -16,7 +16,7 @@ use crate::domain::task::{TaskPhase, TaskStatus, WorkerRecord};
 const FIRST: Duration = Duration::from_millis(250);
 /// Where there is nothing to tell but that none runs yet, it waits for one that does:
 /// until then the API server says `Pending` by itself.
-const FIRST_RUNS: Duration = Duration::from_secs(5);
+const FIRST_RUNS: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
 /// The first of the longer intervals; each is twice the one before.
