@@ -4,9 +4,9 @@
 //! many. While most places are in use, an answer in time makes it one more, so that a
 //! round doubles it; from the first that waited on, each round makes it one more or one
 //! less, so that half of the answers wait. While others wait for news of the API server
-//! there are few: each delays everybody's watches. Multiplicative decrease when the server says
-//! that it is too much, at most once for the requests of one round. Times are Durations
-//! of any clock.
+//! there are few: each delays everybody's watches. Multiplicative decrease when the server
+//! says that it is too much, at most once for the requests of one round. Times are
+//! Durations of any clock.
 use std::time::Duration;
 
 const FIRST: f64 = 8.0;

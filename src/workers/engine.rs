@@ -362,10 +362,10 @@ impl Engine {
     }
 
     fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
-        let within = match task.status.phase.is_finished() {
-            _ if self.admission.waits_for_places() => batch::HURRIED,
-            true => batch::SOON,
-            false => batch::LATER,
+        let within = match () {
+            () if self.admission.waits_for_places() => batch::HURRIED,
+            () if task.status.phase.is_finished() => batch::SOON,
+            () => batch::LATER,
         };
         for action in actions {
             let what = match action {

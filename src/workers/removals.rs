@@ -1,7 +1,7 @@
-//! What is to be deleted one by one: pods that live, orphans and forgotten tasks. Hundreds come due in one moment, when a
-//! status is stored, and nobody waits for them: sent at once they would hold up what
-//! somebody does wait for. So they are spread over the time until more come, and never
-//! more at once than the API server takes.
+//! What is to be deleted one by one: pods that live, orphans and forgotten tasks. Hundreds
+//! come due in one moment, when a status is stored, and nobody waits for them: sent at once
+//! they would hold up what somebody does wait for. So they are spread over the time until
+//! more come, and never more at once than the API server takes.
 //!
 //! What holds: each waits, or is under way, at most once; first come, first served. What
 //! waits stays right, for a delete names the uid of what is done with. What was deleted is

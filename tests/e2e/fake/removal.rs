@@ -41,8 +41,8 @@ fn deletes(cell: &Cell) -> (Vec<String>, Vec<Vec<String>>) {
 #[test]
 fn pods_that_have_ended_go_by_one_call_and_none_that_lives() {
     let cell = Cell::start("together", QUICK);
-    let (label, task) = (|pod: &Value| pod["metadata"]["labels"][KEY].clone(), "one");
-    cell.ask(0, &scale_up(task, "3"));
+    let label = |pod: &Value| pod["metadata"]["labels"][KEY].clone();
+    cell.ask(0, &scale_up("one", "3"));
     cell.ask(1, &scale_up("two", "2"));
     let pods = [cell.pods("one"), cell.pods("two")].concat();
     let mut keys: Vec<_> = pods.iter().map(|p| label(p).to_string()).collect();

@@ -91,10 +91,10 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
         if !(200..300).contains(&code) {
             continue;
         }
-        let of_task = task.is_none_or(|t| {
-            object["metadata"]["labels"]["task-id"] == t
-                || name.starts_with(&format!("otto-agent-{t}-"))
-        });
+        let is_named =
+            |name: &str| task.is_none_or(|t| name.starts_with(&format!("otto-agent-{t}-")));
+        let of_task =
+            is_named(&name) || task.is_some_and(|t| object["metadata"]["labels"]["task-id"] == t);
         match (resource, sub, verb) {
             ("pods", "", "delete") if of_task => {
                 *audit.deletes.entry(name.clone()).or_default() += 1
@@ -102,10 +102,7 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
             ("pods", "", "deletecollection") => {
                 let went = object["items"].as_array().into_iter().flatten();
                 let names = went.filter_map(|pod| pod["metadata"]["name"].as_str());
-                let of_task = |name: &&str| {
-                    task.is_none_or(|t| name.starts_with(&format!("otto-agent-{t}-")))
-                };
-                for name in names.filter(of_task) {
+                for name in names.filter(|name| is_named(name)) {
                     *audit.deletes.entry(name.to_owned()).or_default() += 1;
                 }
             }
