@@ -183,8 +183,10 @@ fn pod_seen(
 ) -> Option<(String, String)> {
     let object = &event["responseObject"];
     let meta = &object["metadata"];
+    // A create's answer is only the pod's metadata where we asked for no more.
+    let kind = object["kind"].as_str()?;
     let ours = event["objectRef"]["resource"] == "pods"
-        && object["kind"] == "Pod"
+        && matches!(kind, "Pod" | "PartialObjectMetadata")
         && meta["annotations"]["ottoscaler.io/term"].is_string()
         && namespace.is_none_or(|n| meta["namespace"] == n)
         && task.is_none_or(|t| meta["labels"]["task-id"] == t);
@@ -259,6 +261,17 @@ mod tests {
         assert_eq!(read(&[late.clone(), kubelet.clone()]).creates["a"], 1);
         let again = create(9, "a", "x", 201);
         assert_eq!(read(&[late, kubelet, again]).faults.len(), 1);
+    }
+
+    #[test]
+    fn a_create_that_was_answered_by_metadata_counts() {
+        let made = |version: u64| {
+            let mut object = pod(version, "a", "x");
+            object["kind"] = json!("PartialObjectMetadata");
+            event("create", SA, "a", 201, &object)
+        };
+        assert_eq!(read(&[made(1)]).creates["a"], 1);
+        assert_eq!(read(&[made(1), made(2)]).faults.len(), 1);
     }
 
     #[test]
