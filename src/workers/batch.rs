@@ -3,17 +3,16 @@
 //!
 //! What holds: a pod waits, or is under way, at most once; first come, first served; at
 //! most one batch is under way, for the API server deletes its pods one after another.
-//! What waits stays right: an attempt that is over stays over. What was deleted is not
-//! asked for again while the watch may be on its way with the news.
+//! What waits stays right: an attempt that is over stays over.
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{effect::End, removals::TOLD};
+use super::{asked::Asked, effect::End};
 use crate::domain::pod::Pod;
 
 /// How long a pod waits for more, where others wait for its place.
@@ -33,16 +32,14 @@ pub(super) struct Batch {
     due: Option<Instant>,
     /// The API server asked for time until then.
     held: Option<Instant>,
-    /// Uids of those that wait, are under way or done.
-    known: HashSet<String>,
-    /// What is done, and until when that is known.
-    done: VecDeque<(String, Instant)>,
+    /// By uid.
+    asked: Asked<String>,
 }
 
 impl Batch {
     /// It goes within that time, if the API server takes it.
     pub(super) fn ask(&mut self, pod: Arc<Pod>, within: Duration) {
-        if self.known.insert(pod.uid.clone()) {
+        if self.asked.insert(pod.uid.clone()) {
             self.waiting.push_back(pod);
         }
         if !self.waiting.is_empty() {
@@ -53,11 +50,8 @@ impl Batch {
 
     /// Those that may go now; they count as under way.
     pub(super) fn admit(&mut self) -> Option<Vec<Arc<Pod>>> {
-        let now = Instant::now();
-        while let Some((uid, _)) = self.done.pop_front_if(|(_, until)| *until <= now) {
-            self.known.remove(&uid);
-        }
-        self.wake_at().filter(|due| *due <= now)?;
+        self.asked.forget_told();
+        self.wake_at().filter(|due| *due <= Instant::now())?;
         let most = self.waiting.len().min(MOST);
         self.under_way = self.waiting.drain(..most).collect();
         if self.waiting.is_empty() {
@@ -68,18 +62,12 @@ impl Batch {
 
     /// What was under way has ended; the tasks that its pods were of.
     pub(super) fn ended(&mut self, end: &End) -> BTreeSet<Arc<str>> {
-        let now = Instant::now();
         let pods = std::mem::take(&mut self.under_way);
         for pod in &pods {
-            if matches!(end, End::Done) {
-                self.done.push_back((pod.uid.clone(), now + TOLD));
-            } else {
-                // Whoever plans asks again.
-                self.known.remove(&pod.uid);
-            }
+            self.asked.ended(pod.uid.clone(), end);
         }
         self.held = match end {
-            End::Busy { retry_after, .. } => Some(now + *retry_after),
+            End::Busy { retry_after, .. } => Some(Instant::now() + *retry_after),
             _ => None,
         };
         pods.into_iter().map(|pod| pod.task.clone()).collect()
@@ -94,7 +82,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::asked::TOLD, *};
 
     fn pods(which: std::ops::Range<usize>) -> impl Iterator<Item = Arc<Pod>> {
         which.map(|n| {
@@ -131,7 +119,7 @@ mod tests {
         assert_eq!((batch.admit(), batch.wake_at()), (None, None));
         tokio::time::sleep(TOLD).await;
         assert_eq!(batch.admit(), None);
-        assert!(batch.known.is_empty() && batch.done.is_empty());
+        assert!(batch.asked.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

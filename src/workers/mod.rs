@@ -6,6 +6,7 @@
 //! task) at most one is under way; all writes go through the fenced client, so
 //! they end with the term.
 mod admission;
+mod asked;
 mod batch;
 mod create;
 mod delete;

@@ -4,25 +4,25 @@
 //! more come, and never more at once than the API server takes.
 //!
 //! What holds: each waits, or is under way, at most once; first come, first served. What
-//! waits stays right, for a delete names the uid of what is done with. What was deleted is
-//! not asked for again while the watch may be on its way with the news.
+//! waits stays right, for a delete names the uid of what is done with.
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::effect::{End, Key};
+use super::{
+    asked::Asked,
+    effect::{End, Key},
+};
 use crate::domain::{concurrency::Concurrency, pod::Pod, task::Task};
 
 /// What waits is sent in so long, if the API server takes it.
 const SPREAD: Duration = Duration::from_secs(2);
 /// So late the pace may be kept up.
 const LATE: Duration = Duration::from_millis(100);
-/// So long a watch may be behind an answer; then it is deleted again.
-pub(super) const TOLD: Duration = Duration::from_secs(10);
 
 /// What is deleted.
 #[derive(Debug)]
@@ -50,11 +50,9 @@ impl Removal {
 
 pub(super) struct Removals {
     waiting: VecDeque<Removal>,
-    /// With the time at which it was sent, once it is under way or done.
-    known: HashMap<Key, Option<Instant>>,
-    under_way: usize,
-    /// What is done, and until when that is known.
-    done: VecDeque<(Key, Instant)>,
+    /// With the time at which it was sent.
+    under_way: HashMap<Key, Instant>,
+    asked: Asked<Key>,
     rate: Concurrency,
     /// Where the rate's clock begins.
     start: Instant,
@@ -68,9 +66,8 @@ impl Default for Removals {
     fn default() -> Self {
         Self {
             waiting: VecDeque::new(),
-            known: HashMap::new(),
-            under_way: 0,
-            done: VecDeque::new(),
+            under_way: HashMap::new(),
+            asked: Asked::default(),
             rate: Concurrency::default(),
             start: Instant::now(),
             pace: SPREAD,
@@ -81,8 +78,7 @@ impl Default for Removals {
 
 impl Removals {
     pub(super) fn ask(&mut self, removal: Removal) {
-        if let Entry::Vacant(new) = self.known.entry(removal.key()) {
-            new.insert(None);
+        if self.asked.insert(removal.key()) {
             if self.waiting.is_empty() {
                 self.pace = SPREAD;
             }
@@ -94,41 +90,34 @@ impl Removals {
 
     /// Those that may go now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Removal> {
+        self.asked.forget_told();
         let now = Instant::now();
-        while let Some((key, _)) = self.done.pop_front_if(|(_, until)| *until <= now) {
-            self.known.remove(&key);
-        }
-        let room = self.rate.room(self.under_way, now - self.start);
+        let room = self.rate.room(self.under_way.len(), now - self.start);
         let mut admitted = Vec::new();
         while admitted.len() < room
             && let Some(due) = self.due().filter(|due| *due <= now)
             && let Some(removal) = self.waiting.pop_front()
         {
-            self.known.insert(removal.key(), Some(now));
+            self.under_way.insert(removal.key(), now);
             // What was held up for long is not made up for.
             self.last = Some(if now - due > LATE { now } else { due });
             admitted.push(removal);
         }
-        self.under_way += admitted.len();
         admitted
     }
 
     /// One has ended.
     pub(super) fn ended(&mut self, key: &Key, end: &End) {
-        let Some(&Some(sent)) = self.known.get(key) else {
+        let under_way = self.under_way.len();
+        let Some(sent) = self.under_way.remove(key) else {
             return;
         };
-        if matches!(end, End::Done) {
-            self.done.push_back((key.clone(), Instant::now() + TOLD));
-        } else {
-            self.known.remove(key);
-        }
+        self.asked.ended(key.clone(), end);
         let (sent, now) = (sent - self.start, self.start.elapsed());
         match end {
             End::Busy { retry_after, .. } => self.rate.refused(sent, now, *retry_after),
-            _ => self.rate.answered(sent, now, self.under_way),
+            _ => self.rate.answered(sent, now, under_way),
         }
-        self.under_way -= 1;
     }
 
     /// When the next that waits may be sent.
@@ -151,7 +140,7 @@ impl Removals {
 mod tests {
     use std::{collections::HashSet, ops::Range};
 
-    use super::*;
+    use super::{super::asked::TOLD, *};
 
     fn removal(n: usize) -> Removal {
         Removal {
@@ -201,7 +190,7 @@ mod tests {
         // The watch tells nothing for long: each once more, and it is forgotten.
         tokio::time::sleep(TOLD).await;
         assert!(removals.admit().is_empty());
-        assert_eq!((removals.under_way, removals.known.len()), (0, 0));
+        assert!(removals.under_way.is_empty() && removals.asked.is_empty());
         // One by itself goes at once, and does not keep many that follow.
         removals.ask(removal(0));
         let first = removals.admit();
