@@ -51,14 +51,21 @@ impl Process {
 
     /// A metric's value; 0 while it has none.
     pub fn metric(&self, line: &str) -> f64 {
+        self.metrics([line])[0]
+    }
+
+    /// Several, of one moment.
+    pub fn metrics<const N: usize>(&self, lines: [&str; N]) -> [f64; N] {
         let url = format!("http://{}/metrics", self.metrics);
         let out = Command::new("curl")
             .args(["-fsS", "--max-time", "5", &url])
             .output()
             .unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
-        let found = text.lines().find_map(|l| l.strip_prefix(line));
-        found.map_or(0.0, |value| value.trim().parse().unwrap())
+        lines.map(|line| {
+            let found = text.lines().find_map(|l| l.strip_prefix(line));
+            found.map_or(0.0, |value| value.trim().parse().unwrap())
+        })
     }
 
     pub fn wait_exit(&mut self) -> i32 {
