@@ -1,6 +1,6 @@
 //! Logs: what otto-handler got, held against what the printers wrote on the node.
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Seek as _, SeekFrom},
     time::{Duration, Instant},
 };
@@ -160,6 +160,19 @@ impl Installed {
         ours.filter(|f| has_end(f.path()).is_some()).count()
     }
 
+    /// The last line of each file that the node has rotated of these workers, and has yet
+    /// to compress: it does so with the next one, 10 s later at the soonest.
+    fn rotated(&self, task: &str) -> BTreeSet<String> {
+        let last = format!(
+            "tail -qn 1 /var/log/pods/*_otto-agent-{task}-*/worker/0.log.*[0-9] 2>/dev/null; true"
+        );
+        let out = self.on_node(&["sh", "-c", &last]).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        // Time, stream, whether it is whole.
+        let lines = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3));
+        lines.map(str::to_owned).collect()
+    }
+
     /// Memory of the leader's process, in KiB.
     fn leader_resident(&self) -> i64 {
         let leader = self.leader().unwrap();
@@ -292,12 +305,18 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
     i.handler_is(&json!({"away": true}));
     let since = Instant::now();
     let mut most = before;
+    let mut rotated = BTreeSet::new();
     wait_for("its time is over", 2 * away, || {
         most = most.max(i.leader_resident());
+        rotated.append(&mut i.rotated(task));
         (since.elapsed() > away).then_some(())
     });
     drop(manners);
     let back = Instant::now();
+    wait_for("every worker printed all", DONE, || {
+        rotated.append(&mut i.rotated(task));
+        (i.finished(task) == workers).then_some(())
+    });
     i.wait_done(task, workers as u64);
     println!(
         "{task}: {} s away, the leader's memory {} KiB before, {} KiB at most; all taken {} s after",
@@ -319,7 +338,17 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
     i.wait_records("every end notified", task, workers, |r| {
         r["status"] == "COMPLETED"
     });
-    i.check_logs(task, workers, workers * lines);
+    let rotations = rotated.len() as u64;
+    assert!(rotations >= workers as u64, "{rotations} were rotated");
+    let last_lines = i.truth().join("away.rotated");
+    std::fs::write(&last_lines, Vec::from_iter(rotated).join("\n")).unwrap();
+    let known = ["--rotated", &*last_lines.to_string_lossy()];
+    let verdict = i.judge_logs(task, workers, workers * lines, &known);
+    let missed = verdict["at_rotations"].as_u64().unwrap();
+    println!("{task}: {missed} line(s) missed at {rotations} rotations");
+    assert!(missed * 20 <= rotations);
+    let recorded = verdict["recorded"].as_u64().unwrap();
+    assert_eq!(recorded + missed, verdict["printed"].as_u64().unwrap());
 }
 
 /// SIGKILL to the leader's container, again and again.

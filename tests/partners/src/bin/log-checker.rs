@@ -1,6 +1,11 @@
 //! Compares the printers' truth with the handler's record. Exits 0 only if they
 //! agree, 1 if not, 2 if it could not judge.
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use ottoscaler_partners::{
@@ -32,6 +37,9 @@ struct Args {
     /// Each worker must have so many gap records.
     #[arg(long)]
     gaps_each: Option<usize>,
+    /// A file with the last lines of those that the node rotated; they may be missing.
+    #[arg(long)]
+    rotated: Option<PathBuf>,
     /// Printers may have been killed.
     #[arg(long)]
     allow_unfinished: bool,
@@ -58,12 +66,23 @@ fn main() -> ExitCode {
     }
 }
 
+fn read_lines(file: &Path) -> io::Result<BTreeSet<String>> {
+    Ok(fs::read_to_string(file)?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
 fn judge(args: &Args) -> anyhow::Result<bool> {
     let mut truths = truth::read_all(&args.truth)?;
     truths.retain(|t| t.pod.starts_with(&args.prefix));
     let records = record::read(&args.record, args.from, &args.prefix)?;
     let released = match &args.audit {
         Some(log) => Some(audit::released(&tail::read_from(log, args.audit_from)?)),
+        None => None,
+    };
+    let rotated = match &args.rotated {
+        Some(file) => Some(read_lines(file)?),
         None => None,
     };
     let verdict = check::check(
@@ -76,6 +95,7 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
             gaps_each: args.gaps_each,
             allow_unfinished: args.allow_unfinished,
             released: released.as_ref(),
+            rotated: rotated.as_ref(),
         },
     );
     if args.json {
