@@ -2,6 +2,7 @@
 //! behind a proxy that holds, loses, delays, refuses or cuts what it is told to.
 //! The oracle is the API server's audit log.
 mod boundaries;
+mod creates;
 mod picture;
 mod proofs;
 
