@@ -1,11 +1,12 @@
 //! Pods that have ended and are done with, deleted together: what comes due within a
 //! moment, of whatever tasks, is one call.
 //!
-//! What holds: a pod waits, or is under way, at most once; first come, first served; at
-//! most one batch is under way, for the API server deletes its pods one after another.
-//! What waits stays right: an attempt that is over stays over.
+//! What holds: a pod waits, or is under way, at most once; first come, first served. The
+//! API server deletes a call's pods one after another, so a call has as many as it deletes
+//! well within the call's deadline, and another is under way beside it only while there
+//! are as many again. What waits stays right: an attempt that is over stays over.
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -23,17 +24,42 @@ pub(super) const SOON: Duration = Duration::from_secs(1);
 pub(super) const LATER: Duration = Duration::from_secs(10);
 /// Pods in a call: their keys are part of its address, which some proxies cut at 8 KiB.
 const MOST: usize = 128;
+const LEAST: usize = 8;
+/// What a call is to last at most: what is left of the Lease is its deadline, 3 s or more by
+/// default, and what it deleted until then is not told.
+const LONG: Duration = Duration::from_millis(1_500);
+const CALLS: usize = 4;
 
-#[derive(Default)]
+/// A call's number.
+pub(super) type Call = u64;
+
 pub(super) struct Batch {
     waiting: VecDeque<Arc<Pod>>,
-    under_way: Vec<Arc<Pod>>,
+    /// With the time at which it was sent.
+    under_way: HashMap<Call, (Vec<Arc<Pod>>, Instant)>,
+    next: Call,
+    /// Pods that the next call has at most.
+    most: usize,
     /// When the next is to be sent.
     due: Option<Instant>,
     /// The API server asked for time until then.
     held: Option<Instant>,
     /// By uid.
     asked: Asked<String>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            under_way: HashMap::new(),
+            next: 0,
+            most: MOST,
+            due: None,
+            held: None,
+            asked: Asked::default(),
+        }
+    }
 }
 
 impl Batch {
@@ -49,33 +75,52 @@ impl Batch {
     }
 
     /// Those that may go now; they count as under way.
-    pub(super) fn admit(&mut self) -> Option<Vec<Arc<Pod>>> {
+    pub(super) fn admit(&mut self) -> Option<(Call, Vec<Arc<Pod>>)> {
         self.asked.forget_told();
-        self.wake_at().filter(|due| *due <= Instant::now())?;
-        let most = self.waiting.len().min(MOST);
-        self.under_way = self.waiting.drain(..most).collect();
+        let now = Instant::now();
+        self.wake_at().filter(|due| *due <= now)?;
+        let most = self.waiting.len().min(self.most);
+        let pods: Vec<_> = self.waiting.drain(..most).collect();
         if self.waiting.is_empty() {
             self.due = None;
         }
-        Some(self.under_way.clone())
+        let call = self.next;
+        self.next += 1;
+        self.under_way.insert(call, (pods.clone(), now));
+        Some((call, pods))
     }
 
-    /// What was under way has ended; the tasks that its pods were of.
-    pub(super) fn ended(&mut self, end: &End) -> BTreeSet<Arc<str>> {
-        let pods = std::mem::take(&mut self.under_way);
+    /// A call has ended; the tasks that its pods were of.
+    pub(super) fn ended(&mut self, call: Call, end: &End) -> BTreeSet<Arc<str>> {
+        let Some((pods, sent)) = self.under_way.remove(&call) else {
+            return BTreeSet::new();
+        };
         for pod in &pods {
             self.asked.ended(pod.uid.clone(), end);
         }
-        self.held = match end {
-            End::Busy { retry_after, .. } => Some(Instant::now() + *retry_after),
-            _ => None,
-        };
+        match end {
+            End::Busy { retry_after, .. } => {
+                self.held = Some(Instant::now() + *retry_after);
+                self.most = (pods.len() / 2).clamp(LEAST, MOST);
+            }
+            _ => {
+                self.held = None;
+                let each = sent.elapsed().as_micros() / pods.len().max(1) as u128;
+                let fit = usize::try_from(LONG.as_micros() / each.max(1)).unwrap_or(MOST);
+                self.most = fit.clamp(LEAST, MOST);
+            }
+        }
         pods.into_iter().map(|pod| pod.task.clone()).collect()
     }
 
     /// When the next may be sent though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let due = self.due.filter(|_| self.under_way.is_empty())?;
+        let has_room = match self.under_way.len() {
+            0 => true,
+            CALLS.. => false,
+            _ => self.waiting.len() >= self.most,
+        };
+        let due = self.due.filter(|_| has_room)?;
         Some(self.held.map_or(due, |held| held.max(due)))
     }
 }
@@ -95,58 +140,71 @@ mod tests {
     }
 
     /// The next that goes, and how long that took.
-    async fn next(batch: &mut Batch) -> (Vec<Arc<Pod>>, Duration) {
+    async fn next(batch: &mut Batch) -> (Call, Vec<Arc<Pod>>, Duration) {
         let asked = Instant::now();
         tokio::time::sleep_until(batch.wake_at().unwrap_or(asked)).await;
-        (batch.admit().unwrap_or_default(), asked.elapsed())
+        let (call, pods) = batch.admit().unwrap_or_default();
+        (call, pods, asked.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_comes_due_within_a_moment_goes_together_and_once() {
         let mut batch = Batch::default();
-        assert_eq!((batch.admit(), batch.wake_at()), (None, None));
+        assert!(batch.admit().is_none() && batch.wake_at().is_none());
         pods(0..2).for_each(|pod| batch.ask(pod, SOON));
         tokio::time::sleep(SOON / 2).await;
         pods(0..4).for_each(|pod| batch.ask(pod, SOON));
-        assert_eq!(batch.admit(), None);
-        assert_eq!(next(&mut batch).await, (pods(0..4).collect(), SOON / 2));
+        assert!(batch.admit().is_none());
+        assert_eq!(next(&mut batch).await, (0, pods(0..4).collect(), SOON / 2));
         // Under way, and told of too late.
         pods(0..4).for_each(|pod| batch.ask(pod, SOON));
-        assert_eq!((batch.admit(), batch.wake_at()), (None, None));
+        assert!(batch.admit().is_none() && batch.wake_at().is_none());
         let tasks = ["t0", "t1"].map(Arc::from).into();
-        assert_eq!(batch.ended(&End::Done), tasks);
+        assert_eq!(batch.ended(0, &End::Done), tasks);
         pods(0..4).for_each(|pod| batch.ask(pod, SOON));
-        assert_eq!((batch.admit(), batch.wake_at()), (None, None));
+        assert!(batch.admit().is_none() && batch.wake_at().is_none());
         tokio::time::sleep(TOLD).await;
-        assert_eq!(batch.admit(), None);
-        assert!(batch.asked.is_empty());
+        assert!(batch.admit().is_none());
+        assert!(batch.asked.is_empty() && batch.under_way.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_of_a_task_that_goes_on_wait_until_it_ends() {
         let mut batch = Batch::default();
         pods(0..1).for_each(|pod| batch.ask(pod, LATER));
-        assert_eq!(next(&mut batch).await, (pods(0..1).collect(), LATER));
-        batch.ended(&End::Done);
+        assert_eq!(next(&mut batch).await, (0, pods(0..1).collect(), LATER));
+        batch.ended(0, &End::Done);
         pods(1..2).for_each(|pod| batch.ask(pod, LATER));
         tokio::time::sleep(LATER / 2).await;
         pods(1..3).for_each(|pod| batch.ask(pod, SOON));
-        assert_eq!(next(&mut batch).await, (pods(1..3).collect(), SOON));
+        assert_eq!(next(&mut batch).await, (1, pods(1..3).collect(), SOON));
+        // While it is under way a few more wait.
+        pods(3..4).for_each(|pod| batch.ask(pod, SOON));
+        assert_eq!(batch.wake_at(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_go_one_call_after_another_in_their_order() {
+    async fn of_many_a_few_calls_are_under_way_in_their_order() {
         let mut batch = Batch::default();
-        pods(0..2 * MOST + 1).for_each(|pod| batch.ask(pod, SOON));
-        let mut went = Vec::new();
-        for (size, waits) in [(MOST, SOON), (MOST, Duration::ZERO), (1, Duration::ZERO)] {
-            let (some, waited) = next(&mut batch).await;
-            assert_eq!((some.len(), waited), (size, waits));
-            assert_eq!((batch.admit(), batch.wake_at()), (None, None));
+        pods(0..5 * MOST + 1).for_each(|pod| batch.ask(pod, SOON));
+        let (_, mut went, waited) = next(&mut batch).await;
+        assert_eq!(waited, SOON);
+        for _ in 1..CALLS {
+            let (_, some, waited) = next(&mut batch).await;
+            assert_eq!((some.len(), waited), (MOST, Duration::ZERO));
             went.extend(some);
-            batch.ended(&End::Done);
         }
-        assert!(went.into_iter().eq(pods(0..2 * MOST + 1)));
+        assert!(batch.admit().is_none() && batch.wake_at().is_none());
+        batch.ended(2, &End::Done);
+        went.extend(next(&mut batch).await.1);
+        // The last one is not as many.
+        batch.ended(0, &End::Done);
+        assert!(batch.admit().is_none() && batch.wake_at().is_none());
+        for call in [1, 3, 4] {
+            batch.ended(call, &End::Done);
+        }
+        went.extend(next(&mut batch).await.1);
+        assert!(went.into_iter().eq(pods(0..5 * MOST + 1)));
         assert_eq!(batch.wake_at(), None);
     }
 
@@ -154,13 +212,65 @@ mod tests {
     async fn what_failed_is_asked_for_again_and_the_rest_waits_as_long_as_it_is_told() {
         let mut batch = Batch::default();
         pods(0..MOST + 1).for_each(|pod| batch.ask(pod, SOON));
-        assert_eq!(next(&mut batch).await.0.len(), MOST);
+        assert_eq!(next(&mut batch).await.1.len(), MOST);
         let retry_after = Duration::from_secs(3);
         let why = String::new();
-        batch.ended(&End::Busy { why, retry_after });
+        batch.ended(0, &End::Busy { why, retry_after });
         pods(0..MOST + 1).for_each(|pod| batch.ask(pod, SOON));
         assert_eq!(batch.waiting.len(), MOST + 1);
-        let (some, waited) = next(&mut batch).await;
-        assert_eq!((some.len(), waited), (MOST, retry_after));
+        let (_, some, waited) = next(&mut batch).await;
+        assert_eq!((some.len(), waited), (MOST / 2, retry_after));
+    }
+
+    /// Pods end, twenty a second; a call deletes one after another, or ends in the middle.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_slow_for_a_while_is_caught_up_with() {
+        const DEADLINE: Duration = Duration::from_secs(3);
+        let slow = |at: Duration| match at.as_secs() {
+            20..40 => Duration::from_millis(600),
+            _ => Duration::from_millis(50),
+        };
+        let (mut batch, start) = (Batch::default(), Instant::now());
+        let mut left: BTreeSet<usize> = BTreeSet::new();
+        let mut under_way: Vec<(Instant, Call, bool)> = Vec::new();
+        let (mut most, mut calls) = (0, 0);
+        for second in 0..180_usize {
+            left.extend(20 * second..20 * (second + 1));
+            // Whoever plans asks for all that there are.
+            for pod in left.iter().flat_map(|&n| pods(n..n + 1)) {
+                batch.ask(pod, SOON);
+            }
+            let until = start + Duration::from_secs(second as u64 + 1);
+            while Instant::now() < until {
+                while let Some((call, pods)) = batch.admit() {
+                    let each = slow(start.elapsed());
+                    let reached = (DEADLINE.as_millis() / each.as_millis()) as usize;
+                    let went = pods.len().min(reached);
+                    for pod in &pods[..went] {
+                        left.remove(&pod.uid.parse().unwrap_or_default());
+                    }
+                    let ends = Instant::now() + each * u32::try_from(went).unwrap_or(0);
+                    under_way.push((ends, call, went == pods.len()));
+                    calls += 1;
+                }
+                let next = under_way.iter().map(|c| c.0).chain(batch.wake_at());
+                tokio::time::sleep_until(next.chain([until]).min().unwrap_or(until)).await;
+                let over = under_way.extract_if(.., |c| c.0 <= Instant::now());
+                for (_, call, is_done) in over {
+                    let why = String::new();
+                    let retry_after = Duration::ZERO;
+                    let busy = End::Busy { why, retry_after };
+                    batch.ended(call, if is_done { &End::Done } else { &busy });
+                }
+            }
+            most = most.max(left.len());
+        }
+        assert!(most > 200, "it was not slow: {most}");
+        assert!(
+            left.len() < 60,
+            "{} left of {most}, {calls} calls",
+            left.len()
+        );
+        assert!(calls < 300, "{calls}");
     }
 }

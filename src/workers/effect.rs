@@ -1,6 +1,7 @@
 //! What the manager has under way, and how it ends.
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use super::batch;
 use crate::{domain::queue::Attempt, election::is_fenced};
 
 /// However long the API server asks for.
@@ -14,7 +15,7 @@ pub(super) enum Key {
     /// By pod uid.
     Delete(String),
     /// Pods that have ended, together.
-    DeleteEnded,
+    DeleteEnded(batch::Call),
     Status(Arc<str>),
     Forget(Arc<str>),
 }

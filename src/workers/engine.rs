@@ -207,12 +207,12 @@ impl Engine {
                 What::Task(task) => Box::pin(async move { status::forget(&shared, &task).await }),
             });
         }
-        if let Some(pods) = self.batch.admit() {
-            self.remove_ended(pods);
+        while let Some((call, pods)) = self.batch.admit() {
+            self.remove_ended(call, pods);
         }
     }
 
-    fn remove_ended(&mut self, pods: Vec<Arc<Pod>>) {
+    fn remove_ended(&mut self, call: batch::Call, pods: Vec<Arc<Pod>>) {
         let shared = self.shared.clone();
         let of: BTreeSet<_> = pods.iter().map(|pod| pod.task.clone()).collect();
         let name = of.first().cloned().unwrap_or_default();
@@ -222,12 +222,12 @@ impl Engine {
         let span = spans.first().cloned().unwrap_or_else(Span::none);
         // Of many it takes seconds, and the next leader does the rest as well.
         let drain = shared.drain.clone();
-        let call = async move { delete::ended(&shared, &pods).await }.instrument(span);
-        let call = drain.run_until_cancelled_owned(call);
-        self.start(&name, Key::DeleteEnded, || {
+        let delete = async move { delete::ended(&shared, &pods).await }.instrument(span);
+        let delete = drain.run_until_cancelled_owned(delete);
+        self.start(&name, Key::DeleteEnded(call), || {
             let over = || End::Later("handing over".to_owned());
             Box::pin(async move {
-                let end = call.await.unwrap_or_else(over);
+                let end = delete.await.unwrap_or_else(over);
                 drop(spans);
                 end
             })
@@ -424,7 +424,7 @@ impl Engine {
         match &key {
             Key::Create(task, which) => self.admission.ended(task, *which, &end),
             Key::Delete(_) | Key::Forget(_) => self.removals.ended(&key, &end),
-            Key::DeleteEnded => of.extend(self.batch.ended(&end)),
+            Key::DeleteEnded(call) => of.extend(self.batch.ended(*call, &end)),
             Key::Seal(_) | Key::Status(_) => {}
         }
         let mut again = Instant::now();
