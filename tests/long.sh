@@ -17,6 +17,8 @@ finish() {
 }
 trap finish EXIT
 started=$SECONDS
+# Before any result is written.
+commit=$(git describe --always --dirty)
 export RUST_BACKTRACE=0
 
 # Runs a command, keeps what it says, and of that the lines that match in the result.
@@ -100,7 +102,7 @@ model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills 
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {
-  printf '%s of %s, %s cores, %d s\n\n' "$check" "$(git describe --always --dirty)" "$(nproc)" $((SECONDS - started))
+  printf '%s of %s, %s cores, %d s\n\n' "$check" "$commit" "$(nproc)" $((SECONDS - started))
   cat "$work/result"
 } > "$result"
 echo "written to $result"
