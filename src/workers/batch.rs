@@ -100,11 +100,11 @@ impl Batch {
         }
         match end {
             End::Busy { retry_after, .. } => {
-                self.held = Some(Instant::now() + *retry_after);
+                // Another call's answer may have asked for more.
+                self.held = self.held.max(Some(Instant::now() + *retry_after));
                 self.most = (pods.len() / 2).clamp(LEAST, MOST);
             }
             _ => {
-                self.held = None;
                 let each = sent.elapsed().as_micros() / pods.len().max(1) as u128;
                 let fit = usize::try_from(LONG.as_micros() / each.max(1)).unwrap_or(MOST);
                 self.most = fit.clamp(LEAST, MOST);
@@ -220,6 +220,13 @@ mod tests {
         assert_eq!(batch.waiting.len(), MOST + 1);
         let (_, some, waited) = next(&mut batch).await;
         assert_eq!((some.len(), waited), (MOST / 2, retry_after));
+        // Nor does a call beside it that went well take that back.
+        assert_eq!(next(&mut batch).await.1.len(), MOST / 2);
+        let why = String::new();
+        batch.ended(1, &End::Busy { why, retry_after });
+        batch.ended(2, &End::Done);
+        pods(0..1).for_each(|pod| batch.ask(pod, HURRIED));
+        assert_eq!(next(&mut batch).await.2, retry_after);
     }
 
     /// Pods end, twenty a second; a call deletes one after another, or ends in the middle.

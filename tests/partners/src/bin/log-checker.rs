@@ -81,10 +81,7 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
         Some(log) => Some(audit::released(&tail::read_from(log, args.audit_from)?)),
         None => None,
     };
-    let rotated = match &args.rotated {
-        Some(file) => Some(read_lines(file)?),
-        None => None,
-    };
+    let rotated = args.rotated.as_deref().map(read_lines).transpose()?;
     let verdict = check::check(
         &truths,
         &records,
