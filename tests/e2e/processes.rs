@@ -226,6 +226,16 @@ impl Cell {
         self.cluster.audit_since(self.audit_from)
     }
 
+    /// What the audit log says of the calls that have ended and whose events have this text.
+    pub fn audited(&self, about: &str) -> Vec<Value> {
+        let log = self.audit_log();
+        let events = log.lines().filter(|l| l.contains(about));
+        let events = events.filter_map(|l| serde_json::from_str::<Value>(l).ok());
+        events
+            .filter(|e| e["stage"] == "ResponseComplete")
+            .collect()
+    }
+
     /// The ends of the replicas' logs, for who reads why a test failed.
     fn show_logs(&self) {
         for n in 0..3 {

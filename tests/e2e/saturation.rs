@@ -109,15 +109,11 @@ struct Renewal {
 }
 
 fn renewals(cell: &Cell, since: Timestamp) -> Vec<Renewal> {
-    let log = cell.audit_log();
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
     let time =
         |event: &Value, key: &str| -> Timestamp { event[key].as_str().unwrap().parse().unwrap() };
-    let events = log.lines().filter(|l| l.contains(&user));
-    let events = events.filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    let ours = events.filter(|e| {
-        e["stage"] == "ResponseComplete"
-            && e["user"]["username"] == *user
+    let ours = cell.audited(&user).into_iter().filter(|e| {
+        e["user"]["username"] == *user
             && e["objectRef"]["resource"] == "leases"
             && e["verb"] == "patch"
     });

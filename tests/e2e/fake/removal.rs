@@ -15,11 +15,9 @@ const KEY: &str = "ottoscaler.io/pod-key";
 fn deletes(cell: &Cell) -> (Vec<String>, Vec<Vec<String>>) {
     let user = format!("system:serviceaccount:{}:ottoscaler", cell.namespace);
     let (mut single, mut together) = (Vec::new(), Vec::new());
-    let log = cell.audit_log();
-    let events = log.lines().filter(|l| l.contains(&user));
-    for event in events.filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
+    for event in cell.audited(&user) {
         let of = &event["objectRef"];
-        if event["stage"] != "ResponseComplete" || of["resource"] != "pods" {
+        if of["resource"] != "pods" {
             continue;
         }
         let text = |v: &Value| v.as_str().unwrap().to_owned();

@@ -2,7 +2,6 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use super::{QUICK, scale_up};
 use crate::{
@@ -19,16 +18,12 @@ const SILENT: Duration = Duration::from_millis(300);
 
 /// When the API server received each create of this task's pods, sorted.
 fn creates(cell: &Cell, task: &str) -> Vec<Timestamp> {
-    let log = cell.audit_log();
-    let prefix = format!("otto-agent-{task}-");
-    let events = log.lines().filter(|l| l.contains(&prefix));
-    let events = events.filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    let made = events.filter(|e| {
+    let events = cell.audited(&format!("otto-agent-{task}-"));
+    let made = events.iter().filter(|e| {
         e["verb"] == "create"
             && e["objectRef"]["resource"] == "pods"
             && e["objectRef"]["subresource"].is_null()
             && e["responseStatus"]["code"] == 201
-            && e["stage"] == "ResponseComplete"
     });
     let times = made.map(|e| e["requestReceivedTimestamp"].as_str()?.parse().ok());
     let mut times: Vec<Timestamp> = times.collect::<Option<_>>().unwrap();
