@@ -1,11 +1,13 @@
 //! Random events through the index and the planning core, against a server of a
 //! few lines: three replicas whose watches lag, break and relist on their own, a
 //! leader that changes, calls and answers that are late. Whenever all is quiet the
-//! indexes equal a fresh list, and the pods are the wanted ones.
+//! indexes equal a fresh list, and the pods are the wanted ones; and no worker is
+//! told as lost whose end a watch has told.
 //!
 //! `OTTO_TEST_SEED` for the same events again.
 #![expect(clippy::unwrap_used, clippy::panic)]
 mod leader;
+mod replica;
 mod server;
 
 use std::{
@@ -13,17 +15,16 @@ use std::{
     hash::{BuildHasher as _, RandomState},
 };
 
-use kube::Resource;
-
 use self::{
     leader::{Answer, Call, Leader, carry_out},
-    server::{Event, Kind, Server, is_terminal, uid},
+    replica::{Replica, Seen, kept},
+    server::{Server, is_terminal, uid},
 };
 use super::{Index, PodFeed, TaskFeed};
 use crate::{
     cluster::{
         convert::{self, PodView},
-        watch::Sink,
+        watch::Sink as _,
     },
     domain::{
         names,
@@ -55,101 +56,6 @@ impl Dice {
 
     fn pick<T: Clone>(&mut self, all: &[T]) -> Option<T> {
         (!all.is_empty()).then(|| all[self.below(all.len())].clone())
-    }
-}
-
-/// What happened, counted where it takes effect.
-#[derive(Debug, Default)]
-struct Seen {
-    events: usize,
-    told: usize,
-    tombstones: usize,
-    gone_410: usize,
-    relists: usize,
-    leaders: usize,
-    quiet: usize,
-    pods: usize,
-}
-
-fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
-    all.into_iter().filter_map(S::keep).collect()
-}
-
-/// A watch as `cluster/watch.rs` runs it, event by event.
-struct Watch<S> {
-    sink: S,
-    /// None: it lists next.
-    from: Option<u64>,
-}
-
-impl<S> Watch<S> {
-    fn new(sink: S) -> Self {
-        Self { sink, from: None }
-    }
-
-    /// One step; false: nothing to tell.
-    fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
-    where
-        K: Resource + Clone,
-        S: Sink<K>,
-    {
-        let Some(from) = self.from else {
-            self.sink.reset(kept::<S, _>(kind.list()), version);
-            self.from = Some(version);
-            seen.relists += 1;
-            return true;
-        };
-        match kind.after(from) {
-            Err(_) => {
-                self.from = None;
-                seen.gone_410 += 1;
-                true
-            }
-            Ok(None) => {
-                // A bookmark.
-                self.from = Some(version);
-                self.sink.heard(version);
-                false
-            }
-            Ok(Some((at, event))) => {
-                match event {
-                    Event::Applied(object) => self.sink.applied(object),
-                    Event::Deleted(object) => self.sink.deleted(object),
-                }
-                self.from = Some(at);
-                self.sink.heard(at);
-                seen.told += 1;
-                true
-            }
-        }
-    }
-}
-
-struct Replica {
-    index: Index,
-    tasks: Watch<TaskFeed>,
-    pods: Watch<PodFeed>,
-}
-
-impl Replica {
-    fn new() -> Self {
-        let index = Index::default();
-        Self {
-            tasks: Watch::new(TaskFeed(index.clone())),
-            pods: Watch::new(PodFeed(index.clone())),
-            index,
-        }
-    }
-
-    fn step(&mut self, tasks: bool, server: &Server, seen: &mut Seen) -> bool {
-        if tasks {
-            return self.tasks.step(&server.tasks, server.version, seen);
-        }
-        let before = self.index.read().tombstones();
-        let more = self.pods.step(&server.pods, server.version, seen);
-        let after = self.index.read().tombstones();
-        seen.tombstones += after.saturating_sub(before);
-        more
     }
 }
 
@@ -272,8 +178,23 @@ impl World {
             self.dice.pick(&names).into_iter().collect()
         };
         for name in some {
-            self.leader.plan(&index, &name, self.server.now, tell);
+            self.judge(&index, &name, tell);
         }
+    }
+
+    fn judge(&mut self, index: &Index, name: &str, tell: bool) {
+        let ends = self.leader.plan(index, name, self.server.now, tell);
+        let ended = &self.replicas[self.leader.replica].ended;
+        for uid in &ends.lost {
+            assert!(
+                !ended.contains(uid),
+                "{uid} of {name} ended, and is told as lost"
+            );
+        }
+        let (_, gone) = index.pods_of(name);
+        let is_gone = |uid: &&String| ended.contains(*uid) && gone.iter().any(|p| p.uid == **uid);
+        self.seen.ends_of_gone += ends.known.iter().filter(is_gone).count();
+        self.seen.lost += ends.lost.len();
     }
 
     fn call(&mut self) {
@@ -456,7 +377,7 @@ impl World {
         let index = self.index();
         self.leader.wake_at = None;
         for task in index.tasks() {
-            self.leader.plan(&index, &task.name, self.server.now, true);
+            self.judge(&index, &task.name, true);
         }
         self.leader.sweep(&index);
         busy |= !self.leader.calls.is_empty() || self.server.version != before;
@@ -569,6 +490,11 @@ fn index_and_plan_do_not_drift_whatever_happens_to_watches_calls_and_leaders() {
         ("relists beside those", seen.relists - seen.gone_410),
         ("changes of leader", seen.leaders),
         ("pods of quiet moments", seen.pods),
+        (
+            "ends of pods that were gone, fourfold",
+            4 * seen.ends_of_gone,
+        ),
+        ("workers told as lost, fourfold", 4 * seen.lost),
     ] {
         assert!(count >= least, "only {count} {what}: {seen:?}");
     }

@@ -17,7 +17,7 @@ use crate::{
         pod::Pod,
         queue::Attempt,
         task::{Notified, Task, TaskStatus},
-        transition,
+        transition, view,
     },
 };
 
@@ -116,6 +116,30 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
     task.map_or(Answer::Nothing, |t| Answer::Task(Box::new(t)))
 }
 
+/// Attempts that a plan finds to be over, by their pods' uids.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    pub(super) known: Vec<String>,
+    /// Nobody saw how.
+    pub(super) lost: Vec<String>,
+}
+
+impl Ends {
+    fn of(task: &Task, planned: &TaskStatus) -> Self {
+        let mut ends = Self::default();
+        for new in &planned.workers {
+            let old = view::record(task, new.index);
+            let over = new.attempt > old.attempt || new.phase.is_final();
+            match old.uid.clone().filter(|_| over && !old.phase.is_final()) {
+                Some(uid) if new.reason == "Lost" => ends.lost.push(uid),
+                Some(uid) => ends.known.push(uid),
+                None => {}
+            }
+        }
+        ends
+    }
+}
+
 pub(super) struct Leader {
     pub(super) replica: usize,
     pub(super) term: String,
@@ -186,15 +210,15 @@ impl Leader {
         }
     }
 
-    pub(super) fn plan(&mut self, index: &Index, name: &str, now: i64, tell: bool) {
+    pub(super) fn plan(&mut self, index: &Index, name: &str, now: i64, tell: bool) -> Ends {
         let Some(task) = index.task(name).filter(|t| !t.deleting) else {
-            return;
+            return Ends::default();
         };
         if !self.may_judge(&task) {
             if self.caught_up {
                 self.start(Work::Seal(task));
             }
-            return;
+            return Ends::default();
         }
         let (mut pods, mut gone) = index.pods_of(name);
         pods.retain(|p| *p.task_uid == *task.uid);
@@ -211,6 +235,7 @@ impl Leader {
             lacks: &String::new,
         };
         let plan = plan::plan(&task, seen, LIMITS, now);
+        let ends = Ends::of(&task, &plan.status);
         self.wake_at = self.wake_at.into_iter().chain(plan.wake_at).min();
         for record in plan.status.workers.iter().filter(|_| tell) {
             if let Some(next) = transition::next(record) {
@@ -233,6 +258,7 @@ impl Leader {
         {
             self.start(Work::Store(task.clone(), plan.status));
         }
+        ends
     }
 
     /// What `Engine::sweep` does.

@@ -1,0 +1,117 @@
+//! A replica: an index, and the two watches that fill it, run event by event.
+use std::collections::BTreeSet;
+
+use kube::Resource;
+
+use super::{
+    super::{Index, PodFeed, TaskFeed},
+    server::{Event, Kind, Server, is_terminal, uid},
+};
+use crate::cluster::watch::Sink;
+
+/// What happened, counted where it takes effect.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) events: usize,
+    pub(super) told: usize,
+    pub(super) tombstones: usize,
+    pub(super) gone_410: usize,
+    pub(super) relists: usize,
+    pub(super) leaders: usize,
+    pub(super) quiet: usize,
+    pub(super) pods: usize,
+    /// Attempts judged after their pod had ended and gone.
+    pub(super) ends_of_gone: usize,
+    pub(super) lost: usize,
+}
+
+pub(super) fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
+    all.into_iter().filter_map(S::keep).collect()
+}
+
+/// A watch as `cluster/watch.rs` runs it, event by event.
+struct Watch<S> {
+    sink: S,
+    /// None: it lists next.
+    from: Option<u64>,
+}
+
+impl<S> Watch<S> {
+    fn new(sink: S) -> Self {
+        Self { sink, from: None }
+    }
+
+    /// One step; false: nothing to tell.
+    fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
+    where
+        K: Resource + Clone,
+        S: Sink<K>,
+    {
+        let Some(from) = self.from else {
+            self.sink.reset(kept::<S, _>(kind.list()), version);
+            self.from = Some(version);
+            seen.relists += 1;
+            return true;
+        };
+        match kind.after(from) {
+            Err(_) => {
+                self.from = None;
+                seen.gone_410 += 1;
+                true
+            }
+            Ok(None) => {
+                // A bookmark.
+                self.from = Some(version);
+                self.sink.heard(version);
+                false
+            }
+            Ok(Some((at, event))) => {
+                match event {
+                    Event::Applied(object) => self.sink.applied(object),
+                    Event::Deleted(object) => self.sink.deleted(object),
+                }
+                self.from = Some(at);
+                self.sink.heard(at);
+                seen.told += 1;
+                true
+            }
+        }
+    }
+}
+
+pub(super) struct Replica {
+    pub(super) index: Index,
+    tasks: Watch<TaskFeed>,
+    pods: Watch<PodFeed>,
+    /// Pods whose end the watch has told, by uid.
+    pub(super) ended: BTreeSet<String>,
+}
+
+impl Replica {
+    pub(super) fn new() -> Self {
+        let index = Index::default();
+        Self {
+            tasks: Watch::new(TaskFeed(index.clone())),
+            pods: Watch::new(PodFeed(index.clone())),
+            ended: BTreeSet::new(),
+            index,
+        }
+    }
+
+    pub(super) fn step(&mut self, tasks: bool, server: &Server, seen: &mut Seen) -> bool {
+        if tasks {
+            return self.tasks.step(&server.tasks, server.version, seen);
+        }
+        if let Some(Ok(Some((_, event)))) = self.pods.from.map(|v| server.pods.after(v)) {
+            let (Event::Applied(pod) | Event::Deleted(pod)) = event;
+            if is_terminal(&pod) {
+                self.ended.insert(uid(&pod.metadata).to_owned());
+            }
+        }
+        let before = self.index.read().tombstones();
+        let more = self.pods.step(&server.pods, server.version, seen);
+        let after = self.index.read().tombstones();
+        seen.tombstones += after.saturating_sub(before);
+        more
+    }
+}
