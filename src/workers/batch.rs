@@ -21,13 +21,15 @@ pub(super) const HURRIED: Duration = Duration::from_millis(100);
 /// Where its task has finished.
 pub(super) const SOON: Duration = Duration::from_secs(1);
 /// Where more of its task are to come.
-pub(super) const LATER: Duration = Duration::from_secs(10);
+pub(super) const LATER: Duration = Duration::from_secs(30);
 /// Pods in a call: their keys are part of its address, which some proxies cut at 8 KiB.
 const MOST: usize = 128;
 const LEAST: usize = 8;
 /// What a call is to last at most: what is left of the Lease is its deadline, 3 s or more by
 /// default, and what it deleted until then is not told.
 const LONG: Duration = Duration::from_millis(1_500);
+/// A call that took less says nothing against more pods: most of it is not for each.
+const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;
 
 /// A call's number.
@@ -105,9 +107,11 @@ impl Batch {
                 self.most = (pods.len() / 2).clamp(LEAST, MOST);
             }
             _ => {
-                let each = sent.elapsed().as_micros() / pods.len().max(1) as u128;
+                let took = sent.elapsed();
+                let each = took.as_micros() / pods.len().max(1) as u128;
                 let fit = usize::try_from(LONG.as_micros() / each.max(1)).unwrap_or(MOST);
-                self.most = fit.clamp(LEAST, MOST);
+                let least = if took < SHORT { self.most } else { LEAST };
+                self.most = fit.clamp(least, MOST);
             }
         }
         pods.into_iter().map(|pod| pod.task.clone()).collect()
@@ -227,6 +231,22 @@ mod tests {
         batch.ended(2, &End::Done);
         pods(0..1).for_each(|pod| batch.ask(pod, HURRIED));
         assert_eq!(next(&mut batch).await.2, retry_after);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_took_long_is_a_reason_for_less() {
+        let mut batch = Batch::default();
+        let mut round = async |which: std::ops::Range<usize>, took| {
+            pods(which).for_each(|pod| batch.ask(pod, SOON));
+            let (call, some, _) = next(&mut batch).await;
+            tokio::time::sleep(took).await;
+            batch.ended(call, &End::Done);
+            some.len()
+        };
+        // One alone may take as long as ten.
+        round(0..1, SHORT / 4).await;
+        assert_eq!(round(1..1 + MOST, 2 * LONG).await, MOST);
+        assert_eq!(round(200..200 + MOST, LONG).await, MOST / 2);
     }
 
     /// Pods end, twenty a second; a call deletes one after another, or ends in the middle.
