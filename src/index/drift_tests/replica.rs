@@ -5,25 +5,10 @@ use kube::Resource;
 
 use super::{
     super::{Index, PodFeed, TaskFeed},
+    Seen,
     server::{Event, Kind, Server, is_terminal, uid},
 };
 use crate::cluster::watch::Sink;
-
-/// What happened, counted where it takes effect.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    pub(super) events: usize,
-    pub(super) told: usize,
-    pub(super) tombstones: usize,
-    pub(super) gone_410: usize,
-    pub(super) relists: usize,
-    pub(super) leaders: usize,
-    pub(super) quiet: usize,
-    pub(super) pods: usize,
-    /// Attempts judged after their pod had ended and gone.
-    pub(super) ends_of_gone: usize,
-    pub(super) lost: usize,
-}
 
 pub(super) fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
     all.into_iter().filter_map(S::keep).collect()
