@@ -4,7 +4,8 @@
 //! many. While most places are in use, an answer in time makes it one more, so that a
 //! round doubles it; from the first that waited on, each round makes it one more or one
 //! less, so that half of the answers wait. While others wait for news of the API server
-//! there are few: each delays everybody's watches. Multiplicative decrease when the server
+//! there are a few where none of them waits, else one: each delays everybody's watches.
+//! Multiplicative decrease when the server
 //! says that it is too much, at most once for the requests of one round. Times are
 //! Durations of any clock.
 use std::time::Duration;
@@ -20,6 +21,13 @@ const QUEUED: u32 = 3;
 const SLOW: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(400));
 /// And slower than this is a reason for less.
 const TOO_SLOW: Duration = Duration::from_secs(1);
+/// Few: between one and the least of other times, a step for each answer. An answer that
+/// takes this many times the fastest of late was in somebody's way.
+const FEW: (f64, f64) = (1.0, LEAST);
+const FEW_STEP: f64 = 0.25;
+const IN_THE_WAY: u32 = 2;
+/// So many answers later the fastest of late may be that part slower.
+const OF_LATE: u32 = 100;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concurrency {
@@ -32,8 +40,11 @@ pub struct Concurrency {
     cut: Duration,
     /// Nothing is sent before this.
     held: Duration,
-    /// And few until then.
-    few: Duration,
+    /// And few until then, as many as this.
+    few_until: Duration,
+    few: f64,
+    /// The fastest answer of late.
+    floor: Duration,
 }
 
 impl Default for Concurrency {
@@ -44,7 +55,9 @@ impl Default for Concurrency {
             probes: true,
             cut: Duration::ZERO,
             held: Duration::ZERO,
-            few: Duration::ZERO,
+            few_until: Duration::ZERO,
+            few: FEW.0,
+            floor: Duration::MAX,
         }
     }
 }
@@ -55,13 +68,17 @@ impl Concurrency {
         if now < self.held {
             return 0;
         }
-        let limit = if now < self.few { LEAST } else { self.limit };
+        let limit = if now < self.few_until {
+            self.few
+        } else {
+            self.limit
+        };
         (limit as usize).saturating_sub(under_way)
     }
 
     /// Somebody waits until then for what watches tell.
     pub fn hold_back(&mut self, until: Duration) {
-        self.few = self.few.max(until);
+        self.few_until = self.few_until.max(until);
     }
 
     /// When there may be room again, if it is a matter of time.
@@ -72,6 +89,12 @@ impl Concurrency {
     /// One was answered; `under_way` counts it.
     pub fn answered(&mut self, sent: Duration, now: Duration, under_way: usize) {
         let took = now.saturating_sub(sent);
+        self.floor = took.min(self.floor.saturating_add(self.floor / OF_LATE));
+        if now < self.few_until {
+            let waited = took > self.floor * IN_THE_WAY;
+            let step = if waited { -FEW_STEP } else { FEW_STEP };
+            self.few = (self.few + step).clamp(FEW.0, FEW.1);
+        }
         self.fastest = self.fastest.min(took);
         let slow = self.fastest.saturating_mul(QUEUED).clamp(SLOW.0, SLOW.1);
         self.probes &= took < slow;
@@ -120,9 +143,42 @@ mod tests {
         let mut c = Concurrency::default();
         c.hold_back(MS(100));
         c.hold_back(MS(50));
-        assert_eq!((c.room(0, MS(99)), c.room(3, MS(99))), (4, 1));
-        assert_eq!((c.room(4, MS(99)), c.room(9, MS(99))), (0, 0));
-        assert_eq!(c.room(0, MS(100)), 8);
+        assert_eq!((c.room(0, MS(99)), c.room(1, MS(99))), (1, 0));
+        assert_eq!((c.room(9, MS(99)), c.room(0, MS(100))), (0, 8));
+    }
+
+    /// How many are under way after so many answers that take `each` and `more` for each
+    /// that is under way beside it.
+    fn few(each: Duration, more: Duration) -> usize {
+        let mut c = Concurrency::default();
+        c.hold_back(MS(9_999));
+        for n in 0..999 {
+            let under_way = c.room(0, MS(n));
+            let took = each + more * (under_way as u32 - 1);
+            c.answered(MS(n), MS(n) + took, under_way);
+        }
+        c.room(0, MS(999))
+    }
+
+    #[test]
+    fn few_are_more_where_the_server_is_far_than_where_it_is_busy() {
+        assert_eq!(few(MS(50), MS(0)), 4);
+        assert_eq!(few(MS(50), MS(10)), 4);
+        assert_eq!(few(MS(5), MS(6)), 1);
+    }
+
+    #[test]
+    fn a_server_that_became_farther_is_not_taken_for_busy_for_good() {
+        let mut c = Concurrency::default();
+        c.answered(MS(0), MS(5), 2);
+        c.hold_back(MS(99_999));
+        let mut after = |answers: u64| {
+            for n in 0..answers {
+                c.answered(MS(n), MS(n + 50), 1);
+            }
+            c.room(0, MS(answers))
+        };
+        assert_eq!((after(100), after(200)), (1, 4));
     }
 
     #[test]

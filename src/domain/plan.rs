@@ -82,11 +82,12 @@ pub struct Plan {
 
 /// What a task's objects ask for at `now` (Unix seconds).
 pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
+    let (live, gone) = (ByIndex::new(seen.pods), ByIndex::new(seen.gone));
     let mut p = Planner {
         task,
         seen,
-        live: ByIndex::new(seen.pods),
-        gone: ByIndex::new(seen.gone),
+        live: &live,
+        gone: &gone,
         limits,
         now,
         actions: Vec::new(),
@@ -135,8 +136,8 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
 struct Planner<'a> {
     task: &'a Task,
     seen: Observed<'a>,
-    live: ByIndex<'a>,
-    gone: ByIndex<'a>,
+    live: &'a ByIndex<'a>,
+    gone: &'a ByIndex<'a>,
     limits: Limits,
     now: i64,
     actions: Vec<Action>,
@@ -204,7 +205,7 @@ impl Planner<'_> {
             return;
         }
         // By an earlier attempt that is neither terminal nor gone.
-        let mut earlier = self.live.of(record.index).iter();
+        let mut earlier = self.live.of(record.index);
         let blocked = earlier.any(|p| p.attempt < record.attempt && !p.phase.is_terminal());
         if blocked {
             return;
@@ -288,13 +289,16 @@ impl Planner<'_> {
     /// that they were not in time; and so do pods that came into being when their attempt
     /// was over, those that still live at once.
     fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
-        let pods = self.live.of(stored.index).to_vec();
-        for pod in pods.into_iter().filter(|p| !p.deleting) {
-            let current = stored.uid.as_deref() == Some(pod.uid.as_str());
-            let stopped = current && stored.stopping && !stored.phase.is_final();
+        let live = self.live;
+        for pod in live.of(stored.index).filter(|p| !p.deleting) {
             // Stays true: attempts only grow, and a final record keeps its uid.
             let over = pod.attempt < stored.attempt
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
+            if !over && !stored.stopping {
+                continue;
+            }
+            let current = stored.uid.as_deref() == Some(pod.uid.as_str());
+            let stopped = current && stored.stopping && !stored.phase.is_final();
             // A retry waits for the end of the attempt before: what lives came late.
             let stray = over && !current && !pod.phase.is_terminal();
             let at_once = stopped || stray;

@@ -76,6 +76,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// It has yet to start, and nothing is in its way.
+    pub fn waits(&self) -> bool {
+        self.phase == PodPhase::Pending && self.reason.is_empty() && !self.deleting
+    }
+
     /// A container of it has run whose logs are wanted.
     pub fn has_logs(&self) -> bool {
         self.started.is_some() || self.failed_init.is_some()
@@ -107,31 +112,39 @@ impl Pod {
 /// The pods of one task, to be found by worker index: a plan looks at each worker,
 /// and must cost no more than in proportion to them.
 #[derive(Debug)]
-pub struct ByIndex<'a>(Vec<&'a Arc<Pod>>);
+pub struct ByIndex<'a>(Vec<Entry<'a>>);
+
+/// Index and attempt are beside the pod: to find one is not to read all on the way.
+type Entry<'a> = (u32, u32, &'a Arc<Pod>);
 
 impl<'a> ByIndex<'a> {
     pub fn new(pods: &'a [Arc<Pod>]) -> Self {
-        let mut sorted: Vec<_> = pods.iter().collect();
-        sorted.sort_by_key(|p| (p.index, p.attempt));
+        let mut sorted: Vec<Entry<'a>> = pods.iter().map(|p| (p.index, p.attempt, p)).collect();
+        sorted.sort_by_key(|(index, attempt, _)| (*index, *attempt));
         Self(sorted)
     }
 
-    /// The pods of a worker, oldest attempt first.
-    pub fn of(&self, index: u32) -> &[&'a Arc<Pod>] {
-        let start = self.0.partition_point(|p| p.index < index);
+    fn entries(&self, index: u32) -> &[Entry<'a>] {
+        let start = self.0.partition_point(|(i, ..)| *i < index);
         let rest = &self.0[start..];
-        &rest[..rest.partition_point(|p| p.index == index)]
+        let end = rest.iter().position(|(i, ..)| *i != index);
+        &rest[..end.unwrap_or(rest.len())]
+    }
+
+    /// The pods of a worker, oldest attempt first.
+    pub fn of(&self, index: u32) -> impl Iterator<Item = &'a Arc<Pod>> {
+        self.entries(index).iter().map(|(.., pod)| *pod)
     }
 
     /// The newest pod of a worker, if it is of this attempt or a later one.
     pub fn newest(&self, index: u32, attempt: u32) -> Option<&'a Arc<Pod>> {
-        let newest = self.of(index).last().copied();
-        newest.filter(|p| p.attempt >= attempt)
+        let (_, newest, pod) = self.entries(index).last()?;
+        (*newest >= attempt).then_some(*pod)
     }
 
     /// The highest index; 0 without any pod.
     pub fn top(&self) -> u32 {
-        self.0.last().map_or(0, |p| p.index)
+        self.0.last().map_or(0, |(index, ..)| *index)
     }
 }
 
@@ -150,7 +163,7 @@ mod tests {
         };
         let pods: Vec<_> = [(3, 1), (1, 2), (7, 1), (1, 1)].map(pod).into();
         let pods = ByIndex::new(&pods);
-        let attempts = |index| pods.of(index).iter().map(|p| p.attempt).collect::<Vec<_>>();
+        let attempts = |index| pods.of(index).map(|p| p.attempt).collect::<Vec<_>>();
         assert_eq!(attempts(1), [1, 2]);
         assert_eq!((attempts(2), attempts(8)), (vec![], vec![]));
         assert_eq!(pods.newest(1, 2).map(|p| p.attempt), Some(2));

@@ -117,7 +117,10 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
             ..WorkerRecord::default()
         };
     }
-    record.uid = Some(pod.uid.clone());
+    // A plan of a thousand comes to the same text a thousand times.
+    if record.uid.as_ref() != Some(&pod.uid) {
+        record.uid = Some(pod.uid.clone());
+    }
     let reason = if pod.phase.is_terminal() {
         failure::ending(pod)
     } else {
@@ -137,7 +140,7 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     record.message = clip(&pod.message);
     record.exit_code = pod.exit_code;
     let keep = |old: &mut String, new: &String| {
-        if !new.is_empty() {
+        if !new.is_empty() && old != new {
             old.clone_from(new);
         }
     };

@@ -1,9 +1,6 @@
 //! WatchWorkers: a snapshot, then what changes. No task of its own: the stream is
 //! pulled by the connection, and ends with the drain.
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use futures::{Stream, stream};
 use tokio::sync::broadcast::{self, error::RecvError};
@@ -13,14 +10,14 @@ use tonic::Status;
 use super::convert;
 use crate::{
     domain::request::Selection,
-    index::Index,
+    index::{Change, Index},
     proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
 };
 
 struct Watch {
     index: Index,
     selection: Selection,
-    changes: broadcast::Receiver<Arc<str>>,
+    changes: broadcast::Receiver<Change>,
     drain: CancellationToken,
     /// What the client knows, by pod name.
     told: BTreeMap<String, WorkerPodStatus>,

@@ -21,6 +21,7 @@ use std::{
 use tokio::sync::{broadcast, watch};
 
 pub use feed::{PodFeed, TaskFeed};
+pub use state::Change;
 use state::State;
 
 use crate::domain::{
@@ -40,7 +41,7 @@ pub struct Index(Arc<Inner>);
 struct Inner {
     /// Written by the feeds; read by everyone.
     state: RwLock<State>,
-    changes: broadcast::Sender<Arc<str>>,
+    changes: broadcast::Sender<Change>,
     /// How far the watches have come: (tasks, pods).
     reached: watch::Sender<(u64, u64)>,
     tasks: Heard,
@@ -82,11 +83,11 @@ impl Index {
     }
 
     /// Changes the state, then announces the task whose picture it changed.
-    fn change(&self, change: impl FnOnce(&mut State) -> Option<Arc<str>>) {
+    fn change(&self, change: impl FnOnce(&mut State) -> Option<Change>) {
         let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
-        if let Some(task) = changed {
+        if let Some(change) = changed {
             // No subscriber is no error.
-            let _ = self.0.changes.send(task);
+            let _ = self.0.changes.send(change);
         }
     }
 
@@ -159,15 +160,15 @@ impl Index {
         found
     }
 
-    /// Names of tasks whose picture changed. A subscriber that lags must look at
+    /// Tasks whose picture changed. A subscriber that lags must look at
     /// everything.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<str>> {
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.0.changes.subscribe()
     }
 
     /// Asks subscribers to look at a task again.
     pub fn announce(&self, task: Arc<str>) {
-        let _ = self.0.changes.send(task);
+        let _ = self.0.changes.send(Change::soon(task));
     }
 
     /// Both watches have listed once.

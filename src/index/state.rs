@@ -13,6 +13,21 @@ use crate::domain::{
 /// Tombstones kept at most; the workers of pods that go beyond it count as lost.
 const MAX_GONE: usize = 20_000;
 
+/// A task whose picture changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub task: Arc<str>,
+    /// Somebody may wait for it: it is more than that a pod came that has yet to start, or
+    /// that one went whose end was told.
+    pub soon: bool,
+}
+
+impl Change {
+    pub(super) fn soon(task: Arc<str>) -> Self {
+        Self { task, soon: true }
+    }
+}
+
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct State {
     pub(super) tasks: BTreeMap<Arc<str>, Arc<Task>>,
@@ -31,8 +46,8 @@ pub(super) struct State {
 }
 
 impl State {
-    /// The task's name if this told something new.
-    pub(super) fn apply_task(&mut self, task: Task) -> Option<Arc<str>> {
+    /// None if this told nothing new.
+    pub(super) fn apply_task(&mut self, task: Task) -> Option<Change> {
         let name: Arc<str> = Arc::from(task.name.as_str());
         if let Some(known) = self.tasks.get(&name)
             && known.resource_version >= task.resource_version
@@ -45,16 +60,16 @@ impl State {
         if let Some(old) = replaced.filter(|old| !self.knows_task(old)) {
             self.unearth(&name, |pod| *pod.task_uid == *old.uid);
         }
-        Some(name)
+        Some(Change::soon(name))
     }
 
-    pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<Arc<str>> {
+    pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<Change> {
         if self.tasks.get(name).is_none_or(|t| t.uid != uid) {
             return None;
         }
         let (name, _) = self.tasks.remove_entry(name)?;
         self.unearth(&name, |pod| *pod.task_uid == *uid);
-        Some(name)
+        Some(Change::soon(name))
     }
 
     /// The tasks' watch has told everything up to `version` (one count for tasks
@@ -91,7 +106,7 @@ impl State {
         task.is_some_and(|t| *t.uid == *pod.task_uid)
     }
 
-    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<Arc<str>> {
+    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<Change> {
         if self.gone.contains_key(&pod.uid) {
             return self.recall(pod);
         }
@@ -112,7 +127,8 @@ impl State {
         if let Some((_, other)) = of_task.first_key_value() {
             pod.share(other);
         }
-        let (task, pod) = (pod.task.clone(), Arc::new(pod));
+        let (task, soon) = (pod.task.clone(), !pod.waits());
+        let pod = Arc::new(pod);
         of_task.insert(pod.name.clone(), pod.clone());
         *self
             .by_repository
@@ -121,24 +137,21 @@ impl State {
         if let Some(old) = self.pods.insert(pod.name.clone(), pod) {
             self.uncount(&old);
         }
-        Some(task)
+        Some(Change { task, soon })
     }
 
     /// `last` is the pod as the deletion told it.
-    pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Arc<str>> {
+    pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Change> {
         let Some(known) = self.pods.get(&last.name).filter(|p| p.uid == last.uid) else {
             return self.recall(last);
         };
         // A forced deletion may tell an older status than we know.
-        let last = if known.phase.is_terminal() {
-            known.clone()
-        } else {
-            Arc::new(last)
-        };
+        let soon = !known.phase.is_terminal();
+        let last = if soon { Arc::new(last) } else { known.clone() };
         let task = last.task.clone();
         self.remove(&last.name, &task);
         self.entomb(&last);
-        Some(task)
+        Some(Change { task, soon })
     }
 
     /// Drops pods that a complete list as of `version` no longer has.
@@ -173,6 +186,7 @@ impl State {
         missing
             .into_iter()
             .filter_map(|(name, uid)| self.delete_task(&name, &uid))
+            .map(|change| change.task)
             .collect()
     }
 
@@ -241,14 +255,14 @@ impl State {
 
     /// What a watch tells late of a pod that a list has shown to be gone: its end
     /// may be news.
-    fn recall(&mut self, late: Pod) -> Option<Arc<str>> {
+    fn recall(&mut self, late: Pod) -> Option<Change> {
         let stone = self.gone.get_mut(&late.uid)?;
         if stone.phase.is_terminal() || stone.resource_version >= late.resource_version {
             return None;
         }
         let task = late.task.clone();
         *stone = Arc::new(late);
-        Some(task)
+        Some(Change::soon(task))
     }
 
     /// Drops the tombstones that the task's new record makes needless, and those of
@@ -313,6 +327,25 @@ mod tests {
         assert!(s.apply_pod(pod(5, PodPhase::Running)).is_some());
         assert!(s.apply_pod(pod(4, PodPhase::Pending)).is_none());
         assert_eq!(s.pods["p"].phase, PodPhase::Running);
+    }
+
+    #[test]
+    fn a_pod_that_has_yet_to_start_and_one_that_went_as_told_can_wait() {
+        let mut s = State::default();
+        let soon = |change: Option<Change>| change.map(|c| c.soon);
+        let why = Pod {
+            reason: "ImagePullBackOff".into(),
+            ..pod(2, PodPhase::Pending)
+        };
+        assert_eq!(soon(s.apply_pod(pod(1, PodPhase::Pending))), Some(false));
+        assert_eq!(soon(s.apply_pod(why)), Some(true));
+        assert_eq!(soon(s.apply_pod(pod(3, PodPhase::Running))), Some(true));
+        assert_eq!(soon(s.apply_pod(pod(4, PodPhase::Succeeded))), Some(true));
+        assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(false));
+        // That it ended is news.
+        let mut s = State::default();
+        s.apply_pod(pod(3, PodPhase::Running));
+        assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(true));
     }
 
     #[test]

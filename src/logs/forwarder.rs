@@ -18,7 +18,13 @@ use super::{
     session::{End, Ended, Session},
     settings::Settings,
 };
-use crate::{domain::pod::Pod, election::Tenure, index::Index, telemetry, workers::Drained};
+use crate::{
+    domain::pod::Pod,
+    election::Tenure,
+    index::{Change, Index},
+    telemetry,
+    workers::Drained,
+};
 
 /// Beside changes, everything is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -69,7 +75,7 @@ impl Forwarder {
                     }
                 }
                 change = changes.recv() => match change {
-                    Ok(task) => {
+                    Ok(Change { task, .. }) => {
                         if changed.is_empty() {
                             gathered.as_mut().reset(Instant::now() + GATHER);
                         }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     domain::{pod::Pod, request::Selection, view::State},
-    index::Index,
+    index::{Change, Index},
     proto::{ShownLine, shown_line::Kind},
 };
 
@@ -113,7 +113,7 @@ struct Showing {
     selection: Selection,
     follow: bool,
     drain: CancellationToken,
-    changes: broadcast::Receiver<Arc<str>>,
+    changes: broadcast::Receiver<Change>,
     logs: SelectAll<BoxStream<'static, ShownLine>>,
     /// Pods by uid.
     seen: HashSet<String>,
@@ -144,7 +144,7 @@ impl Showing {
                 }
                 Some(line) = self.logs.next(), if !self.logs.is_empty() => return Some(Ok(line)),
                 change = self.changes.recv(), if self.follow => match change {
-                    Ok(task) if task != self.task => {}
+                    Ok(change) if change.task != self.task => {}
                     // One that lags looks at everything.
                     Ok(_) | Err(_) => self.look(),
                 },

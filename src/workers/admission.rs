@@ -28,7 +28,7 @@ use crate::domain::{
 const ASK_QUOTA: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// So long after a worker's end more are expected.
-const ENDING: Duration = Duration::from_secs(1);
+pub(super) const ENDING: Duration = Duration::from_secs(1);
 
 type Create = (Arc<str>, Attempt);
 

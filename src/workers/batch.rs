@@ -4,7 +4,7 @@
 //! What holds: a pod waits, or is under way, at most once; first come, first served. The
 //! API server deletes a call's pods one after another, so a call has as many as it deletes
 //! well within the call's deadline, and another is under way beside it only while there
-//! are as many again. What waits stays right: an attempt that is over stays over.
+//! are as many again, and a little later while workers end. What waits stays right: an attempt that is over stays over.
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{asked::Asked, effect::End};
+use super::{admission::ENDING, asked::Asked, effect::End};
 use crate::domain::pod::Pod;
 
 /// How long a pod waits for more, where others wait for its place.
@@ -31,6 +31,8 @@ const LONG: Duration = Duration::from_millis(1_500);
 /// A call that took less says nothing against more pods: most of it is not for each.
 const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;
+/// While workers end a call waits for the one before it, so long after it was due.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A call's number.
 pub(super) type Call = u64;
@@ -46,6 +48,9 @@ pub(super) struct Batch {
     due: Option<Instant>,
     /// The API server asked for time until then.
     held: Option<Instant>,
+    /// Until then otto-handler waits to be told of ends, and each delete delays
+    /// everybody's watches.
+    ending: Option<Instant>,
     /// By uid.
     asked: Asked<String>,
 }
@@ -59,6 +64,7 @@ impl Default for Batch {
             most: MOST,
             due: None,
             held: None,
+            ending: None,
             asked: Asked::default(),
         }
     }
@@ -74,6 +80,11 @@ impl Batch {
             let due = Instant::now() + within;
             self.due = Some(self.due.map_or(due, |before| before.min(due)));
         }
+    }
+
+    /// A worker has ended, and otto-handler waits to be told.
+    pub(super) fn heard_of_an_end(&mut self) {
+        self.ending = Some(Instant::now() + ENDING);
     }
 
     /// Those that may go now; they count as under way.
@@ -119,12 +130,15 @@ impl Batch {
 
     /// When the next may be sent though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let has_room = match self.under_way.len() {
-            0 => true,
-            CALLS.. => false,
-            _ => self.waiting.len() >= self.most,
+        let due = self.due?;
+        let due = match self.under_way.len() {
+            0 => due,
+            CALLS.. => return None,
+            _ if self.waiting.len() < self.most => return None,
+            _ => self
+                .ending
+                .map_or(due, |until| until.min(due + PATIENCE).max(due)),
         };
-        let due = self.due.filter(|_| has_room)?;
         Some(self.held.map_or(due, |held| held.max(due)))
     }
 }
@@ -213,6 +227,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn while_workers_end_a_call_has_none_beside_it_for_a_while() {
+        let mut batch = Batch::default();
+        let start = Instant::now();
+        pods(0..4 * MOST).for_each(|pod| batch.ask(pod, Duration::ZERO));
+        batch.heard_of_an_end();
+        assert_eq!(next(&mut batch).await.2, Duration::ZERO);
+        // The last end is a moment ago.
+        assert_eq!(next(&mut batch).await.2, ENDING);
+        while start.elapsed() < PATIENCE {
+            batch.heard_of_an_end();
+            assert!(batch.admit().is_none());
+            tokio::time::sleep(ENDING / 2).await;
+        }
+        assert!(batch.admit().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_failed_is_asked_for_again_and_the_rest_waits_as_long_as_it_is_told() {
         let mut batch = Batch::default();
         pods(0..MOST + 1).for_each(|pod| batch.ask(pod, SOON));
@@ -263,6 +294,7 @@ mod tests {
         let (mut most, mut calls) = (0, 0);
         for second in 0..180_usize {
             left.extend(20 * second..20 * (second + 1));
+            batch.heard_of_an_end();
             // Whoever plans asks for all that there are.
             for pod in left.iter().flat_map(|&n| pods(n..n + 1)) {
                 batch.ask(pod, SOON);

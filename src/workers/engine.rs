@@ -25,19 +25,24 @@ use super::{
     status,
     timetable::Timetable,
 };
-use crate::domain::{
-    janitor,
-    plan::{self, Action, Limits, Observed, Plan},
-    pod::Pod,
-    queue::Attempt,
-    task::{Task, TaskStatus},
-    urgency::{self, Change},
+use crate::{
+    domain::{
+        janitor,
+        plan::{self, Action, Limits, Observed, Plan},
+        pod::Pod,
+        queue::Attempt,
+        task::{Task, TaskStatus},
+        urgency::{self, Change},
+    },
+    index,
 };
 
 /// Between two plans of a task: a burst of events is one plan; more of it for each
 /// worker, which each plan looks at.
 const PLAN_INTERVAL: Duration = Duration::from_millis(5);
 const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
+/// What nobody waits for: of a burst of creates, each plan would look at all.
+const NOT_SOON: Duration = Duration::from_millis(100);
 /// After something passing was in the way.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Between two looks for what is left over.
@@ -85,7 +90,7 @@ impl Engine {
 
     pub(super) async fn run(
         &mut self,
-        mut changes: tokio::sync::broadcast::Receiver<Arc<str>>,
+        mut changes: tokio::sync::broadcast::Receiver<index::Change>,
         drain: &CancellationToken,
     ) {
         self.everything_is_due();
@@ -110,7 +115,7 @@ impl Engine {
                 change = changes.recv() => self.changed(change),
                 Some(ended) = self.effects.join_next() => self.ended(ended),
                 task = drained.recv() => match task {
-                    Ok(task) => self.changed(Ok(task)),
+                    Ok(task) => self.look_at(task, true),
                     Err(RecvError::Lagged(_)) => self.everything_is_due(),
                     Err(RecvError::Closed) => break,
                 },
@@ -144,14 +149,18 @@ impl Engine {
         while self.effects.join_next().await.is_some() {}
     }
 
-    fn changed(&mut self, change: Result<Arc<str>, RecvError>) {
+    fn changed(&mut self, change: Result<index::Change, RecvError>) {
         match change {
-            Ok(task) => {
-                let soonest = self.next_plan.get(&task).copied();
-                self.due.by(task, soonest.unwrap_or_else(Instant::now));
-            }
+            Ok(change) => self.look_at(change.task, change.soon),
             Err(_) => self.everything_is_due(),
         }
+    }
+
+    fn look_at(&mut self, task: Arc<str>, soon: bool) {
+        let at = Instant::now() + if soon { Duration::ZERO } else { NOT_SOON };
+        let soonest = self.next_plan.get(&task).copied();
+        self.due
+            .by(task, soonest.map_or(at, |soonest| soonest.max(at)));
     }
 
     fn everything_is_due(&mut self) {
@@ -306,6 +315,7 @@ impl Engine {
         }
         if self.offers.offer(&name, &task, &plan.status.workers).await {
             self.admission.heard_of_an_end();
+            self.batch.heard_of_an_end();
         }
         let Plan {
             status,
@@ -326,14 +336,10 @@ impl Engine {
     }
 
     fn compute(&self, name: &Arc<str>, task: &Task, unix: i64) -> Plan {
-        let (pods, gone) = self.shared.index.pods_of(name);
+        let (mut pods, mut gone) = self.shared.index.pods_of(name);
         // An older WorkerTask of this name may still have pods around.
-        let ours = |pods: Vec<Arc<Pod>>| -> Vec<_> {
-            pods.into_iter()
-                .filter(|p| *p.task_uid == *task.uid)
-                .collect()
-        };
-        let (pods, gone) = (ours(pods), ours(gone));
+        pods.retain(|p| *p.task_uid == *task.uid);
+        gone.retain(|p| *p.task_uid == *task.uid);
         let (notified, refused) = (self.shared.notified(), self.shared.refused());
         let (notified, refused) = (notified.get(name), refused.get(name));
         let limits = &self.shared.limits;
@@ -429,6 +435,7 @@ impl Engine {
         }
         let mut again = Instant::now();
         match end {
+            End::Done if matches!(key, Key::Create(..)) => again += NOT_SOON,
             End::Done => {}
             End::Later(why) | End::Busy { why, .. } | End::NoRoom(why) => {
                 tracing::info!(task = %name, ?key, why, "waiting");

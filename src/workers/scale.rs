@@ -294,7 +294,7 @@ impl Manager {
             let change = timeout_at(deadline, async {
                 loop {
                     match changes.recv().await {
-                        Ok(name) if *name != *task.name => {}
+                        Ok(change) if *change.task != *task.name => {}
                         _ => break,
                     }
                 }
