@@ -32,7 +32,7 @@ const LONG: Duration = Duration::from_millis(1_500);
 const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;
 /// While workers end a call waits for the one before it, so long after it was due.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A call's number.
 pub(super) type Call = u64;

@@ -315,7 +315,9 @@ impl Engine {
         }
         if self.offers.offer(&name, &task, &plan.status.workers).await {
             self.admission.heard_of_an_end();
-            self.batch.heard_of_an_end();
+            if !self.admission.waits_for_places() {
+                self.batch.heard_of_an_end();
+            }
         }
         let Plan {
             status,
