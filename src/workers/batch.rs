@@ -4,7 +4,7 @@
 //! What holds: a pod waits, or is under way, at most once; first come, first served. The
 //! API server deletes a call's pods one after another, so a call has as many as it deletes
 //! well within the call's deadline, and another is under way beside it only while there
-//! are as many again, and a little later while workers end. What waits stays right: an attempt that is over stays over.
+//! are as many again. What waits stays right: an attempt that is over stays over.
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
@@ -31,7 +31,7 @@ const LONG: Duration = Duration::from_millis(1_500);
 /// A call that took less says nothing against more pods: most of it is not for each.
 const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;
-/// While workers end a call waits for the one before it, so long after it was due.
+/// While workers end a call waits, at most so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A call's number.
@@ -130,15 +130,14 @@ impl Batch {
 
     /// When the next may be sent though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let due = self.due?;
-        let due = match self.under_way.len() {
-            0 => due,
-            CALLS.. => return None,
-            _ if self.waiting.len() < self.most => return None,
-            _ => self
-                .ending
-                .map_or(due, |until| until.min(due + PATIENCE).max(due)),
+        let has_room = match self.under_way.len() {
+            0 => true,
+            CALLS.. => false,
+            _ => self.waiting.len() >= self.most,
         };
+        let due = self.due.filter(|_| has_room)?;
+        let quiet = self.ending.map(|until| until.min(due + PATIENCE));
+        let due = quiet.map_or(due, |quiet| quiet.max(due));
         Some(self.held.map_or(due, |held| held.max(due)))
     }
 }
@@ -227,14 +226,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn while_workers_end_a_call_has_none_beside_it_for_a_while() {
+    async fn while_workers_end_they_wait_for_a_while() {
         let mut batch = Batch::default();
-        let start = Instant::now();
-        pods(0..4 * MOST).for_each(|pod| batch.ask(pod, Duration::ZERO));
+        pods(0..1).for_each(|pod| batch.ask(pod, HURRIED));
         batch.heard_of_an_end();
-        assert_eq!(next(&mut batch).await.2, Duration::ZERO);
         // The last end is a moment ago.
         assert_eq!(next(&mut batch).await.2, ENDING);
+        batch.ended(0, &End::Done);
+        let start = Instant::now();
+        pods(1..2).for_each(|pod| batch.ask(pod, Duration::ZERO));
         while start.elapsed() < PATIENCE {
             batch.heard_of_an_end();
             assert!(batch.admit().is_none());
@@ -281,8 +281,8 @@ mod tests {
     }
 
     /// Pods end, twenty a second; a call deletes one after another, or ends in the middle.
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_was_slow_for_a_while_is_caught_up_with() {
+    /// How many wait in the end and at most, and how many calls that took.
+    async fn after_a_slow_server(is_told: bool) -> (usize, usize, usize) {
         const DEADLINE: Duration = Duration::from_secs(3);
         let slow = |at: Duration| match at.as_secs() {
             20..40 => Duration::from_millis(600),
@@ -294,7 +294,9 @@ mod tests {
         let (mut most, mut calls) = (0, 0);
         for second in 0..180_usize {
             left.extend(20 * second..20 * (second + 1));
-            batch.heard_of_an_end();
+            if is_told {
+                batch.heard_of_an_end();
+            }
             // Whoever plans asks for all that there are.
             for pod in left.iter().flat_map(|&n| pods(n..n + 1)) {
                 batch.ask(pod, SOON);
@@ -324,12 +326,23 @@ mod tests {
             }
             most = most.max(left.len());
         }
+        (left.len(), most, calls)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_was_slow_for_a_while_is_caught_up_with() {
+        let (left, most, calls) = after_a_slow_server(false).await;
         assert!(most > 200, "it was not slow: {most}");
-        assert!(
-            left.len() < 60,
-            "{} left of {most}, {calls} calls",
-            left.len()
-        );
+        assert!(left < 60, "{left} left of {most}, {calls} calls");
+        assert!(calls < 300, "{calls}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_workers_end_no_more_wait_than_end_meanwhile() {
+        let (left, most, calls) = after_a_slow_server(true).await;
+        assert!(most > 300, "it was not slow: {most}");
+        let meanwhile = 20 * (PATIENCE + LONG).as_secs() as usize;
+        assert!(left < meanwhile, "{left} left of {most}, {calls} calls");
         assert!(calls < 300, "{calls}");
     }
 }

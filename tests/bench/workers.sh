@@ -60,6 +60,7 @@ creation() {
   seen --prefix job- --since "$since" created --count 1000 --within 300 > "$raw/job-ms.txt"
   k -n $ns delete job job --cascade=background --wait=false > /dev/null
   no_pods job-name=job
+  ctl cancel warm > /dev/null
   local ours best job
   ours=$(middle_of "$raw/scale-up-1000-ms.txt" | per_second)
   for concurrency in 32 64 128; do
