@@ -18,7 +18,7 @@ const DECREASE: f64 = 0.7;
 /// is sent beyond that waits at the API server, in the way of everybody's watches too.
 const QUEUED: u32 = 3;
 /// Faster than this is in time, whatever the fastest; slower than the other never is.
-const SLOW: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(400));
+const SLOW: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
 /// And slower than this is a reason for less.
 const TOO_SLOW: Duration = Duration::from_secs(1);
 /// Few: between one and the least of other times, a step for each answer. An answer that
@@ -191,7 +191,7 @@ mod tests {
         }
         assert_eq!(c.room(0, MS(10)), 16);
         for n in 0..1_000 {
-            c.answered(MS(n), MS(n + 20), 300);
+            c.answered(MS(n), MS(n + 19), 300);
         }
         assert_eq!(c.room(0, MS(9_999)), 256);
     }

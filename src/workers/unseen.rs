@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 /// Beyond, nothing is created.
 const MOST: usize = 16;
+/// Nor while the first of them waits for so long.
+const LATE: Duration = Duration::from_millis(20);
 const SILENT: Duration = Duration::from_millis(300);
 /// Between two looks at what the watch has told.
 const LOOK: Duration = Duration::from_millis(5);
@@ -27,12 +29,21 @@ impl Unseen {
         let now = Instant::now();
         self.0
             .retain(|(version, made)| *version > told && now < *made + SILENT);
+        if self.is_late(now) {
+            return 0;
+        }
         MOST.saturating_sub(self.0.len())
+    }
+
+    /// The first that was answered is the first here.
+    fn is_late(&self, now: Instant) -> bool {
+        self.0.front().is_some_and(|(_, made)| *made + LATE <= now)
     }
 
     /// When to look again, if there was no room.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        (self.0.len() >= MOST).then(|| Instant::now() + LOOK)
+        let now = Instant::now();
+        (self.0.len() >= MOST || self.is_late(now)).then(|| now + LOOK)
     }
 }
 
@@ -51,10 +62,12 @@ mod tests {
         assert_eq!((unseen.room(3), unseen.wake_at()), (3, None));
         (20..23).for_each(|v| unseen.made(v));
         assert_eq!(unseen.room(10), MOST - 6 - 3);
-        tokio::time::sleep(SILENT - LOOK).await;
+        tokio::time::sleep(LATE).await;
+        assert_eq!(unseen.room(10), 0);
+        assert_eq!(unseen.wake_at(), Some(Instant::now() + LOOK));
         unseen.made(23);
-        assert_eq!(unseen.room(10), MOST - 6 - 4);
-        tokio::time::sleep(LOOK).await;
-        assert_eq!(unseen.room(10), MOST - 1);
+        assert_eq!((unseen.room(22), unseen.wake_at()), (MOST - 1, None));
+        tokio::time::sleep(SILENT).await;
+        assert_eq!((unseen.room(22), unseen.wake_at()), (MOST, None));
     }
 }
