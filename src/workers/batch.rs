@@ -4,7 +4,7 @@
 //! What holds: a pod waits, or is under way, at most once; first come, first served. The
 //! API server deletes a call's pods one after another, so a call has as many as it deletes
 //! well within the call's deadline, and another is under way beside it only while there
-//! are as many again. What waits stays right: an attempt that is over stays over.
+//! are as many again and others wait for their places, or for long already. What waits stays right: an attempt that is over stays over.
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
@@ -31,7 +31,8 @@ const LONG: Duration = Duration::from_millis(1_500);
 /// A call that took less says nothing against more pods: most of it is not for each.
 const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;
-/// While workers end a call waits, at most so long.
+/// So long a call waits while workers end, and for the one before it: each delays
+/// everybody's watches, and who is in no hurry can wait.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A call's number.
@@ -44,12 +45,12 @@ pub(super) struct Batch {
     next: Call,
     /// Pods that the next call has at most.
     most: usize,
-    /// When the next is to be sent.
+    /// When the next is to be sent, and from when on beside another.
     due: Option<Instant>,
+    beside: Option<Instant>,
     /// The API server asked for time until then.
     held: Option<Instant>,
-    /// Until then otto-handler waits to be told of ends, and each delete delays
-    /// everybody's watches.
+    /// Until then otto-handler waits to be told of ends.
     ending: Option<Instant>,
     /// By uid.
     asked: Asked<String>,
@@ -63,6 +64,7 @@ impl Default for Batch {
             next: 0,
             most: MOST,
             due: None,
+            beside: None,
             held: None,
             ending: None,
             asked: Asked::default(),
@@ -77,8 +79,15 @@ impl Batch {
             self.waiting.push_back(pod);
         }
         if !self.waiting.is_empty() {
+            let sooner = |known: Option<Instant>, at| Some(known.map_or(at, |known| known.min(at)));
             let due = Instant::now() + within;
-            self.due = Some(self.due.map_or(due, |before| before.min(due)));
+            let patience = if within > HURRIED {
+                PATIENCE
+            } else {
+                Duration::ZERO
+            };
+            self.due = sooner(self.due, due);
+            self.beside = sooner(self.beside, due + patience);
         }
     }
 
@@ -95,7 +104,7 @@ impl Batch {
         let most = self.waiting.len().min(self.most);
         let pods: Vec<_> = self.waiting.drain(..most).collect();
         if self.waiting.is_empty() {
-            self.due = None;
+            (self.due, self.beside) = (None, None);
         }
         let call = self.next;
         self.next += 1;
@@ -130,13 +139,14 @@ impl Batch {
 
     /// When the next may be sent though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let has_room = match self.under_way.len() {
-            0 => true,
-            CALLS.. => false,
-            _ => self.waiting.len() >= self.most,
+        let due = match self.under_way.len() {
+            0 => self.due?,
+            CALLS.. => return None,
+            _ => self.beside.filter(|_| self.waiting.len() >= self.most)?,
         };
-        let due = self.due.filter(|_| has_room)?;
-        let quiet = self.ending.map(|until| until.min(due + PATIENCE));
+        let quiet = self
+            .ending
+            .map(|until| until.min(self.due.unwrap_or(due) + PATIENCE));
         let due = quiet.map_or(due, |quiet| quiet.max(due));
         Some(self.held.map_or(due, |held| held.max(due)))
     }
@@ -203,9 +213,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_many_a_few_calls_are_under_way_in_their_order() {
         let mut batch = Batch::default();
-        pods(0..5 * MOST + 1).for_each(|pod| batch.ask(pod, SOON));
+        pods(0..5 * MOST + 1).for_each(|pod| batch.ask(pod, HURRIED));
         let (_, mut went, waited) = next(&mut batch).await;
-        assert_eq!(waited, SOON);
+        assert_eq!(waited, HURRIED);
         for _ in 1..CALLS {
             let (_, some, waited) = next(&mut batch).await;
             assert_eq!((some.len(), waited), (MOST, Duration::ZERO));
@@ -223,6 +233,17 @@ mod tests {
         went.extend(next(&mut batch).await.1);
         assert!(went.into_iter().eq(pods(0..5 * MOST + 1)));
         assert_eq!(batch.wake_at(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_in_no_hurry_waits_for_the_one_before_it() {
+        let mut batch = Batch::default();
+        pods(0..3 * MOST).for_each(|pod| batch.ask(pod, SOON));
+        assert_eq!(next(&mut batch).await.2, SOON);
+        assert_eq!(next(&mut batch).await.2, PATIENCE);
+        batch.ended(0, &End::Done);
+        batch.ended(1, &End::Done);
+        assert_eq!(next(&mut batch).await.2, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
@@ -246,12 +267,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_failed_is_asked_for_again_and_the_rest_waits_as_long_as_it_is_told() {
         let mut batch = Batch::default();
-        pods(0..MOST + 1).for_each(|pod| batch.ask(pod, SOON));
+        pods(0..MOST + 1).for_each(|pod| batch.ask(pod, HURRIED));
         assert_eq!(next(&mut batch).await.1.len(), MOST);
         let retry_after = Duration::from_secs(3);
         let why = String::new();
         batch.ended(0, &End::Busy { why, retry_after });
-        pods(0..MOST + 1).for_each(|pod| batch.ask(pod, SOON));
+        pods(0..MOST + 1).for_each(|pod| batch.ask(pod, HURRIED));
         assert_eq!(batch.waiting.len(), MOST + 1);
         let (_, some, waited) = next(&mut batch).await;
         assert_eq!((some.len(), waited), (MOST / 2, retry_after));
