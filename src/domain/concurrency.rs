@@ -5,9 +5,8 @@
 //! round doubles it; from the first that waited on, each round makes it one more or one
 //! less, so that half of the answers wait. While others wait for news of the API server
 //! there are a few where none of them waits, else one: each delays everybody's watches.
-//! Multiplicative decrease when the server
-//! says that it is too much, at most once for the requests of one round. Times are
-//! Durations of any clock.
+//! Multiplicative decrease when the server says that it is too much, at most once for the
+//! requests of one round. Times are Durations of any clock.
 use std::time::Duration;
 
 const FIRST: f64 = 8.0;

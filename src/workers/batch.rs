@@ -4,7 +4,8 @@
 //! What holds: a pod waits, or is under way, at most once; first come, first served. The
 //! API server deletes a call's pods one after another, so a call has as many as it deletes
 //! well within the call's deadline, and another is under way beside it only while there
-//! are as many again and others wait for their places, or for long already. What waits stays right: an attempt that is over stays over.
+//! are as many again and others wait for their places, or for long already. What waits
+//! stays right: an attempt that is over stays over.
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
