@@ -28,7 +28,7 @@ const MOST: usize = 128;
 const LEAST: usize = 8;
 /// What a call is to last at most: what is left of the Lease is its deadline, 3 s or more by
 /// default, and what it deleted until then is not told.
-const LONG: Duration = Duration::from_millis(1_500);
+const LONG: Duration = Duration::from_secs(2);
 /// A call that took less says nothing against more pods: most of it is not for each.
 const SHORT: Duration = Duration::from_millis(200);
 const CALLS: usize = 4;

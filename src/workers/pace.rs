@@ -16,12 +16,12 @@ use crate::domain::task::{TaskPhase, TaskStatus, WorkerRecord};
 const FIRST: Duration = Duration::from_millis(250);
 /// Where there is nothing to tell but that none runs yet, it waits for one that does:
 /// until then the API server says `Pending` by itself.
-const FIRST_RUNS: Duration = Duration::from_secs(10);
+const FIRST_RUNS: Duration = Duration::from_secs(20);
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
-/// The first of the longer intervals; each is twice the one before.
-const RELAXED: Duration = Duration::from_secs(15);
-const SELDOM: Duration = Duration::from_secs(30);
+/// The first of the longer intervals; each is thrice the one before.
+const RELAXED: Duration = Duration::from_secs(20);
+const SELDOM: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Paces {
@@ -65,7 +65,7 @@ impl Paces {
     pub(super) fn wrote(&mut self, task: &Arc<str>, workers: u32, now: Instant) {
         if let Some(pace) = self.by_task.get_mut(task) {
             let least = INTERVAL + PER_WORKER * workers;
-            pace.interval = (pace.interval * 2).clamp(RELAXED, SELDOM);
+            pace.interval = (pace.interval * 3).clamp(RELAXED, SELDOM);
             pace.urgent = now + least;
             pace.relaxed = now + pace.interval.max(least);
         }
@@ -150,7 +150,7 @@ mod tests {
             waited.push((next - now).as_secs());
             now = next;
         }
-        assert_eq!(waited, [15, 30, 30, 30, 30, 30]);
+        assert_eq!(waited, [20, 60, 60, 60, 60, 60]);
     }
 
     #[test]
