@@ -5,7 +5,8 @@
 //! round doubles it; from the first that waited on, each round makes it one more or one
 //! less, so that half of the answers wait. While others wait for news of the API server
 //! there are a few where none of them waits, else one: each delays everybody's watches.
-//! Multiplicative decrease when the server says that it is too much, at most once for the
+//! Once somebody has waited for a while there are a few anyway: news come for as long as
+//! workers end, and who waits must not wait for ever. Multiplicative decrease when the server says that it is too much, at most once for the
 //! requests of one round. Times are Durations of any clock.
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const TOO_SLOW: Duration = Duration::from_secs(1);
 /// takes this many times the fastest of late was in somebody's way.
 const FEW: (f64, f64) = (1.0, LEAST);
 const FEW_STEP: f64 = 0.25;
+/// So long there may be less than a few.
+const PATIENCE: Duration = Duration::from_secs(1);
 const IN_THE_WAY: u32 = 2;
 /// So many answers later the fastest of late may be that part slower.
 const OF_LATE: u32 = 100;
@@ -42,6 +45,8 @@ pub struct Concurrency {
     /// And few until then, as many as this.
     few_until: Duration,
     few: f64,
+    /// Since when somebody has waited without a break.
+    waits_since: Option<Duration>,
     /// The fastest answer of late.
     floor: Duration,
 }
@@ -56,6 +61,7 @@ impl Default for Concurrency {
             held: Duration::ZERO,
             few_until: Duration::ZERO,
             few: FEW.0,
+            waits_since: None,
             floor: Duration::MAX,
         }
     }
@@ -67,10 +73,11 @@ impl Concurrency {
         if now < self.held {
             return 0;
         }
-        let limit = if now < self.few_until {
-            self.few
-        } else {
-            self.limit
+        let waited = self.waits_since.is_some_and(|at| at + PATIENCE <= now);
+        let limit = match now < self.few_until {
+            true if waited => FEW.1,
+            true => self.few,
+            false => self.limit,
         };
         (limit as usize).saturating_sub(under_way)
     }
@@ -78,6 +85,11 @@ impl Concurrency {
     /// Somebody waits until then for what watches tell.
     pub fn hold_back(&mut self, until: Duration) {
         self.few_until = self.few_until.max(until);
+    }
+
+    /// Whether somebody waits for room now.
+    pub fn waits(&mut self, somebody: bool, now: Duration) {
+        self.waits_since = somebody.then(|| self.waits_since.unwrap_or(now));
     }
 
     /// When there may be room again, if it is a matter of time.
@@ -144,6 +156,18 @@ mod tests {
         c.hold_back(MS(50));
         assert_eq!((c.room(0, MS(99)), c.room(1, MS(99))), (1, 0));
         assert_eq!((c.room(9, MS(99)), c.room(0, MS(100))), (0, 8));
+    }
+
+    #[test]
+    fn who_has_waited_for_a_while_waits_no_longer_for_news() {
+        let mut c = Concurrency::default();
+        c.hold_back(MS(9_999));
+        c.waits(true, MS(0));
+        c.waits(true, MS(900));
+        assert_eq!((c.room(0, MS(999)), c.room(0, MS(1_000))), (1, 4));
+        c.waits(false, MS(1_000));
+        c.waits(true, MS(1_000));
+        assert_eq!((c.room(0, MS(1_999)), c.room(0, MS(2_000))), (1, 4));
     }
 
     /// How many are under way after so many answers that take `each` and `more` for each

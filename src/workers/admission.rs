@@ -100,6 +100,13 @@ impl Admission {
 
     /// Those that may be created now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Create> {
+        let admitted = self.let_in();
+        self.rate
+            .waits(!self.queue.is_empty(), self.start.elapsed());
+        admitted
+    }
+
+    fn let_in(&mut self) -> Vec<Create> {
         if self.queue.is_empty() {
             return Vec::new();
         }
