@@ -6,8 +6,9 @@
 //! less, so that half of the answers wait. While others wait for news of the API server
 //! there are a few where none of them waits, else one: each delays everybody's watches.
 //! Once somebody has waited for a while there are a few anyway: news come for as long as
-//! workers end, and who waits must not wait for ever. Multiplicative decrease when the server says that it is too much, at most once for the
-//! requests of one round. Times are Durations of any clock.
+//! workers end, and who waits must not wait for ever. Multiplicative decrease when the
+//! server says that it is too much, at most once for the requests of one round. Times are
+//! Durations of any clock.
 use std::time::Duration;
 
 const FIRST: f64 = 8.0;
@@ -25,11 +26,11 @@ const TOO_SLOW: Duration = Duration::from_secs(1);
 /// takes this many times the fastest of late was in somebody's way.
 const FEW: (f64, f64) = (1.0, LEAST);
 const FEW_STEP: f64 = 0.25;
-/// So long there may be less than a few.
-const PATIENCE: Duration = Duration::from_secs(1);
 const IN_THE_WAY: u32 = 2;
 /// So many answers later the fastest of late may be that part slower.
 const OF_LATE: u32 = 100;
+/// So long there may be less than a few.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concurrency {
@@ -74,10 +75,12 @@ impl Concurrency {
             return 0;
         }
         let waited = self.waits_since.is_some_and(|at| at + PATIENCE <= now);
-        let limit = match now < self.few_until {
-            true if waited => FEW.1,
-            true => self.few,
-            false => self.limit,
+        let limit = if now >= self.few_until {
+            self.limit
+        } else if waited {
+            FEW.1
+        } else {
+            self.few
         };
         (limit as usize).saturating_sub(under_way)
     }
