@@ -71,6 +71,7 @@ run_lane() { # lane kind
   CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "t-$1" "$2" || return
   [ "$2" = fake ] || make -s load NAME="t-$1" || code=1
   [ $code != 0 ] || e2e "$1" || code=1
+  [ $code = 0 ] || $cluster autopsy "t-$1" 2>&1
   [ "$1" = attacks ] || $cluster down "t-$1" || code=1
   # Beside clusters that come and go: it tells its own from others.
   if [ "$1$why$only" = rest ]; then

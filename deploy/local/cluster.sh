@@ -9,6 +9,7 @@
 #                                    writes a kubeconfig that acts as that account, prints its path
 #   cluster.sh component NAME stop|kill|pause|resume|start COMPONENT
 #                                    takes a part away and brings it back (kinds node and fake)
+#   cluster.sh autopsy NAME          the log's end of each part that should run and does not (kinds node and fake)
 #   cluster.sh prepare KIND          installs packages and builds tools, starts nothing
 #   cluster.sh possible KIND         prints nothing, or why KIND cannot be had here
 #   cluster.sh list
@@ -154,5 +155,6 @@ case $action in
     [ $# = 2 ] || usage
     must_be_up
     component "$@" ;;
+  autopsy) kind=$(kind_of); case $kind in node | fake) "${kind}_autopsy" ;; esac ;;
   *) usage ;;
 esac

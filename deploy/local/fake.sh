@@ -66,12 +66,15 @@ ready_nodes() {
 }
 fake_kubectl() { kubectl --kubeconfig "$dir/kubeconfig" --request-timeout=5s "$@"; }
 
-fake_failed() { # component
+fake_logs() { # component: the ends of what it said, first under kwokctl
   local f
-  show_log "$1"
   for f in "$dir"/kwok/clusters/*/logs/"$1"*.log; do
-    [ -s "$f" ] && { say "--- the end of ${f##*/}"; tail -n 25 "$f" | cut -c1-400 >&2; }
+    [ ! -s "$f" ] || { say "--- the end of ${f##*/}"; tail -n 25 "$f" | cut -c1-400 >&2; }
   done
+  show_log "$1"
+}
+fake_failed() { # component
+  fake_logs "$1"
   fake_down
   die "cluster '$name' did not come up: $1 failed (its log is above)"
 }
@@ -89,9 +92,10 @@ fake_env() {
 }
 
 # What kwokctl started, kept as it was started: DIR/cmd/NAME (arguments, each ended by a NUL) and DIR/NAME.pid.
+kwok_names='etcd=etcd apiserver=kube-apiserver kcm=kube-controller-manager scheduler=kube-scheduler kwok=kwok-controller'
 fake_components() {
   local c file pids=$dir/kwok/clusters/$name/pids
-  for c in etcd=etcd apiserver=kube-apiserver kcm=kube-controller-manager scheduler=kube-scheduler kwok=kwok-controller; do
+  for c in $kwok_names; do
     file=$pids/${c#*=}.pid
     cp "/proc/$(cat "$file")/cmdline" "$dir/cmd/${c%=*}" || fake_failed "${c#*=}"
     record_process "$(cat "$file")" "$dir/${c%=*}.pid"
@@ -110,6 +114,13 @@ fake_component() { # action component
     [ "$1" != kill ] || await "the end of $2" 10 fake_ended "$2"
   fi
 }
-fake_ended() { ! recorded_process "$dir/$1.pid"; }
+fake_ended() { ! recorded_process "$dir/$1.pid" > /dev/null; }
+
+fake_autopsy() {
+  local c
+  for c in $kwok_names; do
+    ! fake_ended "${c%=*}" || { fake_logs "${c#*=}"; show_log "${c%=*}"; }
+  done
+}
 
 fake_load() { say "a fake cluster runs no containers: nothing to load"; }
