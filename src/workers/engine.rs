@@ -19,7 +19,7 @@ use super::{
     create, delete,
     effect::{End, Key, Running},
     notify::Offers,
-    pace::{Paces, put_off},
+    pace::{Paces, is_untold_end, put_off},
     removals::{Removal, Removals, What},
     shared::{Shared, span_of},
     status,
@@ -395,7 +395,10 @@ impl Engine {
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
         let put_off = put_off(&task.status, &status, self.shared.lacks_places());
-        let next = self.paces.next(&name, urgent, now, put_off);
+        let mut next = self.paces.next(&name, urgent, now, put_off);
+        if is_untold_end(&task.status, &status) {
+            next = next.max(self.paces.answer(&name, now));
+        }
         let next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {

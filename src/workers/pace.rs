@@ -3,12 +3,15 @@
 //!
 //! What holds: between two writes of a task lie at least [`INTERVAL`] and
 //! [`PER_WORKER`] for each of its workers; what is not urgent waits longer with each
-//! write, up to [`SELDOM`].
+//! write, up to [`SELDOM`]; a task's end waits [`ANSWER`] at most.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::domain::task::{TaskPhase, TaskStatus, WorkerRecord};
+use crate::domain::{
+    task::{TaskPhase, TaskStatus, WorkerRecord},
+    transition,
+};
 
 /// A task's first status waits this long for its first pods, which are what is
 /// asked for: both at once would only slow each other down. And longer for each worker,
@@ -22,6 +25,8 @@ const PER_WORKER: Duration = Duration::from_millis(2);
 /// The first of the longer intervals; each is thrice the one before.
 const RELAXED: Duration = Duration::from_secs(20);
 const SELDOM: Duration = Duration::from_secs(60);
+/// So long a task's end waits for otto-handler to take it: one write less.
+const ANSWER: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Default)]
 pub(super) struct Paces {
@@ -35,6 +40,8 @@ struct Pace {
     began: Instant,
     urgent: Instant,
     relaxed: Instant,
+    /// When it was first asked about an end that otto-handler does not know.
+    ended: Option<Instant>,
     /// The last one that was waited for.
     interval: Duration,
 }
@@ -55,10 +62,17 @@ impl Paces {
             began: now,
             urgent: now,
             relaxed: now,
+            ended: None,
             interval: Duration::ZERO,
         });
         let paced = if is_urgent { pace.urgent } else { pace.relaxed };
         paced.max(pace.began + put_off)
+    }
+
+    /// Until when a task's end that otto-handler does not know may be kept back.
+    pub(super) fn answer(&mut self, task: &str, now: Instant) -> Instant {
+        let pace = self.by_task.get_mut(task).filter(|_| !self.hurried);
+        pace.map_or(now, |pace| *pace.ended.get_or_insert(now) + ANSWER)
     }
 
     /// A write of so many workers' records begins.
@@ -95,10 +109,17 @@ pub(super) fn put_off(stored: &TaskStatus, new: &TaskStatus, lacks_places: bool)
     least + PER_WORKER * new.counts.total
 }
 
+/// Whether the task ends with this status, and otto-handler does not know all of it.
+pub(super) fn is_untold_end(stored: &TaskStatus, new: &TaskStatus) -> bool {
+    new.phase.is_finished()
+        && !stored.phase.is_finished()
+        && !new.workers.iter().all(transition::is_done)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::task::WorkerPhase;
+    use crate::domain::task::{Notified, NotifiedState, WorkerPhase};
 
     const NO: Duration = Duration::ZERO;
 
@@ -151,6 +172,32 @@ mod tests {
             now = next;
         }
         assert_eq!(waited, [20, 60, 60, 60, 60, 60]);
+    }
+
+    #[test]
+    fn an_end_waits_a_moment_for_otto_handler_to_know_it() {
+        let ended = |state| {
+            let mut new = status(|w| {
+                (w.attempt, w.phase) = (1, WorkerPhase::Succeeded);
+                w.notified = Some(Notified { attempt: 1, state });
+            });
+            new.phase = TaskPhase::Succeeded;
+            new
+        };
+        let untold = ended(NotifiedState::Running);
+        assert!(is_untold_end(&status(|_| {}), &untold));
+        assert!(!is_untold_end(&untold, &untold), "stored before");
+        let told = ended(NotifiedState::Completed);
+        assert!(!is_untold_end(&status(|_| {}), &told));
+
+        let (mut paces, task, start) = (Paces::default(), Arc::from("t"), Instant::now());
+        paces.next(&task, true, start, NO);
+        // However often it is asked about.
+        for later in [NO, ANSWER, 2 * ANSWER] {
+            assert_eq!(paces.answer("t", start + later), start + ANSWER);
+        }
+        paces.hurry();
+        assert_eq!(paces.answer("t", start), start);
     }
 
     #[test]
