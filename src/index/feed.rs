@@ -36,7 +36,8 @@ impl Sink<PodView> for PodFeed {
             lost = s.retain_pods(&listed, version);
             None
         });
-        lost.into_iter().for_each(|task| self.0.announce(task));
+        lost.into_iter()
+            .for_each(|task| self.0.announce(task, true));
         self.0.0.pods.synced.store(true, Ordering::Release);
         self.heard(version);
     }
@@ -88,7 +89,8 @@ impl Sink<WorkerTask> for TaskFeed {
             lost = s.retain_tasks(&listed, version);
             None
         });
-        lost.into_iter().for_each(|task| self.0.announce(task));
+        lost.into_iter()
+            .for_each(|task| self.0.announce(task, true));
         self.0.0.tasks.synced.store(true, Ordering::Release);
         self.heard(version);
     }

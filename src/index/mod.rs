@@ -167,8 +167,8 @@ impl Index {
     }
 
     /// Asks subscribers to look at a task again.
-    pub fn announce(&self, task: Arc<str>) {
-        let _ = self.0.changes.send(Change::soon(task));
+    pub fn announce(&self, task: Arc<str>, soon: bool) {
+        let _ = self.0.changes.send(Change { task, soon });
     }
 
     /// Both watches have listed once.

@@ -17,8 +17,8 @@ const MAX_GONE: usize = 20_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     pub task: Arc<str>,
-    /// Somebody may wait for it: it is more than that a pod came that has yet to start, or
-    /// that one went whose end was told.
+    /// Somebody may wait for it: it is more than that a pod came that has yet to start, that
+    /// one went whose end was told, or that otto-handler knows of a start.
     pub soon: bool,
 }
 

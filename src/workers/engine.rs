@@ -394,7 +394,8 @@ impl Engine {
     /// Stores a status now, or when the task's next write is due.
     fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
         let now = Instant::now();
-        let put_off = put_off(&task.status, &status, self.shared.lacks_places());
+        let lacks_places = self.shared.lacks_places();
+        let put_off = put_off(&task.status, &status, urgent, lacks_places);
         let mut next = self.paces.next(&name, urgent, now, put_off);
         if is_untold_end(&task.status, &status) {
             next = next.max(self.paces.answer(&name, now));

@@ -13,12 +13,14 @@ use crate::domain::{
     transition,
 };
 
-/// A task's first status waits this long for its first pods, which are what is
-/// asked for: both at once would only slow each other down. And longer for each worker,
-/// until all have pods where the API server is quick: one write less.
+/// What has a reason waits this long for the pods of a new task, which are what is asked
+/// for: both at once would only slow each other down. The first status waits longer for
+/// each worker, until all have pods where the API server is quick: one write less.
 const FIRST: Duration = Duration::from_millis(250);
-/// Where there is nothing to tell but that none runs yet, it waits for one that does:
-/// until then the API server says `Pending` by itself.
+/// That a task has begun, and what is not urgent, waits for more: a task may be over soon.
+const BEGINS: Duration = Duration::from_secs(1);
+/// Where there is nothing to tell but that none runs yet, the first status waits for one
+/// that does: until then the API server says `Pending` by itself.
 const FIRST_RUNS: Duration = Duration::from_secs(20);
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
@@ -36,8 +38,8 @@ pub(super) struct Paces {
 
 #[derive(Debug)]
 struct Pace {
-    /// When it was first asked about.
-    began: Instant,
+    /// When it was first asked about what has yet to be written.
+    began: Option<Instant>,
     urgent: Instant,
     relaxed: Instant,
     /// When it was first asked about an end that otto-handler does not know.
@@ -47,7 +49,8 @@ struct Pace {
 }
 
 impl Paces {
-    /// From when this task's status may be written; put off so long from the first one on.
+    /// From when this task's status may be written; `put_off` counts from when it was first
+    /// asked about.
     pub(super) fn next(
         &mut self,
         task: &Arc<str>,
@@ -59,14 +62,14 @@ impl Paces {
             return now;
         }
         let pace = self.by_task.entry(task.clone()).or_insert(Pace {
-            began: now,
+            began: None,
             urgent: now,
             relaxed: now,
             ended: None,
             interval: Duration::ZERO,
         });
         let paced = if is_urgent { pace.urgent } else { pace.relaxed };
-        paced.max(pace.began + put_off)
+        paced.max(*pace.began.get_or_insert(now) + put_off)
     }
 
     /// Until when a task's end that otto-handler does not know may be kept back.
@@ -79,6 +82,7 @@ impl Paces {
     pub(super) fn wrote(&mut self, task: &Arc<str>, workers: u32, now: Instant) {
         if let Some(pace) = self.by_task.get_mut(task) {
             let least = INTERVAL + PER_WORKER * workers;
+            pace.began = None;
             pace.interval = (pace.interval * 3).clamp(RELAXED, SELDOM);
             pace.urgent = now + least;
             pace.relaxed = now + pace.interval.max(least);
@@ -95,17 +99,28 @@ impl Paces {
     }
 }
 
-/// How long a first status waits, if it is one, and no pod is removed by it;
-/// `lacks_places`: who has no pod yet waits for more than the API server.
-pub(super) fn put_off(stored: &TaskStatus, new: &TaskStatus, lacks_places: bool) -> Duration {
+/// How long a status waits for more to tell, if no pod is removed by it; `lacks_places`:
+/// who has no pod yet waits for more than the API server.
+pub(super) fn put_off(
+    stored: &TaskStatus,
+    new: &TaskStatus,
+    is_urgent: bool,
+    lacks_places: bool,
+) -> Duration {
     let workers = &new.workers;
+    let is_first = stored.workers.is_empty();
+    let begins = new.phase == TaskPhase::Running && stored.phase != new.phase;
     let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
-    if !stored.workers.is_empty() || workers.iter().any(moves) {
-        return Duration::ZERO;
-    }
-    let starts = |w: &WorkerRecord| w.reason.is_empty() && (w.uid.is_some() || !lacks_places);
-    let quiet = new.phase == TaskPhase::Pending && workers.iter().all(starts);
-    let least = if quiet { FIRST_RUNS } else { FIRST };
+    let has_reason = |w: &WorkerRecord| !w.reason.is_empty();
+    let has_place = |w: &WorkerRecord| w.uid.is_some() || !lacks_places;
+    let least = match () {
+        () if workers.iter().any(moves) => return Duration::ZERO,
+        () if !is_first && is_urgent && !begins => return Duration::ZERO,
+        () if !is_first => return BEGINS,
+        () if workers.iter().any(has_reason) => FIRST,
+        () if begins || !workers.iter().all(has_place) => BEGINS,
+        () => FIRST_RUNS,
+    };
     least + PER_WORKER * new.counts.total
 }
 
@@ -137,21 +152,34 @@ mod tests {
 
     #[test]
     fn the_first_status_waits_for_pods_and_for_one_that_runs() {
-        let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new, true);
+        let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new, true, true);
         let has_pod = status(|_| {});
         assert_eq!(first(&has_pod), FIRST_RUNS);
         let none = status(|w| w.uid = None);
-        assert_eq!(first(&none), FIRST);
-        assert_eq!(put_off(&TaskStatus::default(), &none, false), FIRST_RUNS);
+        assert_eq!(first(&none), BEGINS);
+        let has_places = put_off(&TaskStatus::default(), &none, true, false);
+        assert_eq!(has_places, FIRST_RUNS);
         assert_eq!(first(&status(|w| w.reason = "OOMKilled".into())), FIRST);
         let mut runs = has_pod.clone();
         runs.phase = TaskPhase::Running;
         runs.counts.total = 1_000;
-        assert_eq!(first(&runs), FIRST + PER_WORKER * 1_000);
+        assert_eq!(first(&runs), BEGINS + PER_WORKER * 1_000);
         // Pods wait for it to go.
         assert_eq!(first(&status(|w| w.stopping = true)), NO);
         assert_eq!(first(&status(|w| w.phase = WorkerPhase::Succeeded)), NO);
-        assert_eq!(put_off(&has_pod, &has_pod, true), NO);
+    }
+
+    #[test]
+    fn a_later_status_waits_where_a_task_begins_or_nobody_asks() {
+        let stored = status(|_| {});
+        let later = |new: &TaskStatus, is_urgent| put_off(&stored, new, is_urgent, true);
+        let mut runs = status(|_| {});
+        runs.phase = TaskPhase::Running;
+        assert_eq!(later(&runs, true), BEGINS);
+        assert_eq!(later(&stored, false), BEGINS);
+        let reason = status(|w| w.reason = "ImagePullBackOff".into());
+        assert_eq!(later(&reason, true), NO);
+        assert_eq!(later(&status(|w| w.stopping = true), true), NO);
     }
 
     #[test]
@@ -162,6 +190,14 @@ mod tests {
         // It is put off by less, now that it says more.
         let soon = paces.next(&task, true, start + FIRST / 2, NO);
         assert_eq!(soon, start);
+        // Who asks again does not begin again; what comes after a write does.
+        let again = paces.next(&task, true, start + FIRST, FIRST);
+        assert_eq!(again, start + FIRST);
+        paces.wrote(&task, 0, start);
+        let after = start + SELDOM;
+        assert_eq!(paces.next(&task, true, after, BEGINS), after + BEGINS);
+        paces.forget("t");
+        paces.next(&task, true, start, NO);
         let mut waited = Vec::new();
         for _ in 0..6 {
             paces.wrote(&task, 100, now);

@@ -153,7 +153,8 @@ impl Shared {
             .entry(task.clone())
             .or_default()
             .insert(index, told);
-        self.index.announce(task.clone());
+        // An end may wait for this to be stored; of the rest each plan would look at all.
+        self.index.announce(task.clone(), told.state.is_end());
     }
 }
 
