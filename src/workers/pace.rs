@@ -18,7 +18,7 @@ use crate::domain::{
 /// each worker, until all have pods where the API server is quick: one write less.
 const FIRST: Duration = Duration::from_millis(250);
 /// That a task has begun, and what is not urgent, waits for more: a task may be over soon.
-const BEGINS: Duration = Duration::from_secs(1);
+const BEGINS: Duration = Duration::from_secs(2);
 /// Where there is nothing to tell but that none runs yet, the first status waits for one
 /// that does: until then the API server says `Pending` by itself.
 const FIRST_RUNS: Duration = Duration::from_secs(20);
