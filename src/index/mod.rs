@@ -11,8 +11,9 @@ mod feed;
 mod state;
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -42,6 +43,9 @@ struct Inner {
     /// Written by the feeds; read by everyone.
     state: RwLock<State>,
     changes: broadcast::Sender<Change>,
+    /// Of tasks that somebody follows: hundreds of waiting calls would each be woken
+    /// by every change of every task.
+    followed: Mutex<HashMap<Arc<str>, watch::Sender<()>>>,
     /// How far the watches have come: (tasks, pods).
     reached: watch::Sender<(u64, u64)>,
     tasks: Heard,
@@ -69,6 +73,7 @@ impl Default for Index {
         Self(Arc::new(Inner {
             state: RwLock::default(),
             changes: broadcast::channel(CHANGES).0,
+            followed: Mutex::default(),
             reached: watch::channel((0, 0)).0,
             tasks: Heard::default(),
             pods: Heard::default(),
@@ -86,9 +91,27 @@ impl Index {
     fn change(&self, change: impl FnOnce(&mut State) -> Option<Change>) {
         let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
         if let Some(change) = changed {
-            // No subscriber is no error.
-            let _ = self.0.changes.send(change);
+            self.tell(change);
         }
+    }
+
+    fn tell(&self, change: Change) {
+        let mut followed = self.followed();
+        if let Some(followers) = followed.get(&change.task)
+            && followers.send(()).is_err()
+        {
+            followed.remove(&change.task);
+        }
+        drop(followed);
+        // No subscriber is no error.
+        let _ = self.0.changes.send(change);
+    }
+
+    fn followed(&self) -> MutexGuard<'_, HashMap<Arc<str>, watch::Sender<()>>> {
+        self.0
+            .followed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn task(&self, name: &str) -> Option<Arc<Task>> {
@@ -166,9 +189,18 @@ impl Index {
         self.0.changes.subscribe()
     }
 
+    /// Changes of one task, those that nobody has looked at taken together.
+    pub fn follow(&self, task: &str) -> watch::Receiver<()> {
+        let mut followed = self.followed();
+        let followers = followed.entry(Arc::from(task));
+        followers
+            .or_insert_with(|| watch::channel(()).0)
+            .subscribe()
+    }
+
     /// Asks subscribers to look at a task again.
     pub fn announce(&self, task: Arc<str>, soon: bool) {
-        let _ = self.0.changes.send(Change { task, soon });
+        self.tell(Change { task, soon });
     }
 
     /// Both watches have listed once.
@@ -245,5 +277,27 @@ impl Index {
     pub fn wrote_pod(&self, pod: Pod) {
         let version = pod.resource_version;
         self.take_pod(pod, |told| version <= told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_follows_a_task_hears_of_no_other_and_is_forgotten_when_gone() {
+        let index = Index::default();
+        let mut mine = index.follow("mine");
+        let also = index.follow("mine");
+        index.announce(Arc::from("other"), true);
+        assert!(!mine.has_changed().unwrap_or(true));
+        index.announce(Arc::from("mine"), false);
+        assert!(mine.has_changed().unwrap_or(false) && also.has_changed().unwrap_or(false));
+        mine.mark_unchanged();
+        assert!(!mine.has_changed().unwrap_or(true));
+        drop((mine, also));
+        assert_eq!(index.followed().len(), 1);
+        index.announce(Arc::from("mine"), true);
+        assert_eq!(index.followed().len(), 0);
     }
 }

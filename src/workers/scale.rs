@@ -272,10 +272,11 @@ impl Manager {
 
     /// Until each wanted worker has (had) its pod, or can have none.
     async fn wait_created(&self, task: &Task, deadline: Instant) -> Vec<WorkerView> {
-        let mut changes = self.shared.index.subscribe();
+        let mut changes = self.shared.index.follow(&task.name);
         let between = LOOK * task.spec.workers;
         loop {
             let next_look = Instant::now() + between;
+            changes.mark_unchanged();
             let current = self
                 .shared
                 .index
@@ -290,17 +291,10 @@ impl Manager {
             if !waiting {
                 return workers;
             }
-            // A lagging receiver just looks again; time ends the wait.
+            // Its other end is kept for as long as somebody follows; time ends the wait.
             let change = timeout_at(deadline, async {
-                loop {
-                    match changes.recv().await {
-                        Ok(change) if *change.task != *task.name => {}
-                        _ => break,
-                    }
-                }
+                let _ = changes.changed().await;
                 sleep_until(next_look).await;
-                // What came meanwhile is seen by the next look.
-                changes = changes.resubscribe();
             });
             if change.await.is_err() {
                 return workers;
