@@ -51,8 +51,9 @@ fence-windows() { on_a_fake_cluster delayed:: saturation:: windows::; }
 # The leader's death at each write of a ScaleUp.
 crashes() { on_a_fake_cluster faults::boundaries::; }
 
-# Half an hour of 20 tasks a second, each forgotten after a minute.
-tasks() { on_a_fake_cluster tasks::; }
+# Half an hour of 20 tasks a second, each forgotten after a minute; on nodes that have room
+# for MAX_WORKERS pods, 110 each.
+tasks() { NODES=6 on_a_fake_cluster tasks::; }
 
 # On a real node: 200 workers print 50 lines a second while leaders die, or hand over.
 log-kills() {

@@ -25,13 +25,13 @@ pub(super) const SOON: Duration = Duration::from_secs(1);
 pub(super) const LATER: Duration = Duration::from_secs(30);
 /// Pods in a call: their keys are part of its address, which some proxies cut at 8 KiB.
 const MOST: usize = 128;
-const LEAST: usize = 8;
+const LEAST: usize = 2;
 /// What a call is to last at most: what is left of the Lease is its deadline, 3 s or more by
 /// default, and what it deleted until then is not told.
 const LONG: Duration = Duration::from_secs(2);
 /// A call that took less says nothing against more pods: most of it is not for each.
 const SHORT: Duration = Duration::from_millis(200);
-const CALLS: usize = 8;
+const CALLS: usize = 12;
 /// So long a call waits while workers end, and for the one before it: each delays
 /// everybody's watches, and who is in no hurry can wait.
 const PATIENCE: Duration = Duration::from_secs(10);
