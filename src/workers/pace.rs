@@ -19,9 +19,9 @@ use crate::domain::{
 const FIRST: Duration = Duration::from_millis(250);
 /// That a task has begun, and what is not urgent, waits for more: a task may be over soon.
 const BEGINS: Duration = Duration::from_secs(2);
-/// Where there is nothing to tell but that none runs yet, the first status waits for one
-/// that does: until then the API server says `Pending` by itself.
-const FIRST_RUNS: Duration = Duration::from_secs(20);
+/// Where there is nothing to tell but that none runs yet, a status waits for one that
+/// does: until then the API server says `Pending` by itself.
+const RUNS: Duration = SELDOM;
 const INTERVAL: Duration = Duration::from_secs(1);
 const PER_WORKER: Duration = Duration::from_millis(2);
 /// The first of the longer intervals; each is thrice the one before.
@@ -116,10 +116,10 @@ pub(super) fn put_off(
     let least = match () {
         () if workers.iter().any(moves) => return Duration::ZERO,
         () if !is_first && is_urgent && !begins => return Duration::ZERO,
-        () if !is_first => return BEGINS,
-        () if workers.iter().any(has_reason) => FIRST,
-        () if begins || !workers.iter().all(has_place) => BEGINS,
-        () => FIRST_RUNS,
+        () if is_first && workers.iter().any(has_reason) => FIRST,
+        () if new.phase == TaskPhase::Running || !workers.iter().all(has_place) => BEGINS,
+        () if workers.iter().any(has_reason) => BEGINS,
+        () => RUNS,
     };
     least + PER_WORKER * new.counts.total
 }
@@ -154,11 +154,11 @@ mod tests {
     fn the_first_status_waits_for_pods_and_for_one_that_runs() {
         let first = |new: &TaskStatus| put_off(&TaskStatus::default(), new, true, true);
         let has_pod = status(|_| {});
-        assert_eq!(first(&has_pod), FIRST_RUNS);
+        assert_eq!(first(&has_pod), RUNS);
         let none = status(|w| w.uid = None);
         assert_eq!(first(&none), BEGINS);
         let has_places = put_off(&TaskStatus::default(), &none, true, false);
-        assert_eq!(has_places, FIRST_RUNS);
+        assert_eq!(has_places, RUNS);
         assert_eq!(first(&status(|w| w.reason = "OOMKilled".into())), FIRST);
         let mut runs = has_pod.clone();
         runs.phase = TaskPhase::Running;
@@ -176,7 +176,9 @@ mod tests {
         let mut runs = status(|_| {});
         runs.phase = TaskPhase::Running;
         assert_eq!(later(&runs, true), BEGINS);
-        assert_eq!(later(&stored, false), BEGINS);
+        assert_eq!(later(&runs, false), BEGINS);
+        // That it has its pods is told with what comes next.
+        assert_eq!(later(&stored, false), RUNS);
         let reason = status(|w| w.reason = "ImagePullBackOff".into());
         assert_eq!(later(&reason, true), NO);
         assert_eq!(later(&status(|w| w.stopping = true), true), NO);
