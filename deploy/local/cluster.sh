@@ -116,6 +116,8 @@ component() {
   [ -e "$dir/cmd/$2" ] || die "no component '$2'; there are: $(cd "$dir/cmd" && echo *)" 64
   [ "$1" = start ] || signal_for "$1" > /dev/null
   "${kind}_component" "$@"
+  # Its sockets go with it: started before that, the next one could not listen.
+  [ "$1" != kill ] || await "the end of $2" 10 "${kind}_ended" "$2"
 }
 signal_for() {
   case $1 in

@@ -91,8 +91,9 @@ fake_env() {
   echo "COMPONENTS='$dir/cmd'"
 }
 
-# What kwokctl started, kept as it was started: DIR/cmd/NAME (arguments, each ended by a NUL) and DIR/NAME.pid.
+# Ours and kwokctl's.
 kwok_names='etcd=etcd apiserver=kube-apiserver kcm=kube-controller-manager scheduler=kube-scheduler kwok=kwok-controller'
+# What kwokctl started, kept as it was started: DIR/cmd/NAME (arguments, each ended by a NUL) and DIR/NAME.pid.
 fake_components() {
   local c file pids=$dir/kwok/clusters/$name/pids
   for c in $kwok_names; do
@@ -111,7 +112,6 @@ fake_component() { # action component
   else
     [ -n "$pid" ] || die "component $2 does not run"
     kill "-$(signal_for "$1")" "$pid"
-    [ "$1" != kill ] || await "the end of $2" 10 fake_ended "$2"
   fi
 }
 fake_ended() { ! recorded_process "$dir/$1.pid" > /dev/null; }

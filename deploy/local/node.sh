@@ -196,19 +196,15 @@ node_component() { # action component
     OTTOSCALER_CLUSTER_DIR=$dir TMPDIR=$dir/tmp $prefix "$here/node/start.sh" "$dir" "$2"
   else
     $prefix kill "-$(signal_for "$1")" "$(cat "$dir/pid/$2")"
-    # Its sockets go with it: started before that, the next one could not listen.
-    [ "$1" != kill ] || await "the end of $2" 10 node_ended "$prefix" "$2"
   fi
 }
-# shellcheck disable=SC2086
-node_ended() { ! $1 kill -0 "$(cat "$dir/pid/$2")" 2> /dev/null; }
+node_ended() { ! $(node_prefix) kill -0 "$(cat "$dir/pid/$1")" 2> /dev/null; }
 
 node_autopsy() {
-  local prefix c
+  local c
   recorded_process "$dir/init.pid" > /dev/null || { show_log node; return; }
-  prefix=$(node_prefix)
   for c in "$dir"/pid/*; do
     c=${c##*/}
-    ! node_ended "$prefix" "$c" || show_log "$c"
+    ! node_ended "$c" || show_log "$c"
   done
 }
