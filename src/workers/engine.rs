@@ -400,7 +400,7 @@ impl Engine {
         if is_untold_end(&task.status, &status) {
             next = next.max(self.paces.answer(&name, now));
         }
-        let next = next.max(self.held.get(&name).copied().unwrap_or(now));
+        next = next.max(self.held.get(&name).copied().unwrap_or(now));
         let key = Key::Status(name.clone());
         if next > now {
             self.due.by(name, next);

@@ -112,14 +112,13 @@ pub(super) fn put_off(
     let begins = new.phase == TaskPhase::Running && stored.phase != new.phase;
     let moves = |w: &WorkerRecord| w.phase.is_final() || w.stopping;
     let has_reason = |w: &WorkerRecord| !w.reason.is_empty();
-    let has_place = |w: &WorkerRecord| w.uid.is_some() || !lacks_places;
+    let starts = |w: &WorkerRecord| !has_reason(w) && (w.uid.is_some() || !lacks_places);
     let least = match () {
         () if workers.iter().any(moves) => return Duration::ZERO,
         () if !is_first && is_urgent && !begins => return Duration::ZERO,
         () if is_first && workers.iter().any(has_reason) => FIRST,
-        () if new.phase == TaskPhase::Running || !workers.iter().all(has_place) => BEGINS,
-        () if workers.iter().any(has_reason) => BEGINS,
-        () => RUNS,
+        () if new.phase != TaskPhase::Running && workers.iter().all(starts) => RUNS,
+        () => BEGINS,
     };
     least + PER_WORKER * new.counts.total
 }
