@@ -35,7 +35,8 @@ model() {
 export OTTO_TEST_CHANGES=10000 OTTO_TEST_SAMPLES=$PWD/tests/results/leadership-changes.csv
 
 soak() {
-  on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows:: tasks::
+  on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows::
+  tasks
   log-kills
   log-handovers
   log-moments
@@ -52,8 +53,8 @@ fence-windows() { on_a_fake_cluster delayed:: saturation:: windows::; }
 crashes() { on_a_fake_cluster faults::boundaries::; }
 
 # Half an hour of 20 tasks a second, each forgotten after a minute; on nodes that have room
-# for MAX_WORKERS pods, 110 each.
-tasks() { NODES=6 on_a_fake_cluster tasks::; }
+# for MAX_WORKERS pods, 110 each. Of all that the API server does it records what counts.
+tasks() { NODES=6 AUDIT_POLICY=$PWD/tests/bench/audit.yaml on_a_fake_cluster tasks::; }
 
 # On a real node: 200 workers print 50 lines a second while leaders die, or hand over.
 log-kills() {
@@ -96,6 +97,7 @@ on_a_fake_cluster() { # module…
   $cluster up "$OTTO_TEST_FAKE" fake
   keep '^test |SEED|crashes:|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "$@"
+  $cluster down "$OTTO_TEST_FAKE"
 }
 
 case $check in

@@ -1,6 +1,9 @@
 //! Tasks that come, run and are forgotten, 20 a second in the full run: nothing of
 //! them stays.
 use std::{
+    collections::HashMap,
+    fs::File,
+    io::{BufRead as _, BufReader, Seek as _, SeekFrom},
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
@@ -14,7 +17,7 @@ use kube::{
 use ottoscaler_partners::proto::{
     ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient, scale_response,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -104,6 +107,29 @@ async fn succeed(pods: Api<Pod>) {
     }
 }
 
+/// By the audit log, and how often each.
+fn pods_created(cell: &Cell) -> HashMap<String, usize> {
+    let mut log = File::open(cell.cluster.audit_log()).unwrap();
+    log.seek(SeekFrom::Start(cell.audit_from)).unwrap();
+    let mut found = HashMap::new();
+    // Of half an hour it is too long to be held.
+    for line in BufReader::new(log).lines().map(Result::unwrap) {
+        if !line.contains(r#""verb":"create""#) || !line.contains("otto-agent-soak-") {
+            continue;
+        }
+        let event: Value = serde_json::from_str(&line).unwrap();
+        let of = &event["objectRef"];
+        if of["resource"] == "pods"
+            && of["subresource"].is_null()
+            && event["responseStatus"]["code"] == 201
+        {
+            let name = of["name"].as_str().unwrap().to_owned();
+            *found.entry(name).or_default() += 1;
+        }
+    }
+    found
+}
+
 /// Half an hour in the full run.
 #[test]
 fn tasks_that_are_forgotten_leave_nothing_behind() {
@@ -166,6 +192,16 @@ fn tasks_that_are_forgotten_leave_nothing_behind() {
         (count("workertasks") == 0 && count("pods") == 0).then_some(())
     });
     finisher.abort();
+    let pods = pods_created(&cell);
+    assert!(
+        pods.values().all(|times| *times == 1),
+        "some were made twice"
+    );
+    assert!((made..=asked).contains(&pods.len()), "{} pods", pods.len());
+    println!(
+        "pods by the audit log: {}, tasks in all: {asked}",
+        pods.len()
+    );
     // What is counted is as it was, once idle connections have been closed (after
     // 90 s), but for what a leader has open: 12 tokio tasks more than a follower.
     let within = Duration::from_secs(150);
