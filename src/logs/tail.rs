@@ -292,6 +292,9 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     async fn begin_to_open(&mut self) -> Result<bool, Error> {
         self.wait_to_open().await;
+        if !self.pods.is_current(&self.pod) {
+            return Err(Error::Gone);
+        }
         let over = self.is_over();
         let later = self.later_instances();
         // The node keeps the log of the one before.
