@@ -3,7 +3,7 @@ use std::time::Duration;
 
 /// Before the first; each that gives no new line doubles it, for each costs the API server,
 /// and what is wrong with one log is often wrong with all of a node.
-const SOON: Duration = Duration::from_millis(200);
+const SOON: Duration = Duration::from_millis(500);
 const LATEST: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ mod tests {
         let mut reopen = Reopen::default();
         let mut waits = || reopen.delay().as_millis();
         let waited: Vec<_> = (0..7).map(|_| waits()).collect();
-        assert_eq!(waited, [200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+        assert_eq!(waited, [500, 1_000, 2_000, 4_000, 5_000, 5_000, 5_000]);
         reopen.fruitful();
         assert_eq!(reopen.delay(), SOON);
     }
