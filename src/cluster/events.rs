@@ -8,6 +8,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 /// Events that wait to be told.
 const WAITING: usize = 64;
+/// After so many the recorder is a new one: it keeps each for six minutes, to count those that
+/// are told twice, and goes through all of them whenever it tells one.
+const REMEMBERED: u32 = 256;
 const PUBLISH_WITHIN: Duration = Duration::from_secs(3);
 
 /// What happened.
@@ -30,7 +33,10 @@ pub struct Events(mpsc::Sender<(Note, ObjectReference)>);
 /// Publishes them.
 pub struct Publisher {
     waiting: mpsc::Receiver<(Note, ObjectReference)>,
+    client: kube::Client,
+    reporter: Reporter,
     recorder: Recorder,
+    told: u32,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -46,8 +52,15 @@ pub fn channel(client: kube::Client, replica: Option<&str>) -> (Events, Publishe
         controller: "ottoscaler".to_owned(),
         instance: replica.map(str::to_owned),
     };
-    let recorder = Recorder::new(client, reporter);
-    (Events(send), Publisher { waiting, recorder })
+    let recorder = Recorder::new(client.clone(), reporter.clone());
+    let publisher = Publisher {
+        waiting,
+        client,
+        reporter,
+        recorder,
+        told: 0,
+    };
+    (Events(send), publisher)
 }
 
 impl Events {
@@ -72,6 +85,10 @@ impl Publisher {
                 action: note.action.to_owned(),
                 secondary: None,
             };
+            self.told = self.told.wrapping_add(1);
+            if self.told.is_multiple_of(REMEMBERED) {
+                self.recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+            }
             match timeout(PUBLISH_WITHIN, self.recorder.publish(&event, &about)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::info!(%error, "event not published"),
