@@ -494,3 +494,14 @@ async fn a_node_that_does_not_know_a_pod_yet_is_asked_again() {
     node.end();
     assert_eq!(rest(&mut tail).await, ["end"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_gone_is_not_asked_for_its_log() {
+    let node = Node::running();
+    *node.pod.lock().unwrap() = None;
+    assert_eq!(
+        rest(&mut node.tail(None)).await,
+        ["gap pod gone None None", "gone"]
+    );
+    assert!(node.opens.lock().unwrap().is_empty());
+}
