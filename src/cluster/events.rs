@@ -35,8 +35,6 @@ pub struct Publisher {
     waiting: mpsc::Receiver<(Note, ObjectReference)>,
     client: kube::Client,
     reporter: Reporter,
-    recorder: Recorder,
-    told: u32,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -52,13 +50,10 @@ pub fn channel(client: kube::Client, replica: Option<&str>) -> (Events, Publishe
         controller: "ottoscaler".to_owned(),
         instance: replica.map(str::to_owned),
     };
-    let recorder = Recorder::new(client.clone(), reporter.clone());
     let publisher = Publisher {
         waiting,
         client,
         reporter,
-        recorder,
-        told: 0,
     };
     (Events(send), publisher)
 }
@@ -73,7 +68,13 @@ impl Events {
 impl Publisher {
     /// Runs until the [`Events`] are gone and told.
     pub async fn run(&mut self) {
+        let recorder = || Recorder::new(self.client.clone(), self.reporter.clone());
+        let (mut current, mut told) = (recorder(), 0);
         while let Some((note, about)) = self.waiting.recv().await {
+            if told == REMEMBERED {
+                (current, told) = (recorder(), 0);
+            }
+            told += 1;
             let event = Event {
                 type_: if note.warning {
                     EventType::Warning
@@ -85,11 +86,7 @@ impl Publisher {
                 action: note.action.to_owned(),
                 secondary: None,
             };
-            self.told = self.told.wrapping_add(1);
-            if self.told.is_multiple_of(REMEMBERED) {
-                self.recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-            }
-            match timeout(PUBLISH_WITHIN, self.recorder.publish(&event, &about)).await {
+            match timeout(PUBLISH_WITHIN, current.publish(&event, &about)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::info!(%error, "event not published"),
                 Err(_) => tracing::info!("event not published in time"),

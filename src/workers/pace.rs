@@ -17,8 +17,7 @@ use crate::domain::{
 /// for: both at once would only slow each other down. The first status waits longer for
 /// each worker, until all have pods where the API server is quick: one write less.
 const FIRST: Duration = Duration::from_millis(250);
-/// That a task has begun, and what is not urgent, waits for more: a task may be over soon,
-/// and where the API server is slow it is soon longer.
+/// That a task has begun, and what is not urgent, waits for more: a task may be over soon.
 const BEGINS: Duration = Duration::from_secs(5);
 /// Where there is nothing to tell but that none runs yet, a status waits for one that
 /// does: until then the API server says `Pending` by itself.
