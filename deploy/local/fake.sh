@@ -52,6 +52,21 @@ options:
 componentsPatches:
   - {name: etcd, extraArgs: [{key: unsafe-no-fsync, value: "true"}]}
   - {name: kube-apiserver, extraArgs: [{key: audit-log-maxsize, value: "4096"}]}
+---
+# Each node's kubelet writes for itself; kwok writes for all, 4 pods at a time by default:
+# where a write takes the API server 0.1 s, 40 a second, and the pods wait for it. The rest
+# are its defaults, which it no longer sets itself once it is given one.
+apiVersion: config.kwok.x-k8s.io/v1alpha1
+kind: KwokConfiguration
+options:
+  podPlayStageParallelism: 32
+  cidr: 10.0.0.0/24
+  nodePlayStageParallelism: 4
+  nodeLeaseParallelism: 4
+  podsOnNodeSyncParallelism: 1
+  enablePodsOnNodeSyncListPager: true
+  enableDebuggingHandlers: true
+  enableProfilingHandler: true
 EOF
   # pods' logs from files and other behaviours: more documents for kwok, e.g. ClusterLogs
   [ -z "${KWOK_CONFIG:-}" ] || { echo ---; cat "$KWOK_CONFIG"; }
