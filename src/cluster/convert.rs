@@ -16,6 +16,7 @@ use super::{
     crd::WorkerTask,
 };
 use crate::domain::{
+    containers::{Container, Declared, Facts, RestartPolicy, RestartRule, State, Terminated},
     names,
     pod::{Pod, PodPhase},
     task::Task,
@@ -71,6 +72,35 @@ pub struct PodSpecView {
     pub node_name: String,
     #[serde(default)]
     pub restart_policy: String,
+    #[serde(default)]
+    pub active_deadline_seconds: Option<i64>,
+    #[serde(default)]
+    pub containers: Vec<ContainerView>,
+    #[serde(default)]
+    pub init_containers: Vec<ContainerView>,
+}
+
+/// When the kubelet starts a container again. Of the worker, and of init containers: the
+/// status does not tell ordinary ones from native sidecars.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerView {
+    pub name: String,
+    pub restart_policy: Option<String>,
+    pub restart_policy_rules: Vec<RestartRuleView>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestartRuleView {
+    pub exit_codes: ExitCodesView,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct ExitCodesView {
+    pub operator: String,
+    pub values: Vec<i32>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -93,6 +123,7 @@ pub struct ContainerStatusView {
     pub name: String,
     pub restart_count: i32,
     pub state: ContainerStateView,
+    pub last_state: ContainerStateView,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -137,6 +168,15 @@ pub struct ConditionView {
     pub last_transition_time: Option<Time>,
 }
 
+/// The condition of a pod that somebody ends.
+const DISRUPTION: &str = "DisruptionTarget";
+
+impl ConditionView {
+    fn is(&self, kind: &str) -> bool {
+        self.kind == kind && self.status == "True"
+    }
+}
+
 fn version(meta: &ObjectMeta) -> u64 {
     meta.resource_version
         .as_deref()
@@ -149,8 +189,8 @@ fn version(meta: &ObjectMeta) -> u64 {
 pub fn pod(view: PodView) -> Option<Pod> {
     let PodView {
         metadata: meta,
-        spec,
-        status,
+        mut spec,
+        mut status,
     } = view;
     let resource_version = version(&meta);
     let annotation = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
@@ -177,39 +217,21 @@ pub fn pod(view: PodView) -> Option<Pod> {
         index: number(WORKER_INDEX)?,
         attempt: number(ATTEMPT).unwrap_or(1),
         resource_version,
-        phase: match status.phase.as_str() {
-            "Running" => PodPhase::Running,
-            "Succeeded" => PodPhase::Succeeded,
-            "Failed" => PodPhase::Failed,
-            "Unknown" => PodPhase::Unknown,
-            _ => PodPhase::Pending,
-        },
-        reason: status.reason,
-        message: status.message,
         created: meta.creation_timestamp.map(|t| t.0.as_second()),
-        restarts: !matches!(spec.restart_policy.as_str(), "" | "Never"),
-        node: spec.node_name,
-        ip: status.pod_ip,
+        node: std::mem::take(&mut spec.node_name),
+        ip: std::mem::take(&mut status.pod_ip),
         deleting: meta.deletion_timestamp.is_some(),
         // The timestamp is when the grace period ends.
         deleted: second(meta.deletion_timestamp)
             .map(|at| at - meta.deletion_grace_period_seconds.unwrap_or(0)),
-        accepted: second(status.start_time),
+        accepted: second(status.start_time.take()),
         checkpoint: annotation(LOG_CHECKPOINT),
         traceparent: annotation(TRACEPARENT).map(Arc::from),
         ..Pod::default()
     };
-    if let Some(worker) = status
-        .container_statuses
-        .into_iter()
-        .find(|c| c.name == "worker")
-    {
-        container(&mut pod, worker);
-    }
-    if pod.exit_code.is_none() {
-        init_container(&mut pod, status.init_container_statuses);
-    }
-    for condition in status.conditions {
+    let conditions = std::mem::take(&mut status.conditions);
+    read_containers(&mut pod, spec, status, &conditions);
+    for condition in conditions {
         self::condition(&mut pod, condition);
     }
     Some(pod)
@@ -223,28 +245,116 @@ fn second(time: Option<Time>) -> Option<i64> {
     time.map(|t| t.0.as_second())
 }
 
-/// An init container that failed is why the worker never ran.
-fn init_container(pod: &mut Pod, statuses: Vec<ContainerStatusView>) {
-    for status in statuses {
-        let name = status.name;
-        match (status.state.terminated, status.state.waiting) {
-            (Some(end), _) if end.exit_code != 0 => {
-                pod.exit_code = Some(end.exit_code);
-                pod.reason = format!("Init:{}", end.reason);
-                pod.message = format!("init container {name}: {}", end.message);
-                pod.finished = second(end.finished_at).filter(|s| *s > 0);
-                // Where it ran at all.
-                let ran = second(end.started_at).is_some_and(|s| s > 0);
-                pod.failed_init = ran.then(|| name.into());
-                return;
-            }
-            (None, Some(waiting)) if waiting.reason != "PodInitializing" => {
-                pod.reason = waiting.reason;
-                pod.message = format!("init container {name}: {}", waiting.message);
-                return;
-            }
-            _ => {}
+/// What the containers say of the worker.
+fn read_containers(
+    pod: &mut Pod,
+    spec: PodSpecView,
+    status: PodStatusView,
+    conditions: &[ConditionView],
+) {
+    let disruption = conditions.iter().find(|c| c.is(DISRUPTION));
+    let of_kubelet = disruption.filter(|c| c.reason == "TerminationByKubelet");
+    let facts = Facts {
+        phase: phase(&status.phase),
+        reason: status.reason,
+        message: status.message,
+        restart_policy: RestartPolicy::parse(&spec.restart_policy).unwrap_or_default(),
+        deleting: pod.deleting,
+        deadline: pod
+            .accepted
+            .zip(spec.active_deadline_seconds)
+            .map(|(start, limit)| start.saturating_add(limit)),
+        disrupted: disruption.is_some(),
+        disrupted_since: of_kubelet.and_then(|c| second(c.last_transition_time.clone())),
+        declared: spec.containers.into_iter().map(declared).collect(),
+        declared_init: spec.init_containers.into_iter().map(declared).collect(),
+        containers: status
+            .container_statuses
+            .into_iter()
+            .map(container)
+            .collect(),
+        init_containers: status
+            .init_container_statuses
+            .into_iter()
+            .map(container)
+            .collect(),
+    };
+    let read = facts.read();
+    pod.phase = read.phase;
+    pod.others_run = read.others_run;
+    pod.own_end = read.own_end;
+    pod.reason = read.reason;
+    pod.message = read.message;
+    pod.exit_code = read.exit_code;
+    pod.started = read.started;
+    pod.finished = read.finished;
+    pod.restart_count = read.restart_count;
+    pod.restarts = read.restarts;
+    pod.reran = read.reran;
+    pod.failed_init = read.failed_init;
+}
+
+fn phase(text: &str) -> PodPhase {
+    match text {
+        "Running" => PodPhase::Running,
+        "Succeeded" => PodPhase::Succeeded,
+        "Failed" => PodPhase::Failed,
+        "Unknown" => PodPhase::Unknown,
+        _ => PodPhase::Pending,
+    }
+}
+
+fn declared(view: ContainerView) -> Declared {
+    let rules = view
+        .restart_policy_rules
+        .into_iter()
+        .map(|rule| RestartRule {
+            not_in: rule.exit_codes.operator == "NotIn",
+            exit_codes: rule.exit_codes.values,
+        });
+    Declared {
+        name: view.name,
+        restart_policy: view
+            .restart_policy
+            .as_deref()
+            .and_then(RestartPolicy::parse),
+        rules: rules.collect(),
+    }
+}
+
+fn container(view: ContainerStatusView) -> Container {
+    let ContainerStateView {
+        waiting,
+        running,
+        terminated,
+    } = view.state;
+    let state = match (terminated, running, waiting) {
+        (Some(end), ..) => State::Terminated(self::terminated(end)),
+        (None, Some(running), _) => State::Running {
+            started: second(running.started_at),
+        },
+        (None, None, waiting) => {
+            let WaitingView { reason, message } = waiting.unwrap_or_default();
+            State::Waiting { reason, message }
         }
+    };
+    Container {
+        name: view.name,
+        restart_count: view.restart_count,
+        state,
+        last: view.last_state.terminated.map(self::terminated),
+    }
+}
+
+fn terminated(end: TerminatedView) -> Terminated {
+    // The zero time stands for a container that never ran.
+    let ran = |time| second(time).filter(|at| *at > 0);
+    Terminated {
+        exit_code: end.exit_code,
+        reason: end.reason,
+        message: end.message,
+        started: ran(end.started_at),
+        finished: ran(end.finished_at),
     }
 }
 
@@ -259,7 +369,7 @@ fn condition(pod: &mut Pod, condition: ConditionView) {
         ("PodReadyToStartContainers", "True") => {
             pod.prepared = second(condition.last_transition_time);
         }
-        ("DisruptionTarget", "True") => pod.disruption = Some(condition.reason),
+        (DISRUPTION, "True") if !pod.own_end => pod.disruption = Some(condition.reason),
         // The kubelet gives a reason where a container is not ready; the node
         // controller gives none.
         ("Ready", "False" | "Unknown")
@@ -274,43 +384,6 @@ fn condition(pod: &mut Pod, condition: ConditionView) {
             pod.message = "its node has not been heard of".to_owned();
         }
         _ => {}
-    }
-}
-
-/// The pod's own reason (Evicted …) wins over its container's.
-fn container(pod: &mut Pod, status: ContainerStatusView) {
-    pod.restart_count = status.restart_count;
-    let (reason, message) = match (status.state.terminated, status.state.waiting) {
-        (Some(end), _) => {
-            pod.exit_code = Some(end.exit_code);
-            // The zero time stands for a container that never ran.
-            pod.started = second(end.started_at).filter(|s| *s > 0);
-            pod.finished = second(end.finished_at).filter(|s| *s > 0);
-            let reason = if end.reason == "Completed" {
-                String::new()
-            } else {
-                end.reason
-            };
-            (reason, end.message)
-        }
-        (None, Some(waiting)) => (
-            if waiting.reason == "ContainerCreating" {
-                String::new()
-            } else {
-                waiting.reason
-            },
-            waiting.message,
-        ),
-        (None, None) => {
-            pod.started = status.state.running.and_then(|r| second(r.started_at));
-            Default::default()
-        }
-    };
-    if pod.reason.is_empty() {
-        pod.reason = reason;
-        if pod.message.is_empty() {
-            pod.message = message;
-        }
     }
 }
 
@@ -341,6 +414,10 @@ mod tests {
     use serde_json::json;
 
     fn decode(status: serde_json::Value) -> Pod {
+        decode_with(json!({}), status)
+    }
+
+    fn decode_with(spec: serde_json::Value, status: serde_json::Value) -> Pod {
         let view = json!({
             "metadata": {
                 "name": "otto-agent-t-2", "uid": "u", "resourceVersion": "7",
@@ -348,6 +425,7 @@ mod tests {
                 "labels": {"worker-index": "2", "ottoscaler.io/attempt": "1"},
                 "annotations": {"ottoscaler.io/task-id": "T"},
             },
+            "spec": spec,
             "status": status,
         });
         pod(serde_json::from_value(view).unwrap()).unwrap()
@@ -383,6 +461,213 @@ mod tests {
         assert_eq!((p.exit_code, p.reason.as_str()), (Some(3), "Init:Error"));
         assert!(p.message.contains("mesh") && p.started.is_none());
         assert!(p.has_logs() && p.container() == "mesh");
+    }
+
+    fn ended(name: &str, exit_code: i32, second: u32) -> serde_json::Value {
+        let reason = if exit_code == 0 { "Completed" } else { "Error" };
+        json!({"name": name, "state": {"terminated": {"exitCode": exit_code, "reason": reason,
+            "startedAt": "2026-01-01T00:00:00Z", "finishedAt": format!("2026-01-01T00:00:{second:02}Z")}}})
+    }
+
+    fn runs(name: &str) -> serde_json::Value {
+        json!({"name": name, "state": {"running": {"startedAt": "2026-01-01T00:00:03Z"}}})
+    }
+
+    fn waits(name: &str, reason: &str) -> serde_json::Value {
+        json!({"name": name, "state": {"waiting": {"reason": reason, "message": "why"}}})
+    }
+
+    fn outcome(p: &Pod) -> (PodPhase, Option<i32>, &str) {
+        (p.phase, p.exit_code, p.reason.as_str())
+    }
+
+    #[test]
+    fn a_worker_ends_with_its_own_container_not_with_an_injected_one() {
+        for order in [["worker", "mesh"], ["mesh", "worker"]] {
+            for (exit, phase, reason) in
+                [(0, PodPhase::Succeeded, ""), (7, PodPhase::Failed, "Error")]
+            {
+                let of = |name| {
+                    if name == "worker" {
+                        ended(name, exit, 5)
+                    } else {
+                        runs(name)
+                    }
+                };
+                let p = decode(json!({"phase": "Running", "containerStatuses": order.map(of)}));
+                assert_eq!(outcome(&p), (phase, Some(exit), reason));
+                assert!(p.finished.is_some() && p.worker_has_ended());
+                assert!(p.others_run && !p.all_have_ended());
+            }
+        }
+        // The kubelet calls a pod Pending while one of its containers cannot start.
+        let p = decode(json!({"phase": "Pending",
+            "containerStatuses": [waits("mesh", "ImagePullBackOff"), ended("worker", 0, 5)]}));
+        assert_eq!(outcome(&p), (PodPhase::Succeeded, Some(0), ""));
+    }
+
+    #[test]
+    fn a_worker_runs_while_injected_containers_cannot_start() {
+        let p = decode(json!({"phase": "Pending",
+            "containerStatuses": [waits("mesh", "ImagePullBackOff"), runs("worker")]}));
+        assert_eq!(outcome(&p), (PodPhase::Running, None, ""));
+        let p = decode(json!({"phase": "Pending",
+            "containerStatuses": [waits("mesh", "ErrImagePull"), waits("worker", "ContainerCreating")]}));
+        assert_eq!(
+            (outcome(&p), p.waits()),
+            ((PodPhase::Pending, None, ""), true)
+        );
+        // And it has not begun because others run.
+        let p = decode(json!({"phase": "Running",
+            "containerStatuses": [runs("mesh"), waits("worker", "ContainerCreating")]}));
+        assert_eq!(outcome(&p), (PodPhase::Pending, None, ""));
+        let p = decode(json!({"phase": "Running", "containerStatuses": [runs("mesh")]}));
+        assert_eq!((p.phase, p.has_logs()), (PodPhase::Pending, false));
+    }
+
+    #[test]
+    fn a_worker_that_succeeded_stays_so_whatever_its_pod_comes_to() {
+        let evicted = json!([{"type": "DisruptionTarget", "status": "True",
+            "reason": "TerminationByKubelet", "lastTransitionTime": "2026-01-01T00:00:20Z"}]);
+        for (reason, conditions) in [
+            ("", json!([])),
+            ("Evicted", evicted.clone()),
+            ("Evicted", json!([])),
+            ("DeadlineExceeded", json!([])),
+        ] {
+            let p = decode_with(
+                json!({"activeDeadlineSeconds": 30}),
+                json!({"phase": "Failed", "reason": reason, "message": "of the pod",
+                    "startTime": "2026-01-01T00:00:00Z", "conditions": conditions,
+                    "containerStatuses": [ended("mesh", 1, 40), ended("worker", 0, 5)]}),
+            );
+            assert_eq!(outcome(&p), (PodPhase::Succeeded, Some(0), ""), "{reason}");
+            assert_eq!((p.message.as_str(), p.disruption.as_deref()), ("", None));
+        }
+        // One that failed before keeps its own reason too.
+        let p = decode(
+            json!({"phase": "Failed", "reason": "Evicted", "conditions": evicted,
+            "containerStatuses": [ended("mesh", 137, 21), ended("worker", 7, 5)]}),
+        );
+        assert_eq!(outcome(&p), (PodPhase::Failed, Some(7), "Error"));
+        // What the eviction itself ended did not succeed.
+        for exit in [0, 143] {
+            let p = decode(
+                json!({"phase": "Failed", "reason": "Evicted", "conditions": evicted,
+                "containerStatuses": [ended("worker", exit, 20)]}),
+            );
+            assert_eq!(outcome(&p), (PodPhase::Failed, Some(exit), "Evicted"));
+        }
+    }
+
+    #[test]
+    fn a_native_sidecar_is_never_the_init_container_that_failed() {
+        let spec = json!({"initContainers": [
+            {"name": "mesh", "restartPolicy": "Always"}, {"name": "setup"}]});
+        let decode = |phase: &str, mesh: serde_json::Value, worker: serde_json::Value| {
+            decode_with(
+                spec.clone(),
+                json!({"phase": phase, "initContainerStatuses": [mesh, ended("setup", 0, 2)],
+                    "containerStatuses": [worker]}),
+            )
+        };
+        let before = decode(
+            "Pending",
+            ended("mesh", 1, 1),
+            waits("worker", "PodInitializing"),
+        );
+        assert_eq!(outcome(&before), (PodPhase::Pending, None, ""));
+        assert!(!before.has_logs());
+        let beside = decode("Running", ended("mesh", 1, 4), runs("worker"));
+        assert_eq!(outcome(&beside), (PodPhase::Running, None, ""));
+        assert_eq!(beside.container(), "worker");
+        let after = decode("Succeeded", ended("mesh", 137, 9), ended("worker", 0, 5));
+        assert_eq!(outcome(&after), (PodPhase::Succeeded, Some(0), ""));
+        assert_eq!(after.container(), "worker");
+        // Its restarts are not the worker's.
+        let mut mesh = runs("mesh");
+        mesh["restartCount"] = json!(3);
+        assert_eq!(decode("Running", mesh, runs("worker")).restart_count, 0);
+        // What cannot be pulled holds the start up, and is named as what it is.
+        let held = decode(
+            "Pending",
+            waits("mesh", "ImagePullBackOff"),
+            waits("worker", "PodInitializing"),
+        );
+        assert_eq!(
+            outcome(&held),
+            (PodPhase::Pending, None, "Init:ImagePullBackOff")
+        );
+        assert_eq!(held.message, "init container mesh: why");
+    }
+
+    #[test]
+    fn an_ordinary_init_container_counts_only_when_it_ends_the_pods_start() {
+        let status = |phase: &str| {
+            json!({"phase": phase, "initContainerStatuses": [ended("setup", 3, 2)],
+                "containerStatuses": [waits("worker", "PodInitializing")]})
+        };
+        // Sidecars that were started before it still run.
+        let p = decode(status("Pending"));
+        assert_eq!(outcome(&p), (PodPhase::Failed, Some(3), "Init:Error"));
+        assert!(p.others_run && p.container() == "setup");
+        // It is tried again.
+        for spec in [
+            json!({"restartPolicy": "OnFailure"}),
+            json!({"initContainers": [{"name": "setup", "restartPolicy": "OnFailure"}]}),
+            json!({"initContainers": [{"name": "setup", "restartPolicy": "Never",
+                "restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [3]}}]}]}),
+        ] {
+            let p = decode_with(spec, status("Pending"));
+            assert_eq!(outcome(&p), (PodPhase::Pending, None, ""));
+            assert!(!p.has_logs());
+        }
+        // The kubelet evicted the pod meanwhile: that is why.
+        let mut evicted = status("Failed");
+        evicted["reason"] = json!("Evicted");
+        let p = decode(evicted);
+        assert_eq!(
+            (outcome(&p), p.has_logs()),
+            ((PodPhase::Failed, None, "Evicted"), false)
+        );
+    }
+
+    #[test]
+    fn containers_that_somebody_attached_to_a_pod_say_nothing_of_its_worker() {
+        let p = decode(
+            json!({"phase": "Running", "containerStatuses": [runs("worker")],
+            "ephemeralContainerStatuses": [ended("debugger", 1, 4), waits("other", "ErrImagePull")]}),
+        );
+        assert_eq!(outcome(&p), (PodPhase::Running, None, ""));
+    }
+
+    #[test]
+    fn a_worker_that_the_kubelet_starts_again_has_ended_once_it_succeeded() {
+        let always = json!({"containers": [{"name": "worker", "restartPolicy": "Always"}]});
+        let of = |worker: serde_json::Value| {
+            decode_with(
+                always.clone(),
+                json!({"phase": "Running", "containerStatuses": [worker]}),
+            )
+        };
+        let failed = of(ended("worker", 7, 5));
+        assert_eq!((failed.phase, failed.restarts), (PodPhase::Running, true));
+        let done = of(ended("worker", 0, 5));
+        assert_eq!(
+            (outcome(&done), done.reran),
+            ((PodPhase::Succeeded, Some(0), ""), false)
+        );
+        let mut again = runs("worker");
+        again["restartCount"] = json!(1);
+        again["lastState"] = ended("worker", 0, 5)["state"].clone();
+        let again = of(again);
+        assert_eq!(outcome(&again), (PodPhase::Succeeded, Some(0), ""));
+        assert_eq!((again.restart_count, again.reran), (0, true));
+        // A restart of all containers is no end.
+        let mut all = ended("worker", 0, 5);
+        all["state"]["terminated"]["reason"] = json!("RestartingAllContainers");
+        let p = decode(json!({"phase": "Running", "containerStatuses": [all]}));
+        assert_eq!(p.phase, PodPhase::Running);
     }
 
     #[test]

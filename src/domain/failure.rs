@@ -9,6 +9,20 @@ use super::pod::{Pod, PodPhase};
 /// the pod) never will be; its own backoff is at 20 s by then.
 pub const PULL_TIMEOUT: i64 = 45;
 
+/// Stands before the reason of an init container: none of ours, and so never the worker's
+/// own fault.
+const INIT: &str = "Init:";
+
+/// The reason of an init container as a worker's.
+pub(super) fn of_init(reason: &str) -> String {
+    format!("{INIT}{reason}")
+}
+
+/// A container waits as each does before it starts.
+pub(super) fn is_ordinary_waiting(reason: &str) -> bool {
+    matches!(reason, "" | "PodInitializing" | "ContainerCreating")
+}
+
 /// What to make of a pod that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outlook {
@@ -29,12 +43,13 @@ pub fn outlook(pod: &Pod, now: i64, pending_timeout: i64, node_lost_timeout: i64
         return Outlook::Fine;
     }
     let reason = pod.reason.as_str();
-    if is_hopeless(reason) {
+    let kubelets = reason.strip_prefix(INIT).unwrap_or(reason);
+    if is_hopeless(kubelets) {
         return Outlook::Failed(reason.to_owned());
     }
     let created = pod.created.unwrap_or(now);
     let pending = created + pending_timeout;
-    if is_image_trouble(reason) {
+    if is_image_trouble(kubelets) {
         let pulled_by = pod.accepted.unwrap_or(created) + PULL_TIMEOUT;
         return due(pulled_by.min(pending), now, reason);
     }
@@ -71,6 +86,9 @@ fn is_image_trouble(reason: &str) -> bool {
 /// The reason of an end: a disruption from outside goes before what the container
 /// made of it (a SIGTERM looks like an exit code).
 pub fn ending(pod: &Pod) -> String {
+    if pod.own_end {
+        return pod.reason.clone();
+    }
     if let Some(reason) = &pod.disruption {
         return reason.clone();
     }

@@ -3,6 +3,7 @@
 pub mod candidate;
 pub mod concurrency;
 pub mod conditions;
+pub mod containers;
 pub mod failure;
 pub mod janitor;
 pub mod lease;

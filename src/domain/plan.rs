@@ -2,7 +2,7 @@
 //! any order of events, a restart or a new leader comes to the same pods.
 //!
 //! What holds: an attempt gets at most one pod, for its name follows from task,
-//! index and attempt; no attempt is made before its predecessor is terminal or
+//! index and attempt; no attempt is made before its predecessor's worker has ended or
 //! gone; a pod is deleted only once the *stored* status says that its uid is
 //! done with, or that its attempt is and had another pod or none: then a former
 //! leader's create took effect too late; a final record never changes but for what
@@ -204,9 +204,9 @@ impl Planner<'_> {
             self.wake(at);
             return;
         }
-        // By an earlier attempt that is neither terminal nor gone.
+        // By an earlier attempt whose worker has neither ended nor gone.
         let mut earlier = self.live.of(record.index);
-        let blocked = earlier.any(|p| p.attempt < record.attempt && !p.phase.is_terminal());
+        let blocked = earlier.any(|p| p.attempt < record.attempt && !p.worker_has_ended());
         if blocked {
             return;
         }
@@ -300,7 +300,7 @@ impl Planner<'_> {
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());
             let stopped = current && stored.stopping && !stored.phase.is_final();
             // A retry waits for the end of the attempt before: what lives came late.
-            let stray = over && !current && !pod.phase.is_terminal();
+            let stray = over && !current && !pod.worker_has_ended();
             let at_once = stopped || stray;
             let held = over && !at_once && !self.is_drained(pod);
             let end = pod.finished.or_else(|| stored.finished.filter(|_| current));

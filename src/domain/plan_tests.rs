@@ -33,7 +33,7 @@ fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
         phase,
         created: Some(0),
         started: (phase != PodPhase::Pending).then_some(1),
-        finished: phase.is_terminal().then_some(2),
+        finished: matches!(phase, PodPhase::Succeeded | PodPhase::Failed).then_some(2),
         ..Default::default()
     }
 }
@@ -121,6 +121,56 @@ fn a_pod_is_deleted_only_after_its_end_is_stored_and_its_logs_drained() {
     assert_eq!(plan_with(&t, &pods, &[], false, 11).actions, []);
     let delete = Action::Delete(pods[0].clone());
     assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
+}
+
+#[test]
+fn a_worker_that_ended_beside_an_injected_container_is_done_with_at_once() {
+    let mut t = task(1);
+    let lives = Arc::new(Pod {
+        others_run: true,
+        own_end: true,
+        exit_code: Some(0),
+        ..pod(1, 1, PodPhase::Succeeded)
+    });
+    let first = plan_with(&t, std::slice::from_ref(&lives), &[], false, 10);
+    assert_eq!(first.status.phase, TaskPhase::Succeeded);
+    t.status = first.status;
+    let pods = [lives.clone()];
+    assert_eq!(plan_with(&t, &pods, &[], false, 11).actions, []);
+    let delete = Action::Delete(lives.clone());
+    assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
+    // Its deletion, and what it does to the others, change nothing.
+    let going = Arc::new(Pod {
+        deleting: true,
+        deleted: Some(2),
+        disruption: Some("EvictionByEvictionAPI".into()),
+        ..Pod::clone(&lives)
+    });
+    let later = plan_with(&t, std::slice::from_ref(&going), &[], true, 13);
+    assert_eq!((&later.status, later.actions), (&t.status, vec![]));
+    assert_eq!(plan_with(&t, &[], &[going], true, 14).status, t.status);
+}
+
+#[test]
+fn a_retry_does_not_wait_for_containers_of_others_to_end() {
+    let t = task(1);
+    let pods = [Arc::new(Pod {
+        others_run: true,
+        reason: "ContainerStatusUnknown".into(),
+        exit_code: Some(137),
+        ..pod(1, 1, PodPhase::Failed)
+    })];
+    let first = plan_with(&t, &pods, &[], false, 10);
+    let record = &first.status.workers[0];
+    assert_eq!((record.attempt, record.phase), (2, WorkerPhase::Queued));
+    let mut t = t;
+    t.status = first.status;
+    let again = plan_with(&t, &pods, &[], false, 100);
+    let second = Attempt {
+        index: 1,
+        attempt: 2,
+    };
+    assert_eq!(again.creates, [second]);
 }
 
 #[test]
@@ -418,7 +468,7 @@ impl World {
                 !self
                     .pods
                     .values()
-                    .any(|o| o.index == *index && !o.phase.is_terminal()),
+                    .any(|o| o.index == *index && !o.worker_has_ended()),
                 "a second live pod for worker {index}"
             );
             assert!(self.created.insert(p.name.clone()), "{} made twice", p.name);
@@ -509,7 +559,7 @@ proptest! {
                 Step::Reconcile => reconcile(&mut t, &mut world, now, true),
                 Step::Crash => reconcile(&mut t, &mut world, now, false),
                 Step::Move { index, phase, reason } => {
-                    if let Some(p) = world.pods.values_mut().find(|p| p.index == index && !p.phase.is_terminal()) {
+                    if let Some(p) = world.pods.values_mut().find(|p| p.index == index && !p.worker_has_ended()) {
                         let moved = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, phase) };
                         *p = Pod { reason: if reason { "Evicted".into() } else { String::new() }, ..moved };
                     }
@@ -527,7 +577,7 @@ proptest! {
         for _ in 0..40 {
             now += 20;
             reconcile(&mut t, &mut world, now, true);
-            for p in world.pods.values_mut().filter(|p| !p.phase.is_terminal()) {
+            for p in world.pods.values_mut().filter(|p| !p.worker_has_ended()) {
                 *p = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, PodPhase::Succeeded) };
             }
         }

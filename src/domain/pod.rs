@@ -1,6 +1,9 @@
 //! A worker's pod as the API server last told of it.
 use std::sync::Arc;
 
+use super::containers::WORKER;
+
+/// A phase of a pod's life, in Kubernetes' words. A [`Pod`] holds its worker's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PodPhase {
     #[default]
@@ -10,12 +13,6 @@ pub enum PodPhase {
     Failed,
     /// The node does not answer.
     Unknown,
-}
-
-impl PodPhase {
-    pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed)
-    }
 }
 
 /// A compact record; only the fields that something here uses, and what a task's
@@ -35,9 +32,17 @@ pub struct Pod {
     /// Kubernetes lets resourceVersions of one resource be compared since 1.35
     /// (KEP-5504).
     pub resource_version: u64,
+    /// How the worker fares, as its own container tells (`containers.rs`). The API
+    /// server's phase of the pod is another one while containers of others run.
     pub phase: PodPhase,
-    /// The pod's reason, else the worker container's (OOMKilled, Error,
-    /// ImagePullBackOff …).
+    /// The worker has ended, and containers that others put into its pod have not: the
+    /// API server's phase of the pod is not terminal.
+    pub others_run: bool,
+    /// The worker ended before anything ended its pod: what becomes of the pod later
+    /// changes nothing.
+    pub own_end: bool,
+    /// The pod's reason where it ended the worker, else the worker container's (OOMKilled,
+    /// Error, ImagePullBackOff …), or that of an init container with `Init:` before it.
     pub reason: String,
     pub message: String,
     pub exit_code: Option<i32>,
@@ -59,10 +64,13 @@ pub struct Pod {
     /// Its node has not been heard of since then: the node controller says that a
     /// running container is not ready.
     pub node_lost: Option<i64>,
+    /// Of the worker container: which instance runs, or was the last one that counts.
     pub restart_count: i32,
-    /// Its containers are started again when they end: not ours, but of who changes our
-    /// pods on their way.
+    /// The kubelet starts the worker container again when it fails: not ours, but that of
+    /// those who change our pods on their way.
     pub restarts: bool,
+    /// The kubelet started the worker container again after the worker's end.
+    pub reran: bool,
     /// The init container that failed, where one did: its log tells why the worker's
     /// never ran.
     pub failed_init: Option<Box<str>>,
@@ -76,6 +84,40 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The worker has ended: there is no more to come of it. Containers of others may still
+    /// run in its pod.
+    pub fn worker_has_ended(&self) -> bool {
+        matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
+    }
+
+    /// All of the pod's containers have ended: the API server's phase is terminal.
+    pub fn all_have_ended(&self) -> bool {
+        self.worker_has_ended() && !self.others_run
+    }
+
+    /// Takes the worker's end from an earlier state of this pod, where that one showed it
+    /// before anything ended the pod. An end that was seen does not change.
+    pub fn keep_end(&mut self, known: &Self) {
+        if !known.own_end || self.own_end {
+            return;
+        }
+        // The pod has come to its own end only if the API server says so now.
+        let pod_has_ended = self.all_have_ended();
+        self.phase = known.phase;
+        self.others_run = !pod_has_ended;
+        self.own_end = true;
+        self.reason.clone_from(&known.reason);
+        self.message.clone_from(&known.message);
+        self.exit_code = known.exit_code;
+        self.started = known.started;
+        self.finished = known.finished;
+        self.restart_count = known.restart_count;
+        self.failed_init = None;
+        // They came after the end.
+        self.deleted = None;
+        self.disruption = None;
+    }
+
     /// It has yet to start, and nothing is in its way.
     pub fn waits(&self) -> bool {
         self.phase == PodPhase::Pending && self.reason.is_empty() && !self.deleting
@@ -88,7 +130,7 @@ impl Pod {
 
     /// The one whose logs are wanted.
     pub fn container(&self) -> &str {
-        self.failed_init.as_deref().unwrap_or("worker")
+        self.failed_init.as_deref().unwrap_or(WORKER)
     }
 
     /// Holds what it has in common with another pod of its task only once.

@@ -43,7 +43,7 @@ pub fn judge(ending: Ending<'_>) -> Verdict {
 /// Reasons set by the kubelet, the scheduler, the taint manager or the node's
 /// shutdown, and our own: `Lost` for a pod that went without a terminal status,
 /// `Deleted` for one that somebody else deleted.
-fn is_interruption(reason: &str) -> bool {
+pub(super) fn is_interruption(reason: &str) -> bool {
     matches!(
         reason,
         "Evicted"

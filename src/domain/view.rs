@@ -121,7 +121,7 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     if record.uid.as_ref() != Some(&pod.uid) {
         record.uid = Some(pod.uid.clone());
     }
-    let reason = if pod.phase.is_terminal() {
+    let reason = if pod.worker_has_ended() {
         failure::ending(pod)
     } else {
         pod.reason.clone()

@@ -114,7 +114,9 @@ impl State {
             if known.uid == pod.uid && known.resource_version >= pod.resource_version {
                 return None;
             }
-            if known.uid != pod.uid {
+            if known.uid == pod.uid {
+                pod.keep_end(known);
+            } else {
                 if known.resource_version > pod.resource_version {
                     return None;
                 }
@@ -146,7 +148,7 @@ impl State {
             return self.recall(last);
         };
         // A forced deletion may tell an older status than we know.
-        let soon = !known.phase.is_terminal();
+        let soon = !known.worker_has_ended();
         let last = if soon { Arc::new(last) } else { known.clone() };
         let task = last.task.clone();
         self.remove(&last.name, &task);
@@ -257,7 +259,7 @@ impl State {
     /// may be news.
     fn recall(&mut self, late: Pod) -> Option<Change> {
         let stone = self.gone.get_mut(&late.uid)?;
-        if stone.phase.is_terminal() || stone.resource_version >= late.resource_version {
+        if stone.worker_has_ended() || stone.resource_version >= late.resource_version {
             return None;
         }
         let task = late.task.clone();
@@ -346,6 +348,40 @@ mod tests {
         let mut s = State::default();
         s.apply_pod(pod(3, PodPhase::Running));
         assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(true));
+    }
+
+    #[test]
+    fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
+        let end = Pod {
+            others_run: true,
+            own_end: true,
+            reason: "Error".into(),
+            exit_code: Some(7),
+            finished: Some(5),
+            ..pod(3, PodPhase::Failed)
+        };
+        let evicted = Pod {
+            reason: "Evicted".into(),
+            exit_code: Some(7),
+            disruption: Some("EvictionByEvictionAPI".into()),
+            deleted: Some(5),
+            deleting: true,
+            ..pod(4, PodPhase::Failed)
+        };
+        let mut s = State::default();
+        s.apply_pod(end.clone());
+        s.apply_pod(evicted);
+        let now = &s.pods["p"];
+        assert_eq!((now.reason.as_str(), now.exit_code), ("Error", Some(7)));
+        assert_eq!(crate::domain::failure::ending(now), "Error");
+        assert!(now.deleting && now.all_have_ended());
+        // A kubelet that started anew may not know the container for a while.
+        let mut s = State::default();
+        s.apply_pod(end);
+        s.apply_pod(pod(4, PodPhase::Pending));
+        let now = &s.pods["p"];
+        assert_eq!((now.phase, now.exit_code), (PodPhase::Failed, Some(7)));
+        assert!(now.others_run);
     }
 
     #[test]

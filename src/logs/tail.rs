@@ -499,7 +499,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
     fn is_over(&self) -> bool {
         self.pods.latest(&self.pod).is_none_or(|p| {
             let ended = p.finished.is_some() && !p.restarts;
-            p.phase.is_terminal() || ended || p.restart_count > self.restart
+            p.worker_has_ended() || ended || p.restart_count > self.restart
         })
     }
 
@@ -513,7 +513,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
     /// Of the container, after the one whose log this is.
     fn later_instances(&self) -> i32 {
         let latest = self.pods.latest(&self.pod);
-        latest.map_or(0, |p| p.restart_count - self.restart)
+        latest.map_or(0, |p| p.restart_count + i32::from(p.reran) - self.restart)
     }
 }
 

@@ -96,7 +96,7 @@ impl Source for Arc<Node> {
                         .lock()
                         .unwrap()
                         .as_ref()
-                        .is_none_or(|p| p.phase.is_terminal())
+                        .is_none_or(|p| p.worker_has_ended())
             };
             let line = loop {
                 if left == 0 {

@@ -377,7 +377,7 @@ impl Engine {
         };
         for action in actions {
             let what = match action {
-                Action::Delete(pod) if pod.phase.is_terminal() => {
+                Action::Delete(pod) if pod.all_have_ended() => {
                     self.batch.ask(pod, within);
                     continue;
                 }

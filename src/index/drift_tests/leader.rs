@@ -89,7 +89,7 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
             return ours.map_or(Answer::Nothing, |p| Answer::Pod(Box::new(p)));
         }
         // By its label, as in `workers/delete.rs`.
-        Work::Delete(pod) if pod.phase.is_terminal() => {
+        Work::Delete(pod) if pod.all_have_ended() => {
             let key = names::pod_key(&pod.task_uid, pod.index, pod.attempt);
             server.delete_ended(&key);
             None
