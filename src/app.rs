@@ -19,7 +19,7 @@ use crate::{
     },
     config::Config,
     domain::template::Policy,
-    election::{self, Clients, Clock, Contender, Pause, PauseSwitch, Reign, Tenure},
+    election::{self, Clients, Clock, Clocks, Contender, Pause, PauseSwitch, Reign, Tenure},
     grpc::{Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder, HandlerClient, Nobody, Show},
@@ -77,11 +77,12 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         .await
         .context("no credentials for the API server")?;
     // Renewals have connections of their own, too.
+    let clocks = Clocks::default();
     let lease_client = {
         let _entered = apart.enter();
-        cluster::client::client(kube.clone())?
+        clocks.client(kube.clone())?
     };
-    let work_client = cluster::client::client(kube)?;
+    let work_client = clocks.client(kube)?;
 
     let shutdown = CancellationToken::new();
     let stop = CancellationToken::new();
@@ -92,6 +93,7 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
     lease.log_timings();
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
+    clocks.register(&mut registry);
     telemetry::metrics::register(&mut registry);
     let logs = logs::Settings::new(&handler, &namespace, limits.log_drain_timeout);
     logs.register(&mut registry);
@@ -157,6 +159,7 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         policy,
         limits,
         pause,
+        clocks,
     };
 
     let until = stop.clone();
@@ -235,6 +238,7 @@ struct Leading {
     policy: Arc<Policy>,
     limits: crate::config::Limits,
     pause: Pause,
+    clocks: Clocks,
 }
 
 #[tonic::async_trait]
@@ -249,6 +253,7 @@ impl Reign for Leading {
             policy: self.policy.clone(),
             limits: self.limits.clone(),
             pause: self.pause.clone(),
+            clocks: self.clocks.clone(),
             caught_up: caught_up.clone(),
             drain: tenure.drain.clone(),
             lost: tenure.lost.clone(),

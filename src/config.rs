@@ -72,7 +72,7 @@ settings! {
     "MAX_WORKERS" "500" "a count" "pods at a time";
     "REPOSITORY_WEIGHTS" "" "repository=weight, …" "shares of MAX_WORKERS; 1 where not named";
     "MAX_FINISHED_TASKS" "10000" "a count" "finished tasks kept as history";
-    "TASK_TTL" "24h" "a duration" "how long a finished task is kept";
+    "TASK_TTL" "24h" "a duration" "how long a finished task is kept; longer while logs of its pods wait";
     "PENDING_TIMEOUT" "15m" "a duration" "for a pod to start";
     "LOG_DRAIN_TIMEOUT" "15m" "a duration" "for a finished worker's logs to be acknowledged";
     "NODE_LOST_TIMEOUT" "5m" "a duration" "until workers of a lost node fail";

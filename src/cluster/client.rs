@@ -1,7 +1,7 @@
 //! Clients of the API server: in-cluster credentials, else the kubeconfig.
 use std::time::Duration;
 
-use kube::{Client, Config};
+use kube::Config;
 
 /// Until a connection stands.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,10 +19,4 @@ pub async fn config() -> Result<Config, kube::config::InferConfigError> {
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(Duration::from_secs(30));
     Ok(config)
-}
-
-/// # Errors
-/// The credentials cannot be used (unreadable certificate …).
-pub fn client(config: Config) -> kube::Result<Client> {
-    Client::try_from(config)
 }

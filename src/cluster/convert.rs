@@ -221,10 +221,8 @@ pub fn pod(view: PodView) -> Option<Pod> {
         node: std::mem::take(&mut spec.node_name),
         ip: std::mem::take(&mut status.pod_ip),
         deleting: meta.deletion_timestamp.is_some(),
-        // The timestamp is when the grace period ends.
-        deleted: second(meta.deletion_timestamp)
-            .map(|at| at - meta.deletion_grace_period_seconds.unwrap_or(0)),
         accepted: second(status.start_time.take()),
+        grace: meta.deletion_grace_period_seconds.unwrap_or(0),
         checkpoint: annotation(LOG_CHECKPOINT),
         traceparent: annotation(TRACEPARENT).map(Arc::from),
         ..Pod::default()
@@ -376,8 +374,7 @@ fn condition(pod: &mut Pod, condition: ConditionView) {
             if pod.phase == PodPhase::Running
                 && pod.started.is_some()
                 && pod.finished.is_none()
-                && condition.reason.is_empty()
-                && !pod.deleting =>
+                && condition.reason.is_empty() =>
         {
             pod.node_lost = second(condition.last_transition_time);
             pod.reason = "NodeLost".to_owned();

@@ -87,7 +87,7 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
 fn cut(workers: &[WorkerRecord]) -> Option<String> {
     let all: Vec<String> = workers
         .iter()
-        .filter(|w| w.cut)
+        .filter(|w| w.cut.is_some())
         .map(|w| w.index.to_string())
         .collect();
     let more = if all.len() > NAMED { ", …" } else { "" };

@@ -3,10 +3,14 @@
 //!
 //! Reasons are Kubernetes' own words (kubelet, scheduler, taint manager), but for
 //! those of ours: PendingTimeout, NodeLost, Deleted, Lost.
-use super::pod::{Pod, PodPhase};
+use super::{
+    ledger::Stage,
+    pod::{Pod, PodPhase},
+};
 
-/// An image that could not be pulled for so long (seconds since the kubelet took
-/// the pod) never will be; its own backoff is at 20 s by then.
+/// An image that could not be pulled, or a container that could not be created, for so
+/// long (seconds since the first error) never will be; the kubelet has tried at least three
+/// times by then, for its own backoff is at 20 s.
 pub const PULL_TIMEOUT: i64 = 45;
 
 /// Stands before the reason of an init container: none of ours, and so never the worker's
@@ -16,6 +20,11 @@ const INIT: &str = "Init:";
 /// The reason of an init container as a worker's.
 pub(super) fn of_init(reason: &str) -> String {
     format!("{INIT}{reason}")
+}
+
+/// The reason in the kubelet's own words.
+fn kubelets(reason: &str) -> &str {
+    reason.strip_prefix(INIT).unwrap_or(reason)
 }
 
 /// A container waits as each does before it starts.
@@ -34,26 +43,66 @@ pub enum Outlook {
     Failed(String),
 }
 
-/// `now` in Unix seconds; timeouts in seconds.
-pub fn outlook(pod: &Pod, now: i64, pending_timeout: i64, node_lost_timeout: i64) -> Outlook {
-    if let Some(since) = pod.node_lost {
-        return due(since + node_lost_timeout, now, "NodeLost");
+/// What limits a pod's stages; times in seconds of the leader's clock.
+#[derive(Clone, Copy)]
+pub struct Timing<'a> {
+    /// When the leader first saw the pod in that stage.
+    pub since: &'a dyn Fn(Stage) -> i64,
+    pub now: i64,
+    pub pending_timeout: i64,
+    pub node_lost_timeout: i64,
+}
+
+impl std::fmt::Debug for Timing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Timing")
+            .field("now", &self.now)
+            .finish_non_exhaustive()
     }
-    if pod.phase != PodPhase::Pending || pod.started.is_some() {
-        return Outlook::Fine;
+}
+
+/// Whether the pod is in that stage now.
+pub fn is_in(pod: &Pod, stage: Stage) -> bool {
+    let ended = pod.worker_has_ended();
+    match stage {
+        Stage::Waiting => pod.started.is_none(),
+        Stage::PullFails | Stage::CreateFails => {
+            !ended && pod.started.is_none() && trouble(kubelets(&pod.reason)) == Some(stage)
+        }
+        Stage::Lost => !ended && pod.node_lost.is_some(),
+        Stage::Deleting => !pod.all_have_ended() && pod.deleting,
+        Stage::Ended => ended,
+    }
+}
+
+/// What becomes of a pod that has not ended.
+pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
+    let silence = silence(pod, timing);
+    if silence != Outlook::Fine || pod.phase != PodPhase::Pending || pod.started.is_some() {
+        return silence;
     }
     let reason = pod.reason.as_str();
-    let kubelets = reason.strip_prefix(INIT).unwrap_or(reason);
-    if is_hopeless(kubelets) {
+    if is_hopeless(kubelets(reason)) {
         return Outlook::Failed(reason.to_owned());
     }
-    let created = pod.created.unwrap_or(now);
-    let pending = created + pending_timeout;
-    if is_image_trouble(kubelets) {
-        let pulled_by = pod.accepted.unwrap_or(created) + PULL_TIMEOUT;
-        return due(pulled_by.min(pending), now, reason);
+    let pending = (timing.since)(Stage::Waiting) + timing.pending_timeout;
+    if let Some(stage) = trouble(kubelets(reason)) {
+        let cured_by = (timing.since)(stage) + PULL_TIMEOUT;
+        return due(cured_by.min(pending), timing.now, reason);
     }
-    due(pending, now, "PendingTimeout")
+    due(pending, timing.now, "PendingTimeout")
+}
+
+/// What becomes of a pod whose node does not answer: by the node controller's word, or
+/// because the pod is still there long after its deletion was asked for.
+pub fn silence(pod: &Pod, timing: Timing<'_>) -> Outlook {
+    let is_in = |stage| is_in(pod, stage);
+    let lost = is_in(Stage::Lost).then(|| (timing.since)(Stage::Lost));
+    let deleting = is_in(Stage::Deleting).then(|| (timing.since)(Stage::Deleting) + pod.grace);
+    match lost.into_iter().chain(deleting).min() {
+        Some(since) => due(since + timing.node_lost_timeout, timing.now, "NodeLost"),
+        None => Outlook::Fine,
+    }
 }
 
 fn due(at: i64, now: i64, reason: &str) -> Outlook {
@@ -69,22 +118,27 @@ fn is_hopeless(reason: &str) -> bool {
     matches!(reason, "InvalidImageName" | "ErrImageNeverPull")
 }
 
-/// The kubelet goes on trying; so do we, for a while.
-fn is_image_trouble(reason: &str) -> bool {
-    matches!(
-        reason,
+/// The kubelet goes on trying; so do we, for a while. Reasons of one stage are the same
+/// trouble: the kubelet tells the error and its backoff by turns.
+fn trouble(reason: &str) -> Option<Stage> {
+    match reason {
         "ErrImagePull"
-            | "ImagePullBackOff"
-            | "ImageInspectError"
-            | "RegistryUnavailable"
-            | "SignatureValidationFailed"
-            | "CreateContainerConfigError"
-            | "CreateContainerError"
-    )
+        | "ImagePullBackOff"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => Some(Stage::PullFails),
+        "CreateContainerConfigError" | "CreateContainerError" => Some(Stage::CreateFails),
+        _ => None,
+    }
 }
 
 /// The reason of an end: a disruption from outside goes before what the container
 /// made of it (a SIGTERM looks like an exit code).
+///
+/// No clock tells whether an end came before the deletion, for the kubelet stamps the one
+/// and the API server the other. An end that was told before the deletion is the worker's
+/// own; of one that was not, the deletion is taken for its cause: the worker is then tried
+/// again, which is safe, and no success is told that may be a SIGTERM taken well.
 pub fn ending(pod: &Pod) -> String {
     if pod.own_end {
         return pod.reason.clone();
@@ -92,11 +146,10 @@ pub fn ending(pod: &Pod) -> String {
     if let Some(reason) = &pod.disruption {
         return reason.clone();
     }
-    match (pod.deleted, pod.finished) {
-        // Ended by the deletion, not by itself.
-        (Some(deleted), Some(finished)) if finished >= deleted => "Deleted".to_owned(),
-        _ => pod.reason.clone(),
+    if pod.deleting {
+        return "Deleted".to_owned();
     }
+    pod.reason.clone()
 }
 
 #[cfg(test)]
@@ -106,10 +159,23 @@ mod tests {
     fn pending(reason: &str) -> Pod {
         Pod {
             reason: reason.into(),
-            created: Some(100),
-            accepted: Some(130),
             ..Pod::default()
         }
+    }
+
+    /// Each stage was first seen at 100, an error at 130.
+    fn outlook(pod: &Pod, now: i64) -> Outlook {
+        let since = |stage| match stage {
+            Stage::PullFails | Stage::CreateFails => 130,
+            _ => 100,
+        };
+        let timing = Timing {
+            since: &since,
+            now,
+            pending_timeout: 900,
+            node_lost_timeout: 300,
+        };
+        super::outlook(pod, timing)
     }
 
     fn failed(reason: &str) -> Outlook {
@@ -117,48 +183,72 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_cannot_be_pulled_fails_within_a_minute_of_the_kubelets_first_try() {
-        let pod = pending("ImagePullBackOff");
-        assert_eq!(outlook(&pod, 174, 900, 300), Outlook::FailsAt(175));
-        assert_eq!(outlook(&pod, 175, 900, 300), failed("ImagePullBackOff"));
+    fn an_image_that_cannot_be_pulled_fails_within_a_minute_of_the_kubelets_first_error() {
+        for reason in ["ImagePullBackOff", "ErrImagePull", "CreateContainerError"] {
+            let pod = pending(reason);
+            assert_eq!(outlook(&pod, 174), Outlook::FailsAt(175));
+            assert_eq!(outlook(&pod, 175), failed(reason));
+        }
     }
 
     #[test]
     fn an_invalid_image_name_fails_at_once() {
         let pod = pending("InvalidImageName");
-        assert_eq!(outlook(&pod, 101, 900, 300), failed("InvalidImageName"));
+        assert_eq!(outlook(&pod, 101), failed("InvalidImageName"));
     }
 
     #[test]
     fn a_pod_that_nobody_schedules_waits_for_the_pending_timeout() {
         let pod = pending("Unschedulable");
-        assert_eq!(outlook(&pod, 999, 900, 300), Outlook::FailsAt(1_000));
-        assert_eq!(outlook(&pod, 1_000, 900, 300), failed("PendingTimeout"));
+        assert_eq!(outlook(&pod, 999), Outlook::FailsAt(1_000));
+        assert_eq!(outlook(&pod, 1_000), failed("PendingTimeout"));
     }
 
     #[test]
-    fn a_lost_node_is_waited_for() {
-        let pod = Pod {
-            phase: PodPhase::Running,
-            node_lost: Some(50),
-            ..pending("")
-        };
-        assert_eq!(outlook(&pod, 349, 900, 300), Outlook::FailsAt(350));
-        assert_eq!(outlook(&pod, 350, 900, 300), failed("NodeLost"));
+    fn a_lost_node_is_waited_for_whether_its_pod_is_deleted_or_not() {
+        for deleting in [false, true] {
+            let pod = Pod {
+                phase: PodPhase::Running,
+                node_lost: Some(50),
+                deleting,
+                grace: 30,
+                ..pending("")
+            };
+            assert_eq!(outlook(&pod, 399), Outlook::FailsAt(400));
+            assert_eq!(outlook(&pod, 400), failed("NodeLost"));
+        }
     }
 
     #[test]
-    fn a_deletion_explains_an_end_after_it_and_no_end_before_it() {
-        let mut pod = Pod {
-            reason: "Error".into(),
-            finished: Some(10),
-            deleted: Some(10),
-            ..Pod::default()
-        };
-        assert_eq!(ending(&pod), "Deleted");
-        pod.finished = Some(9);
-        assert_eq!(ending(&pod), "Error");
-        pod.disruption = Some("PreemptionByScheduler".into());
-        assert_eq!(ending(&pod), "PreemptionByScheduler");
+    fn a_pod_that_is_there_long_after_its_grace_is_on_a_lost_node() {
+        for phase in [PodPhase::Pending, PodPhase::Running] {
+            let pod = Pod {
+                phase,
+                deleting: true,
+                grace: 30,
+                ..pending("")
+            };
+            assert_eq!(outlook(&pod, 429), Outlook::FailsAt(430));
+            assert_eq!(outlook(&pod, 430), failed("NodeLost"));
+        }
+    }
+
+    #[test]
+    fn a_deletion_explains_an_end_that_was_not_told_before_it_whatever_the_clocks_say() {
+        for finished in [0, 10, 3_610] {
+            let mut pod = Pod {
+                reason: "Error".into(),
+                phase: PodPhase::Failed,
+                finished: Some(finished),
+                deleting: true,
+                ..Pod::default()
+            };
+            assert_eq!(ending(&pod), "Deleted");
+            pod.own_end = true;
+            assert_eq!(ending(&pod), "Error");
+            pod.own_end = false;
+            pod.disruption = Some("PreemptionByScheduler".into());
+            assert_eq!(ending(&pod), "PreemptionByScheduler");
+        }
     }
 }

@@ -7,6 +7,7 @@ pub mod containers;
 pub mod failure;
 pub mod janitor;
 pub mod lease;
+pub mod ledger;
 pub mod names;
 pub mod plan;
 pub mod pod;

@@ -1,18 +1,14 @@
-use std::collections::{BTreeMap, BTreeSet};
-
-use proptest::prelude::*;
-
 use super::*;
-use crate::domain::{names, pod::PodPhase, task::TaskSpec, victims};
+use crate::domain::{names, pod::PodPhase, task::TaskSpec};
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     pending_timeout: 900,
     node_lost_timeout: 300,
     log_drain_timeout: 900,
     task_ttl: 3_600,
 };
 
-fn task(workers: u32) -> Task {
+pub(super) fn task(workers: u32) -> Task {
     Task {
         name: "t".into(),
         spec: TaskSpec {
@@ -24,7 +20,7 @@ fn task(workers: u32) -> Task {
     }
 }
 
-fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
+pub(super) fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
     Pod {
         name: names::pod_name("t", index, attempt).into(),
         uid: format!("u{index}-{attempt}"),
@@ -39,7 +35,12 @@ fn pod(index: u32, attempt: u32, phase: PodPhase) -> Pod {
 }
 
 fn plan_with(task: &Task, pods: &[Arc<Pod>], gone: &[Arc<Pod>], drained: bool, now: i64) -> Plan {
-    plan(task, seen(pods, gone, &|_| drained), LIMITS, now)
+    let drained = |_: &Pod| drained;
+    let seen = Observed {
+        api_now: Some(now),
+        ..seen(pods, gone, &drained)
+    };
+    plan(task, seen, LIMITS, now)
 }
 
 fn seen<'a>(
@@ -51,12 +52,25 @@ fn seen<'a>(
         pods,
         gone,
         drained,
-        read_since: 0,
+        since: &seen_in_time,
+        waited: &|_| None,
+        api_now: None,
         notified: &|_| None,
         refused: &|_| None,
         first_line: &|_| None,
         lacks: &String::new,
     }
+}
+
+/// A leader that was there all the time, whose clock agrees with all others.
+fn seen_in_time(pod: &Pod, stage: Stage) -> i64 {
+    let at = match stage {
+        Stage::Waiting | Stage::PullFails | Stage::CreateFails => pod.created,
+        Stage::Lost => pod.node_lost,
+        Stage::Deleting => None,
+        Stage::Ended => pod.finished,
+    };
+    at.unwrap_or(0)
 }
 
 #[test]
@@ -142,7 +156,6 @@ fn a_worker_that_ended_beside_an_injected_container_is_done_with_at_once() {
     // Its deletion, and what it does to the others, change nothing.
     let going = Arc::new(Pod {
         deleting: true,
-        deleted: Some(2),
         disruption: Some("EvictionByEvictionAPI".into()),
         ..Pod::clone(&lives)
     });
@@ -180,13 +193,14 @@ fn a_new_leader_has_all_the_time_for_what_ended_while_nobody_led() {
     t.status = plan_with(&t, &pods, &[], false, 10).status;
     let at = |now| {
         let mut seen = seen(&pods, &[], &|_| false);
-        seen.read_since = 5_000;
+        seen.since = &|_, _| 5_000;
+        seen.api_now = Some(now);
         plan(&t, seen, LIMITS, now)
     };
     let first = at(5_001);
     assert_eq!((first.wake_at, &first.status), (Some(5_900), &t.status));
-    assert!(!at(5_899).status.workers[0].cut);
-    assert!(at(5_900).status.workers[0].cut);
+    assert_eq!(at(5_899).status.workers[0].cut, None);
+    assert_eq!(at(5_900).status.workers[0].cut, Some(1));
 }
 
 #[test]
@@ -211,9 +225,9 @@ fn a_pod_whose_logs_were_not_taken_in_time_goes_once_that_is_stored() {
     let mut late = pod(1, 1, PodPhase::Running);
     late.uid = "late".into();
     let mut done = t.clone();
-    done.status.workers[0].cut = false;
+    done.status.workers[0].cut = None;
     let plan = plan_with(&done, &[Arc::new(late)], &[], false, 2_000);
-    assert_eq!((plan.actions.len(), plan.status.workers[0].cut), (1, false));
+    assert_eq!((plan.actions.len(), plan.status.workers[0].cut), (1, None));
     // It stays told, for this and later attempts.
     assert_eq!(plan_with(&t, &[], &pods, false, 904).status, t.status);
 }
@@ -404,7 +418,7 @@ fn a_worker_that_somebody_else_ended_is_tried_again() {
         ("Preempted", PodPhase::Failed),
     ] {
         let ended = Pod {
-            deleted: (reason == "Deleted").then_some(2),
+            deleting: reason == "Deleted",
             disruption: (reason == "Preempted").then(|| "PreemptionByScheduler".to_owned()),
             exit_code: Some(143),
             ..pod(1, 1, phase)
@@ -435,153 +449,4 @@ fn a_pod_that_cannot_start_fails_in_the_end() {
         ),
         (WorkerPhase::Failed, "PendingTimeout")
     );
-}
-
-/// A cluster in a map: carries actions out, some of them late or never.
-#[derive(Default)]
-struct World {
-    pods: BTreeMap<Arc<str>, Pod>,
-    created: BTreeSet<Arc<str>>,
-    late: usize,
-}
-
-impl World {
-    /// Makes again what was made and has gone.
-    fn late_create(&mut self, index: u32) {
-        let attempts = (1..20)
-            .rev()
-            .map(|attempt| pod(index, attempt, PodPhase::Pending));
-        let late = attempts
-            .into_iter()
-            .find(|p| self.created.contains(&p.name) && !self.pods.contains_key(&p.name));
-        if let Some(late) = late {
-            self.late += 1;
-            let uid = format!("late-{}", self.late);
-            self.pods.insert(late.name.clone(), Pod { uid, ..late });
-        }
-    }
-
-    fn act(&mut self, actions: &[Action], creates: &[Attempt]) {
-        for Attempt { index, attempt } in creates {
-            let p = pod(*index, *attempt, PodPhase::Pending);
-            assert!(
-                !self
-                    .pods
-                    .values()
-                    .any(|o| o.index == *index && !o.worker_has_ended()),
-                "a second live pod for worker {index}"
-            );
-            assert!(self.created.insert(p.name.clone()), "{} made twice", p.name);
-            self.pods.insert(p.name.clone(), p);
-        }
-        for action in actions {
-            match action {
-                Action::Delete(pod) => {
-                    if self.pods.get(&pod.name).is_some_and(|p| p.uid == pod.uid) {
-                        self.pods.remove(&pod.name);
-                    }
-                }
-                Action::Forget => {}
-            }
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    /// Plan, store, and act.
-    Reconcile,
-    /// Plan and act, but the status write is lost: a crash between.
-    Crash,
-    Move {
-        index: u32,
-        phase: PodPhase,
-        reason: bool,
-    },
-    Vanish {
-        index: u32,
-    },
-    /// A former leader's create takes effect.
-    Late {
-        index: u32,
-    },
-    Scale {
-        workers: u32,
-    },
-}
-
-/// As ScaleUp and ScaleDown change a task.
-fn scale(task: &mut Task, workers: u32) {
-    if task.status.phase.is_finished() {
-        return;
-    }
-    if workers >= task.spec.workers {
-        task.spec.ended = task.spec.ended_after_growth(workers);
-        task.spec.workers = workers;
-    } else {
-        let ended = victims::victims(task, &view::workers(task, &[]), workers);
-        task.spec.workers -= u32::try_from(ended.len()).unwrap_or(0);
-        task.spec.ended.extend(ended);
-    }
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        4 => Just(Step::Reconcile),
-        1 => Just(Step::Crash),
-        4 => (1u32..5, prop_oneof![Just(PodPhase::Running), Just(PodPhase::Succeeded), Just(PodPhase::Failed)], any::<bool>())
-            .prop_map(|(index, phase, reason)| Step::Move { index, phase, reason }),
-        1 => (1u32..5).prop_map(|index| Step::Vanish { index }),
-        1 => (1u32..5).prop_map(|index| Step::Late { index }),
-        1 => (1u32..5).prop_map(|workers| Step::Scale { workers }),
-    ]
-}
-
-proptest! {
-    /// From any history, planning goes on to a finished task with no pods left,
-    /// and never made two pods for one attempt or two live ones for a worker.
-    #[test]
-    fn any_history_converges(steps in prop::collection::vec(step(), 0..40)) {
-        let mut t = task(3);
-        let mut world = World::default();
-        let mut now = 100;
-        let reconcile = |t: &mut Task, world: &mut World, now: i64, store: bool| {
-            let pods: Vec<_> = world.pods.values().cloned().map(Arc::new).collect();
-            let p = plan_with(t, &pods, &[], true, now);
-            if store {
-                t.status = p.status;
-            }
-            world.act(&p.actions, &p.creates);
-        };
-        for step in steps {
-            now += 1;
-            match step {
-                Step::Reconcile => reconcile(&mut t, &mut world, now, true),
-                Step::Crash => reconcile(&mut t, &mut world, now, false),
-                Step::Move { index, phase, reason } => {
-                    if let Some(p) = world.pods.values_mut().find(|p| p.index == index && !p.worker_has_ended()) {
-                        let moved = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, phase) };
-                        *p = Pod { reason: if reason { "Evicted".into() } else { String::new() }, ..moved };
-                    }
-                }
-                // Only what some status has seen: an unseen loss cannot be told
-                // from a pod that was never made.
-                Step::Vanish { index } => {
-                    let seen: BTreeSet<_> = t.status.workers.iter().filter_map(|w| w.uid.clone()).collect();
-                    world.pods.retain(|_, p| p.index != index || !seen.contains(&p.uid));
-                }
-                Step::Late { index } => world.late_create(index),
-                Step::Scale { workers } => scale(&mut t, workers),
-            }
-        }
-        for _ in 0..40 {
-            now += 20;
-            reconcile(&mut t, &mut world, now, true);
-            for p in world.pods.values_mut().filter(|p| !p.worker_has_ended()) {
-                *p = Pod { uid: p.uid.clone(), ..pod(p.index, p.attempt, PodPhase::Succeeded) };
-            }
-        }
-        prop_assert!(t.status.phase.is_finished(), "{:?}", t.status);
-        prop_assert!(world.pods.is_empty(), "{:?}", world.pods);
-    }
 }

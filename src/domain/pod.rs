@@ -54,15 +54,15 @@ pub struct Pod {
     pub scheduled: Option<i64>,
     /// Its volumes and network are there; images come next.
     pub prepared: Option<i64>,
-    /// The kubelet has taken the pod.
+    /// The kubelet has taken the pod, by its own clock.
     pub accepted: Option<i64>,
-    /// Its deletion was asked for.
-    pub deleted: Option<i64>,
+    /// How long its containers have to end once it is deleted, in seconds.
+    pub grace: i64,
     /// Why somebody else ends it: the reason of its DisruptionTarget condition
     /// (PreemptionByScheduler, EvictionByEvictionAPI …).
     pub disruption: Option<String>,
-    /// Its node has not been heard of since then: the node controller says that a
-    /// running container is not ready.
+    /// Its node has not been heard of since then, by the node controller's clock: it says
+    /// that a running container is not ready.
     pub node_lost: Option<i64>,
     /// Of the worker container: which instance runs, or was the last one that counts.
     pub restart_count: i32,
@@ -113,8 +113,7 @@ impl Pod {
         self.finished = known.finished;
         self.restart_count = known.restart_count;
         self.failed_init = None;
-        // They came after the end.
-        self.deleted = None;
+        // It came after the end.
         self.disruption = None;
     }
 

@@ -4,6 +4,9 @@
 /// otherwise.
 pub const BUDGET: u32 = 3;
 
+/// The longest wait before another try of an attempt that never started (seconds).
+const MAX_DELAY: i64 = 60;
+
 /// What a failed attempt means for its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -22,21 +25,36 @@ pub struct Ending<'a> {
     pub started: bool,
     /// Failures counted before this one.
     pub failures: u32,
+    /// Attempts in a row before this one that never started.
+    pub tries: u32,
     /// Failures that are tried again.
     pub budget: u32,
 }
 
 /// An interruption from outside is tried again: free before the container
-/// started, at the cost of the budget after. An exit code, OOM kill or deadline
+/// started (the caller bounds these by time), at the cost of the budget after. An exit code, OOM kill or deadline
 /// is the worker's own.
 pub fn judge(ending: Ending<'_>) -> Verdict {
     if !is_interruption(ending.reason) || ending.failures >= ending.budget {
         return Verdict::Fail;
     }
     let counts = ending.started;
-    Verdict::Retry {
-        delay: if counts { 1 << ending.failures } else { 1 },
-        counts,
+    let delay = if counts {
+        delay(ending.failures + 1, 0)
+    } else {
+        delay(ending.failures, ending.tries + 1)
+    };
+    Verdict::Retry { delay, counts }
+}
+
+/// How long a worker waits after an attempt (seconds), when so many failures have been
+/// counted and so many tries in a row, that attempt among them, never started.
+pub fn delay(failures: u32, tries: u32) -> i64 {
+    let doubled = |n: u32| 1_i64 << n.saturating_sub(1).min(30);
+    match tries {
+        0 => doubled(failures),
+        // A node that refuses goes on to do so for as long as others fill it.
+        _ => doubled(tries).min(MAX_DELAY),
     }
 }
 
@@ -78,6 +96,7 @@ mod tests {
             reason,
             started,
             failures,
+            tries: 0,
             budget: BUDGET,
         })
     }
@@ -109,5 +128,13 @@ mod tests {
             }
         );
         assert_eq!(judge("Lost", true, 3), Verdict::Fail);
+    }
+    #[test]
+    fn tries_that_never_start_come_ever_more_seldom_up_to_a_minute() {
+        let delays = (1..9).map(|tries| delay(2, tries)).collect::<Vec<_>>();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!([63, 64, u32::MAX].map(|tries| delay(0, tries)), [60; 3]);
+        let counted = [1, 2, 3].map(|failures| delay(failures, 0));
+        assert_eq!((counted, delay(0, 0)), ([1, 2, 4], 1));
     }
 }

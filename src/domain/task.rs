@@ -218,7 +218,7 @@ pub struct WorkerRecord {
     /// Its first line of log.
     pub first_line: Option<i64>,
     pub finished: Option<i64>,
-    /// ScaleDown took this worker: its pod may be deleted at once.
+    /// ScaleDown took this attempt: its pod may be deleted at once.
     pub stopping: bool,
     /// The last transition that otto-handler took.
     pub notified: Option<Notified>,
@@ -226,8 +226,12 @@ pub struct WorkerRecord {
     pub not_before: Option<i64>,
     /// Failures counted against the retry budget so far.
     pub failures: u32,
-    /// A pod of it went, or may go, before its last line of log was acknowledged.
-    pub cut: bool,
+    /// Attempts before this one that ended before their container started, since one last
+    /// did; they are free of the budget.
+    pub tries: u32,
+    /// The newest attempt whose pod went, or may go, before its last line of log was
+    /// acknowledged.
+    pub cut: Option<u32>,
 }
 
 /// A transition of an attempt, as otto-handler knows it.

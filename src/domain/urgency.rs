@@ -125,7 +125,7 @@ mod tests {
         assert!(urgent(|w| w.failures = 1));
         assert!(urgent(|w| w.not_before = Some(9)));
         assert!(urgent(|w| w.stopping = true));
-        assert!(urgent(|w| w.cut = true));
+        assert!(urgent(|w| w.cut = Some(1)));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use super::{
 };
 
 /// The indices to end so that at most `target` workers of the task go on: the
-/// queued first, then the unscheduled, the pending, and the youngest running.
+/// queued first, then the unscheduled, the pending, and the youngest running, by when their
+/// pods were created: that is one clock, unlike their starts, which their nodes tell.
 /// Finished ones are neither counted nor taken.
 pub fn victims(task: &Task, workers: &[WorkerView], target: u32) -> Vec<u32> {
     let mut live: Vec<&WorkerView> = workers
@@ -23,7 +24,7 @@ pub fn victims(task: &Task, workers: &[WorkerView], target: u32) -> Vec<u32> {
             WorkerPhase::Pending => 2,
             _ => 3,
         };
-        let age = record.started.filter(|_| cost == 3);
+        let age = record.created.filter(|_| cost == 3);
         (cost, Reverse(age), Reverse(record.index))
     });
     let mut taken: Vec<u32> = live[..surplus].iter().map(|w| w.record.index).collect();
@@ -36,14 +37,16 @@ mod tests {
     use super::*;
     use crate::domain::task::{TaskSpec, WorkerRecord};
 
-    fn worker(index: u32, phase: WorkerPhase, node: &str, started: Option<i64>) -> WorkerView {
+    fn worker(index: u32, phase: WorkerPhase, node: &str, created: Option<i64>) -> WorkerView {
         WorkerView {
             pod_name: String::new(),
             record: WorkerRecord {
                 index,
                 phase,
                 node: node.into(),
-                started,
+                created,
+                // By a node whose clock is an hour ahead of the others'.
+                started: created.map(|at| at + if index == 2 { 3_600 } else { 0 }),
                 ..WorkerRecord::default()
             },
         }

@@ -107,12 +107,13 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
         return;
     }
     if pod.attempt > record.attempt {
+        // ScaleDown took the attempt before, not this one.
         *record = WorkerRecord {
             index: record.index,
             attempt: pod.attempt,
             notified: record.notified,
             failures: record.failures,
-            stopping: record.stopping,
+            cut: record.cut,
             queued: record.queued,
             ..WorkerRecord::default()
         };

@@ -13,6 +13,11 @@ pub trait Time: Send + Sync + 'static {
     /// When this process was forked, by the clock that people set: only compared
     /// with what this node's kubelet says.
     fn started(&self) -> Timestamp;
+
+    /// The clock that people set. It is only compared with the API server's, and told.
+    fn wall(&self) -> Timestamp {
+        Timestamp::now()
+    }
 }
 
 /// Cheap to clone; the system's clocks by default.
@@ -30,6 +35,10 @@ impl Clock {
 
     pub(super) fn started(&self) -> Timestamp {
         self.0.started()
+    }
+
+    pub(super) fn wall(&self) -> Timestamp {
+        self.0.wall()
     }
 }
 

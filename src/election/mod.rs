@@ -12,6 +12,7 @@
 //! - the Lease is released only after the work has ended.
 mod beat;
 mod clock;
+mod clocks;
 mod contender;
 mod events;
 mod fence;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use beat::Beat;
 pub use clock::{Clock, System, Time};
+pub use clocks::{Clocks, LeaderTime};
 pub use contender::{Clients, Contender};
 pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;

@@ -73,6 +73,10 @@ struct Seen {
     /// Attempts judged after their pod had ended and gone.
     ends_of_gone: usize,
     lost: usize,
+    /// Attempts that ended for their nodes were not heard of.
+    silent: usize,
+    /// Workers that ScaleDown had taken, and that were wanted again.
+    grown: usize,
 }
 
 /// What a new leader lists beside its watches, on the way to its index.
@@ -119,9 +123,9 @@ impl World {
             880..892 => self.change_leader(),
             892..915 => self.compact(),
             915..920 => self.restart(),
-            920..985 => self.scale(),
-            985..990 => self.remove_task(),
-            990..995 => self.late_call(),
+            920..975 => self.scale(),
+            975..980 => self.remove_task(),
+            980..985 => self.late_call(),
             _ => self.server.now += 1 + i64::try_from(self.dice.below(5)).unwrap(),
         }
     }
@@ -143,15 +147,27 @@ impl World {
         let deleting = pod.metadata.deletion_timestamp.is_some();
         let runs = !pod.spec.node_name.is_empty();
         let fate = self.dice.below(100);
+        if self.server.lost.contains(uid(&pod.metadata)) {
+            // Nothing more is told of it until its node is back.
+            if fate < 5 {
+                self.server.set_lost(&name, false);
+            }
+            return;
+        }
         match (is_terminal(pod), runs) {
             (true, _) => {
                 let uid = uid(&pod.metadata).to_owned();
                 match fate {
                     0..20 if recorded || deleting => self.server.remove_pod(&name),
-                    _ => drop(self.leader.drained.insert(uid)),
+                    20..60 => {
+                        self.server.acked.insert(uid.clone());
+                        self.leader.drained.insert(uid);
+                    }
+                    _ => {}
                 }
             }
             (false, _) if deleting => match fate {
+                75.. if runs => self.server.set_lost(&name, true),
                 0..40 => self.server.remove_pod(&name),
                 _ => self.server.terminate(&name, 143, false),
             },
@@ -168,6 +184,7 @@ impl World {
                 // By hand, with its grace period and without.
                 75..85 if recorded => self.server.end(&name),
                 85..95 if recorded => self.server.remove_pod(&name),
+                95.. => self.server.set_lost(&name, true),
                 _ => {}
             },
         }
@@ -207,6 +224,14 @@ impl World {
                 "{uid} of {name} ended, and is told as lost"
             );
         }
+        for uid in &ends.silent {
+            let waited = self.server.silent_for(uid);
+            assert!(
+                waited >= leader::LIMITS.node_lost_timeout,
+                "{uid}: {waited} s"
+            );
+        }
+        self.seen.silent += ends.silent.len();
         let (_, gone) = index.pods_of(name);
         let is_gone = |uid: &&String| ended.contains(*uid) && gone.iter().any(|p| p.uid == **uid);
         self.seen.ends_of_gone += ends.known.iter().filter(is_gone).count();
@@ -310,6 +335,7 @@ impl World {
         let mut changed = object;
         let spec = &mut changed.spec.0;
         if wanted > spec.workers {
+            self.seen.grown += usize::from(!spec.ended.is_empty());
             spec.ended = spec.ended_after_growth(wanted);
             spec.workers = wanted;
         } else {
@@ -372,7 +398,11 @@ impl World {
             if going(&pod) {
                 self.server.remove_pod(&name);
             } else if is_terminal(&pod) {
-                self.leader.drained.insert(uid(&pod.metadata).to_owned());
+                let uid = uid(&pod.metadata).to_owned();
+                self.server.acked.insert(uid.clone());
+                self.leader.drained.insert(uid);
+            } else if self.server.lost.contains(uid(&pod.metadata)) {
+                self.server.set_lost(&name, false);
             }
         }
         for (name, task) in self.server.tasks.objects.clone() {
@@ -398,7 +428,7 @@ impl World {
         self.leader.sweep(&index);
         busy |= !self.leader.calls.is_empty() || self.server.version != before;
         // A retry that waits for its time.
-        let soon = self.leader.wake_at.filter(|at| *at <= self.server.now + 16);
+        let soon = self.leader.wake_at.filter(|at| *at <= self.server.now + 64);
         if let Some(at) = soon.filter(|_| !busy) {
             self.server.now = at;
         }
@@ -508,6 +538,8 @@ fn index_and_plan_do_not_drift_whatever_happens_to_watches_calls_and_leaders() {
         ("pods of quiet moments", seen.pods, least),
         ("ends of pods that were gone", seen.ends_of_gone, least / 4),
         ("workers told as lost", seen.lost, least / 4),
+        ("ends for lost nodes", seen.silent, 10),
+        ("workers wanted again", seen.grown, 20),
     ] {
         assert!(count >= least, "only {count} {what}: {seen:?}");
     }

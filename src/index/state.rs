@@ -364,7 +364,6 @@ mod tests {
             reason: "Evicted".into(),
             exit_code: Some(7),
             disruption: Some("EvictionByEvictionAPI".into()),
-            deleted: Some(5),
             deleting: true,
             ..pod(4, PodPhase::Failed)
         };

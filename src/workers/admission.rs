@@ -6,7 +6,7 @@
 //! asks whether there is room again.
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -94,7 +94,9 @@ impl Admission {
     }
 
     fn places(&self) -> usize {
-        let taken = self.shared.index.pod_count() + self.under_way.len();
+        let absent = self.shared.absent.load(Ordering::Relaxed);
+        let there = self.shared.index.pod_count().saturating_sub(absent);
+        let taken = there + self.under_way.len();
         self.shared.limits.max_workers.saturating_sub(taken)
     }
 

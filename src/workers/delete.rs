@@ -10,7 +10,11 @@ use serde::Deserialize;
 
 use super::{effect::End, shared::Shared};
 use crate::{
-    cluster::{POD_KEY, crd::WorkerTask},
+    cluster::{
+        POD_KEY,
+        convert::{self, PodView},
+        crd::WorkerTask,
+    },
     domain::{names, pod::Pod},
 };
 
@@ -35,6 +39,43 @@ pub(super) async fn one(shared: &Shared, pod: &Pod) -> End {
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
         Err(error) => End::of_error(&error),
     }
+}
+
+/// Tries of a delete that meets another write of the pod.
+const CONFLICTS: usize = 8;
+
+/// Deletes a pod whose worker runs, as it was seen to: where that has ended meanwhile the
+/// pod stays, for somebody may have to read its log. The plan judges it anew.
+pub(super) async fn running(shared: &Shared, pod: &Pod) -> End {
+    if pod.worker_has_ended() {
+        return one(shared, pod).await;
+    }
+    let pods = shared.client.api::<PodView>();
+    let known = shared.index.pod(&pod.name);
+    let mut known = known.filter(|p| p.uid == pod.uid).as_deref().cloned();
+    for _ in 0..CONFLICTS {
+        let Some(pod) = known.filter(|p| !p.worker_has_ended() && !p.deleting) else {
+            return End::Done;
+        };
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(pod.uid.clone()),
+                resource_version: Some(pod.resource_version.to_string()),
+            }),
+            ..DeleteParams::default()
+        };
+        match shared.client.pods().delete(&pod.name, &params).await {
+            Ok(_) => return End::Done,
+            Err(kube::Error::Api(status)) if status.code == 404 => return End::Done,
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return End::of_error(&error),
+        }
+        known = match pods.get_opt(&pod.name).await {
+            Ok(newer) => newer.and_then(convert::pod).filter(|p| p.uid == pod.uid),
+            Err(error) => return End::of_error(&error),
+        };
+    }
+    End::Later("the pod changes faster than it can be deleted".to_owned())
 }
 
 /// Deletes pods that have ended, by one call where the API server takes it: a label

@@ -1,7 +1,7 @@
 //! The loop: what changed → plan → effects, until drained.
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -28,12 +28,14 @@ use super::{
 use crate::{
     domain::{
         janitor,
+        ledger::{Ledger, Stage},
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
         queue::Attempt,
         task::{Task, TaskStatus},
         urgency::{self, Change},
     },
+    election::LeaderTime,
     index,
 };
 
@@ -53,8 +55,11 @@ const FINISHED_LATER: Duration = Duration::from_secs(1);
 /// The loop's own state; nothing here outlives the term.
 pub(super) struct Engine {
     shared: Arc<Shared>,
-    /// Unix seconds of the term's begin.
-    since: i64,
+    /// What deadlines run on.
+    time: LeaderTime,
+    ledger: Ledger,
+    /// Of each task, pods on nodes that do not answer.
+    absent: HashMap<Arc<str>, usize>,
     offers: Offers,
     effects: JoinSet<(Key, Arc<str>, End)>,
     busy: HashSet<Key>,
@@ -73,7 +78,9 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(shared: Arc<Shared>, offers: Offers) -> Self {
         Self {
-            since: jiff::Timestamp::now().as_second(),
+            time: shared.clocks.leader_time(),
+            ledger: Ledger::default(),
+            absent: HashMap::new(),
             admission: Admission::new(shared.clone()),
             removals: Removals::default(),
             batch: Batch::default(),
@@ -209,7 +216,7 @@ impl Engine {
                 What::Pod(pod) => {
                     let task = shared.index.task(&removal.task);
                     let span = task.map_or_else(Span::none, |t| span_of(&t, "remove worker"));
-                    let delete = async move { delete::one(&shared, &pod).await };
+                    let delete = async move { delete::running(&shared, &pod).await };
                     Box::pin(delete.instrument(span))
                 }
                 What::Orphan(pod) => Box::pin(async move { delete::orphan(&shared, &pod).await }),
@@ -296,6 +303,8 @@ impl Engine {
         self.next_plan.remove(name);
         self.paces.forget(name);
         self.held.remove(name);
+        self.ledger.forget(name);
+        self.is_absent(name, 0);
         self.offers.forget(name);
         self.admission.forget(name);
         self.shared.notified().remove(name);
@@ -304,16 +313,18 @@ impl Engine {
 
     async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
         let planned = Instant::now();
-        let unix = jiff::Timestamp::now().as_second();
-        let plan = self.compute(&name, &task, unix);
+        let now = self.time.now();
+        let plan = self.compute(&name, &task, now);
         let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * plan.status.counts.total;
         self.next_plan.insert(name.clone(), next);
         if let Some(at) = plan.wake_at {
-            let seconds = u64::try_from(at - unix).unwrap_or(0);
+            let seconds = u64::try_from(at - now).unwrap_or(0);
             self.due
                 .by(name.clone(), planned + Duration::from_secs(seconds));
         }
-        if self.offers.offer(&name, &task, &plan.status.workers).await {
+        self.is_absent(&name, plan.absent);
+        let (workers, unstored) = (&plan.status.workers, &plan.unstored_ends);
+        if self.offers.offer(&name, &task, workers, unstored).await {
             self.admission.heard_of_an_end();
             if !self.admission.waits_for_places() {
                 self.batch.heard_of_an_end();
@@ -324,6 +335,8 @@ impl Engine {
             change,
             actions,
             creates,
+            unstored_ends,
+            absent: _,
             wake_at: _,
         } = plan;
         if act {
@@ -333,15 +346,31 @@ impl Engine {
         if change != Change::Nothing {
             let urgent = change == Change::Urgent
                 || self.admission.waits_for_places() && urgency::makes_room(&task.status, &status);
-            self.store(name, task, status, urgent);
+            let waits_for_answer = unstored_ends.is_empty() && is_untold_end(&task.status, &status);
+            self.store(name, task, status, urgent, waits_for_answer);
         }
     }
 
-    fn compute(&self, name: &Arc<str>, task: &Task, unix: i64) -> Plan {
+    /// Pods of a task that hold no place.
+    fn is_absent(&mut self, name: &Arc<str>, pods: usize) {
+        let before = match pods {
+            0 => self.absent.remove(name),
+            _ => self.absent.insert(name.clone(), pods),
+        };
+        if before.unwrap_or(0) != pods {
+            let all = self.absent.values().sum();
+            self.shared.absent.store(all, Ordering::Relaxed);
+        }
+    }
+
+    fn compute(&mut self, name: &Arc<str>, task: &Task, now: i64) -> Plan {
         let (mut pods, mut gone) = self.shared.index.pods_of(name);
         // An older WorkerTask of this name may still have pods around.
         pods.retain(|p| *p.task_uid == *task.uid);
         gone.retain(|p| *p.task_uid == *task.uid);
+        let clocks = &self.shared.clocks;
+        let times = self.ledger.observe(task, &[&pods, &gone], now);
+        let since = |pod: &Pod, stage| times.since(pod, stage).unwrap_or(now);
         let (notified, refused) = (self.shared.notified(), self.shared.refused());
         let (notified, refused) = (notified.get(name), refused.get(name));
         let limits = &self.shared.limits;
@@ -349,8 +378,10 @@ impl Engine {
         let seen = Observed {
             pods: &pods,
             gone: &gone,
-            drained: &|pod| self.shared.is_drained(pod, unix),
-            read_since: self.since,
+            drained: &|pod| self.shared.is_drained(pod, now - since(pod, Stage::Ended)),
+            since: &since,
+            waited: &|index| times.waited(index),
+            api_now: clocks.api_now(),
             notified: &|index| notified?.get(&index).copied(),
             refused: &|index| {
                 let refused = refused?;
@@ -366,7 +397,7 @@ impl Engine {
             log_drain_timeout: seconds(limits.log_drain_timeout),
             task_ttl: seconds(limits.task_ttl),
         };
-        plan::plan(task, seen, limits, unix)
+        plan::plan(task, seen, limits, now)
     }
 
     fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
@@ -392,12 +423,19 @@ impl Engine {
     }
 
     /// Stores a status now, or when the task's next write is due.
-    fn store(&mut self, name: Arc<str>, task: Arc<Task>, status: TaskStatus, urgent: bool) {
+    fn store(
+        &mut self,
+        name: Arc<str>,
+        task: Arc<Task>,
+        status: TaskStatus,
+        urgent: bool,
+        waits_for_answer: bool,
+    ) {
         let now = Instant::now();
         let lacks_places = self.shared.lacks_places();
         let put_off = put_off(&task.status, &status, urgent, lacks_places);
         let mut next = self.paces.next(&name, urgent, now, put_off);
-        if is_untold_end(&task.status, &status) {
+        if waits_for_answer {
             next = next.max(self.paces.answer(&name, now));
         }
         next = next.max(self.held.get(&name).copied().unwrap_or(now));

@@ -1,5 +1,5 @@
 //! The leader's worker manager: what it works with, and its life.
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize};
 
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use crate::{
     cluster::events::{self, Publisher},
     config,
     domain::template::Policy,
-    election::{LeaderClient, Pause},
+    election::{Clocks, LeaderClient, Pause},
     index::Index,
 };
 
@@ -34,6 +34,8 @@ pub struct Parts {
     pub policy: Arc<Policy>,
     pub limits: config::Limits,
     pub pause: Pause,
+    /// Deadlines run on the leader's; it is compared with the API server's.
+    pub clocks: Clocks,
     /// Until then only tasks of our own making are worked on.
     pub caught_up: CancellationToken,
     /// Calls that wait are given back then.
@@ -71,6 +73,8 @@ impl Manager {
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
                 pause: parts.pause.clone(),
+                clocks: parts.clocks.clone(),
+                absent: AtomicUsize::new(0),
                 seals: Semaphore::new(SEALS),
                 asks: Semaphore::new(ASKS),
                 caught_up: parts.caught_up.clone(),

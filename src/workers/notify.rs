@@ -4,7 +4,11 @@
 //! not taken is tried again with backoff, and the worker's later ones wait for
 //! it; what was taken is stored with the task's next status write, so a new
 //! leader repeats at most what was not.
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -69,15 +73,19 @@ pub(super) fn channel() -> (Offers, mpsc::Receiver<Offer>) {
 
 impl Offers {
     /// Offers what there is to tell, and says whether that is an end of a worker, too;
-    /// waits while the courier has its hands full.
+    /// waits while the courier has its hands full. Of the workers in `unstored`
+    /// ([`crate::domain::plan::Plan::unstored_ends`]) nothing is told yet.
     pub(super) async fn offer(
         &mut self,
         name: &Arc<str>,
         task: &Arc<Task>,
         workers: &[WorkerRecord],
+        unstored: &BTreeSet<u32>,
     ) -> bool {
         let mut ends = false;
-        for record in workers.iter().filter(|w| transition::next(w).is_some()) {
+        let may_tell = |w: &&WorkerRecord| transition::next(w).is_some();
+        let news = workers.iter().filter(may_tell);
+        for record in news.filter(|w| !unstored.contains(&w.index)) {
             let Some(latest) = transition::latest(record) else {
                 continue;
             };
@@ -285,6 +293,7 @@ mod tests {
     #[tokio::test]
     async fn a_transition_is_offered_once_however_often_it_is_planned() {
         let (mut offers, mut inbox) = channel();
+        let all_stored = BTreeSet::new();
         let (name, task) = (Arc::from("t"), Arc::default());
         let mut worker = WorkerRecord {
             index: 1,
@@ -300,9 +309,15 @@ mod tests {
             WorkerPhase::Failed,
         ] {
             worker.phase = phase;
-            let ended = offers.offer(&name, &task, &[worker.clone()]).await;
+            let ended = offers
+                .offer(&name, &task, &[worker.clone()], &all_stored)
+                .await;
             assert_eq!(ended, phase == WorkerPhase::Failed);
-            assert!(!offers.offer(&name, &task, &[worker.clone()]).await);
+            assert!(
+                !offers
+                    .offer(&name, &task, &[worker.clone()], &all_stored)
+                    .await
+            );
             while let Ok(offer) = inbox.try_recv() {
                 offered.push(offer.record.phase);
             }
@@ -316,9 +331,11 @@ mod tests {
         // A new attempt is news, and so is a task of this name after it went.
         worker.attempt = 2;
         worker.phase = WorkerPhase::Pending;
-        offers.offer(&name, &task, &[worker.clone()]).await;
+        offers
+            .offer(&name, &task, &[worker.clone()], &all_stored)
+            .await;
         offers.forget(&name);
-        offers.offer(&name, &task, &[worker]).await;
+        offers.offer(&name, &task, &[worker], &all_stored).await;
         assert_eq!(
             (inbox.try_recv().is_ok(), inbox.try_recv().is_ok()),
             (true, true)

@@ -1,7 +1,7 @@
 //! What the manager, its effects and its courier have in common.
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 
 use tokio::sync::Semaphore;
@@ -19,7 +19,7 @@ use crate::{
         task::{Notified, Task},
         template::Policy,
     },
-    election::{LeaderClient, Pause},
+    election::{Clocks, LeaderClient, Pause},
     index::Index,
     telemetry,
 };
@@ -38,6 +38,10 @@ pub(super) struct Shared {
     pub(super) policy: Arc<Policy>,
     /// Of new pods; all else goes on.
     pub(super) pause: Pause,
+    pub(super) clocks: Clocks,
+    /// Pods that are done with, on nodes that do not answer. Written by the loop; read by
+    /// the admission.
+    pub(super) absent: AtomicUsize,
     pub(super) seals: Semaphore,
     /// Held while a task is made or grown.
     pub(super) asks: Semaphore,
@@ -104,15 +108,13 @@ impl Shared {
         task.term == self.term
     }
 
-    /// Whether otto-handler has all of a pod's logs; without one, whether whoever wants
-    /// to read them had the time to.
-    pub(super) fn is_drained(&self, pod: &Pod, unix: i64) -> bool {
+    /// Whether otto-handler has all of the logs of a pod that ended so many seconds ago;
+    /// without one, whether whoever wants to read them had the time to.
+    pub(super) fn is_drained(&self, pod: &Pod, ended_for: i64) -> bool {
         if self.limits.logs_forwarded {
             return self.drained.is_drained(pod);
         }
-        let kept = i64::try_from(self.limits.log_drain_timeout.as_secs()).unwrap_or(i64::MAX);
-        pod.finished
-            .is_some_and(|end| end.saturating_add(kept) <= unix)
+        u64::try_from(ended_for).is_ok_and(|s| s >= self.limits.log_drain_timeout.as_secs())
     }
 
     pub(super) fn room(&self, room: Room) {

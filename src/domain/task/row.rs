@@ -37,6 +37,10 @@ pub(super) struct Row {
     told: Option<String>,
     after: Option<i64>,
     failures: Option<u32>,
+    tries: Option<u32>,
+    /// Which attempt's logs were cut, if not this one's; [`super::stored::Stored`] tells
+    /// whose.
+    cut: Option<u32>,
 }
 
 /// Seconds after `since`.
@@ -77,6 +81,8 @@ impl Row {
             stopping: w.stopping.then_some(true),
             after: w.not_before,
             failures: (w.failures > 0).then_some(w.failures),
+            tries: (w.tries > 0).then_some(w.tries),
+            cut: w.cut.filter(|cut| *cut != w.attempt),
         }
     }
 
@@ -101,6 +107,8 @@ impl Row {
             stopping: self.stopping.unwrap_or(false),
             not_before: self.after,
             failures: self.failures.unwrap_or(0),
+            tries: self.tries.unwrap_or(0),
+            cut: self.cut,
             ..WorkerRecord::default()
         };
         for (n, at) in times(&mut record).into_iter().enumerate() {
@@ -140,7 +148,9 @@ impl Display for Row {
         put(f, "stopping", self.stopping)?;
         put(f, "told", self.told.as_ref())?;
         put(f, "after", self.after)?;
-        put(f, "failures", self.failures)
+        put(f, "failures", self.failures)?;
+        put(f, "tries", self.tries)?;
+        put(f, "cut", self.cut)
     }
 }
 
@@ -181,6 +191,8 @@ impl From<String> for Row {
                 "told" => row.told = value(text),
                 "after" => row.after = value(text),
                 "failures" => row.failures = value(text),
+                "tries" => row.tries = value(text),
+                "cut" => row.cut = value(text),
                 _ => {}
             }
         }
@@ -253,7 +265,8 @@ impl JsonSchema for Row {
                 the code of its container; node, in nodes; ip; since: Unix seconds of the first of \
                 queued, created, scheduled, prepared, started, first line, finished; times: each of \
                 them in seconds after that; stopping: ScaleDown took it; told: what otto-handler took \
-                last, attempt and state, or all; after: no pod before then; failures counted so far.",
+                last, attempt and state, or all; after: no pod before then; failures counted so far; tries that never started \
+                since; cut: the attempt whose logs were.",
             "pattern": format!("^[0-9]+ ({})( [a-z]+=[^ ]*)*$", phases.join("|")),
         })
     }

@@ -112,7 +112,8 @@ impl<T: Clone + Eq + std::hash::Hash> Table<T> {
 impl From<TaskStatus> for Stored {
     fn from(status: TaskStatus) -> Self {
         let (mut reasons, mut nodes) = (Table::new(), Table::new());
-        let cut = status.workers.iter().filter(|w| w.cut).map(|w| w.index);
+        let is_cut = |w: &&WorkerRecord| w.cut.is_some();
+        let cut = status.workers.iter().filter(is_cut).map(|w| w.index);
         let cut = ranges(cut);
         let workers = status.workers.into_iter();
         let workers = workers.map(|w| Row::new(w, &mut reasons, &mut nodes));
@@ -140,7 +141,8 @@ impl From<Stored> for TaskStatus {
         for (first, last) in stored.cut.split(',').filter_map(range) {
             let from = workers.partition_point(|w| w.index < first);
             let all = workers[from..].iter_mut().take_while(|w| w.index <= last);
-            all.for_each(|w| w.cut = true);
+            // The row names the attempt where it is not the newest.
+            all.for_each(|w| w.cut = w.cut.or(Some(w.attempt)));
         }
         Self {
             term: stored.term,

@@ -31,7 +31,8 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
         told,
         time(),
         0_u32..4,
-        any::<(bool, bool)>(),
+        any::<bool>(),
+        (prop::option::of(0_u32..4), 0_u32..3),
         prop::option::of(any::<i32>()),
     );
     (phase(), 1_u32..4, times, texts, rest).prop_map(|(phase, attempt, times, texts, rest)| {
@@ -45,7 +46,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             finished,
         ] = times;
         let (reason, message, node, ip) = texts;
-        let (told, not_before, failures, (stopping, cut), exit_code) = rest;
+        let (told, not_before, failures, stopping, (cut, tries), exit_code) = rest;
         WorkerRecord {
             attempt,
             phase,
@@ -66,6 +67,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             notified: told.map(|(attempt, state)| Notified { attempt, state }),
             not_before,
             failures,
+            tries,
             cut,
             ..WorkerRecord::default()
         }
@@ -185,7 +187,8 @@ fn longest() -> (TaskSpec, TaskStatus) {
             state: NotifiedState::Terminated,
         }),
         failures: 10,
-        cut: n % 2 == 0,
+        tries: 99,
+        cut: (n % 2 == 0).then_some(10),
         ..WorkerRecord::default()
     });
     let mut status = status(workers.collect());

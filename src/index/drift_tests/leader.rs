@@ -7,12 +7,14 @@ use std::{
 
 use super::{
     super::Index,
-    server::{Server, uid},
+    server::{LOG_DRAIN, Server, uid},
 };
 use crate::{
     cluster::convert,
     domain::{
-        janitor, names,
+        janitor,
+        ledger::Ledger,
+        names,
         plan::{self, Action, Limits, Observed},
         pod::Pod,
         queue::Attempt,
@@ -21,11 +23,11 @@ use crate::{
     },
 };
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     pending_timeout: 900,
-    node_lost_timeout: 300,
-    log_drain_timeout: 900,
-    task_ttl: 60,
+    node_lost_timeout: 3,
+    log_drain_timeout: LOG_DRAIN,
+    task_ttl: 200,
 };
 
 /// Finished tasks kept.
@@ -95,7 +97,7 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
             None
         }
         Work::Delete(pod) => {
-            server.delete(&pod.name, &pod.uid);
+            server.delete_living(&pod.name, &pod.uid);
             None
         }
         Work::DeleteOrphan(pod) => {
@@ -122,6 +124,8 @@ pub(super) struct Ends {
     pub(super) known: Vec<String>,
     /// Nobody saw how.
     pub(super) lost: Vec<String>,
+    /// Their nodes were not heard of.
+    pub(super) silent: Vec<String>,
 }
 
 impl Ends {
@@ -132,6 +136,7 @@ impl Ends {
             let over = new.attempt > old.attempt || new.phase.is_final();
             match old.uid.clone().filter(|_| over && !old.phase.is_final()) {
                 Some(uid) if new.reason == "Lost" => ends.lost.push(uid),
+                Some(uid) if new.reason == "NodeLost" => ends.silent.push(uid),
                 Some(uid) => ends.known.push(uid),
                 None => {}
             }
@@ -151,6 +156,7 @@ pub(super) struct Leader {
     /// Pods whose logs are acknowledged, by uid.
     pub(super) drained: HashSet<String>,
     told: HashMap<(String, u32), Notified>,
+    ledger: Ledger,
     /// The earliest time that a plan waits for.
     pub(super) wake_at: Option<i64>,
 }
@@ -166,6 +172,7 @@ impl Leader {
             busy: HashSet::new(),
             drained: HashSet::new(),
             told: HashMap::new(),
+            ledger: Ledger::default(),
             wake_at: None,
         }
     }
@@ -224,6 +231,7 @@ impl Leader {
         pods.retain(|p| *p.task_uid == *task.uid);
         gone.retain(|p| *p.task_uid == *task.uid);
         let told = &self.told;
+        let times = self.ledger.observe(&task, &[&pods, &gone], now);
         let seen = Observed {
             pods: &pods,
             gone: &gone,
@@ -231,7 +239,9 @@ impl Leader {
             notified: &|index| told.get(&(task.uid.clone(), index)).copied(),
             refused: &|_| None,
             first_line: &|_| None,
-            read_since: 0,
+            since: &|pod, stage| times.since(pod, stage).unwrap_or(now),
+            waited: &|index| times.waited(index),
+            api_now: Some(now),
             lacks: &String::new,
         };
         let plan = plan::plan(&task, seen, LIMITS, now);

@@ -9,8 +9,8 @@ use crate::{
     cluster::{
         ATTEMPT, POD_KEY, REPOSITORY, TASK_ID, TERM, WORKER_INDEX,
         convert::{
-            ContainerStateView, ContainerStatusView, PodSpecView, PodStatusView, PodView,
-            RunningView, TerminatedView,
+            ConditionView, ContainerStateView, ContainerStatusView, PodSpecView, PodStatusView,
+            PodView, RunningView, TerminatedView,
         },
         crd::{WorkerTask, WorkerTaskSpec},
     },
@@ -97,7 +97,20 @@ pub(super) struct Server {
     uids: u64,
     /// (uid of the task, index, attempt) of each pod that ever was.
     made: BTreeSet<(String, u32, u32)>,
+    /// The version of the task for which each pod, by uid, was asked for.
+    born: BTreeMap<String, u64>,
+    /// The version at which ScaleDown last took a worker, by its task's uid and its index.
+    taken: BTreeMap<(String, u32), u64>,
+    /// Pods, by uid, whose logs otto-handler has; and when those that ended did.
+    pub(super) acked: BTreeSet<String>,
+    ended: BTreeMap<String, i64>,
+    /// Pods, by uid, on nodes that are not heard of; and since when they first were.
+    pub(super) lost: BTreeSet<String>,
+    first_lost: BTreeMap<String, i64>,
 }
+
+/// Within so long otto-handler has to take a log.
+pub(super) const LOG_DRAIN: i64 = 900;
 
 pub(super) fn uid(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap()
@@ -166,6 +179,13 @@ impl Server {
 
     pub(super) fn put_task(&mut self, task: WorkerTask) -> WorkerTask {
         let version = self.next();
+        let name = task.metadata.name.as_deref().unwrap();
+        if let Some(before) = self.tasks.objects.get(name) {
+            let taken = (1..=before.spec.0.top())
+                .filter(|n| before.spec.0.wants(*n) && !task.spec.0.wants(*n));
+            let of = |n| ((uid(&task.metadata).to_owned(), n), version);
+            self.taken.extend(taken.map(of));
+        }
         self.tasks.put(version, task)
     }
 
@@ -286,7 +306,28 @@ impl Server {
             spec: PodSpecView::default(),
             status,
         };
-        Some(self.put_pod(pod))
+        let pod = self.put_pod(pod);
+        self.born
+            .insert(uid(&pod.metadata).to_owned(), task.resource_version);
+        Some(pod)
+    }
+
+    /// How long a pod has been on a node that is not heard of, or its deletion has taken.
+    pub(super) fn silent_for(&self, asked: &str) -> i64 {
+        let mut pods = self.pods.objects.values();
+        // It may have gone meanwhile.
+        let Some(pod) = pods.find(|p| uid(&p.metadata) == asked) else {
+            return i64::MAX;
+        };
+        let deleted = pod.metadata.deletion_timestamp.as_ref();
+        let deleted = deleted.map(|at| at.0.as_second());
+        let since = self
+            .first_lost
+            .get(asked)
+            .copied()
+            .into_iter()
+            .chain(deleted);
+        since.min().map_or(0, |at| self.now - at)
     }
 
     fn put_pod(&mut self, pod: PodView) -> PodView {
@@ -308,11 +349,53 @@ impl Server {
             records.filter(|r| r.index == index).any(|r| {
                 r.attempt > attempt
                     || (r.attempt == attempt && r.phase.is_final())
-                    || (r.stopping && r.uid.as_deref() == Some(asked))
+                    || (r.stopping && r.uid.as_deref() == Some(asked) && self.is_taken(pod))
             })
         });
         assert!(done, "{name} is deleted, and no record is done with it");
+        if is_terminal(pod) && self.task_of(pod).is_some() {
+            let ran = !pod.status.container_statuses.is_empty();
+            let waited = self.now - self.ended[asked];
+            let may_go = !ran || self.acked.contains(asked) || waited >= LOG_DRAIN;
+            assert!(
+                may_go,
+                "{name} is deleted {waited} s after its end, with its logs"
+            );
+        }
         self.end(name);
+    }
+
+    /// ScaleDown took its worker when this very attempt was there.
+    fn is_taken(&self, pod: &PodView) -> bool {
+        let worker = (owner(pod).uid.clone(), number(pod, WORKER_INDEX));
+        self.taken.get(&worker) > self.born.get(uid(&pod.metadata))
+    }
+
+    /// A delete of ours of a pod that lived when it was asked for: it names the version.
+    pub(super) fn delete_living(&mut self, name: &str, asked: &str) {
+        if self.pods.objects.get(name).is_some_and(|p| !is_terminal(p)) {
+            self.delete(name, asked);
+        }
+    }
+
+    /// The node controller does not hear of the pod's node any more, or again.
+    pub(super) fn set_lost(&mut self, name: &str, lost: bool) {
+        let mut pod = self.pods.objects[name].clone();
+        let uid = uid(&pod.metadata).to_owned();
+        let status = if lost { "False" } else { "True" };
+        pod.status.conditions = vec![ConditionView {
+            kind: "Ready".to_owned(),
+            status: status.to_owned(),
+            last_transition_time: Some(self.time()),
+            ..ConditionView::default()
+        }];
+        self.put_pod(pod);
+        if lost {
+            self.lost.insert(uid.clone());
+            self.first_lost.entry(uid).or_insert(self.now);
+        } else {
+            self.lost.remove(&uid);
+        }
     }
 
     /// The pod with this key, if it has ended.
@@ -343,6 +426,12 @@ impl Server {
 
     pub(super) fn remove_pod(&mut self, name: &str) {
         let version = self.next();
+        let uid = uid(&self.pods.objects[name].metadata).to_owned();
+        self.born.remove(&uid);
+        self.acked.remove(&uid);
+        self.ended.remove(&uid);
+        self.lost.remove(&uid);
+        self.first_lost.remove(&uid);
         self.pods.remove(version, name);
     }
 
@@ -391,6 +480,7 @@ impl Server {
             "Evicted".clone_into(&mut pod.status.reason);
         }
         let now = self.time();
+        self.ended.insert(uid(&pod.metadata).to_owned(), self.now);
         for container in &mut pod.status.container_statuses {
             let running = container.state.running.take();
             container.state.terminated = Some(TerminatedView {
