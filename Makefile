@@ -40,9 +40,9 @@ image: ## Build the release programs and the images made of them (tars in the ca
 	@deploy/local/image.sh
 load: ## Import IMAGE=tar (default: what `make image` built) into NAME
 	@$(cluster) load $(NAME) $(or $(IMAGE),$$(deploy/local/image.sh --paths))
-install: ## Install the chart into NAMESPACE of NAME (VALUES=file, HELM_FLAGS=…)
+install: ## Install the chart with the image of `make load` into NAMESPACE of NAME (VALUES=file, HELM_FLAGS=…)
 	@deploy/local/build.sh helm
-	@$(cluster) run $(NAME) helm upgrade --install $(RELEASE) $(CHART) \
+	@$(cluster) run $(NAME) helm upgrade --install $(RELEASE) $(CHART) --values <(echo 'image: {tag: dev}') \
 	  --namespace $(NAMESPACE) --create-namespace $(if $(VALUES),--values $(VALUES)) --wait --timeout 2m $(HELM_FLAGS)
 uninstall: ## Remove the chart from NAMESPACE of NAME
 	@$(cluster) run $(NAME) helm uninstall $(RELEASE) --namespace $(NAMESPACE) --wait --timeout 2m

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::{
-        self, WORKER_PODS,
+        self, Loggable, WORKER_PODS,
         convert::PodView,
         crd::{UNFINISHED, WorkerTask},
         watch::{self, Select, Sink},
@@ -72,7 +72,11 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         paused,
         handler,
         telemetry: _,
+        warnings,
     } = config;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     let kube = cluster::client::config()
         .await
         .context("no credentials for the API server")?;
@@ -332,10 +336,14 @@ where
     loop {
         match watch::list(api, params.clone(), &keep).await {
             Ok((all, version)) => return (all, watch::number(&version)),
-            Err(watch::Error::Api(kube::Error::Api(status))) if status.code == 400 => {
-                tracing::error!(%status, "not listed; is this version's CustomResourceDefinition installed?");
+            Err(ref error @ watch::Error::Api(kube::Error::Api(ref status)))
+                if status.code == 400 =>
+            {
+                tracing::error!(error = %Loggable(error), "not listed; is this version's CustomResourceDefinition installed?");
             }
-            Err(error) => tracing::warn!(%error, "not listed; trying again"),
+            Err(error) => {
+                tracing::warn!(error = %Loggable(&error), "not listed; trying again");
+            }
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }

@@ -3,6 +3,10 @@
 //!
 //! Every setting is one row of [`SETTINGS`]; `--grpc-port 1` is the flag of
 //! `GRPC_PORT`. A flag wins over the environment; an empty value is no value.
+#[cfg(test)]
+mod chart_tests;
+mod load;
+mod telemetry;
 mod worker;
 
 use std::{collections::HashMap, fmt, path::PathBuf, time::Duration};
@@ -11,6 +15,8 @@ use crate::domain::{
     quantity::{self, Quantity},
     template::Policy,
 };
+
+pub use telemetry::OWN_TARGET;
 
 /// A setting: its variable, its default, what it takes and what it is for.
 #[derive(Debug)]
@@ -57,7 +63,7 @@ settings! {
     "MAX_WORKER_TIMEOUT" "24h" "a duration" "how long a worker may run";
     "MAX_WORKER_RETRIES" "10" "a number" "tries after the first that a request may ask for";
     "MAX_PRIORITY" "100" "a number" "priority that a request may ask for, either way from 0";
-    "LOG_LEVEL" "info" "error, warn, info, debug, trace or a tracing filter" "what is logged";
+    "LOG_LEVEL" "info" "off, error, warn, info, debug, trace, or a list with target=level" "what is logged, as info,ottoscaler::logs=debug; of libraries nothing is";
     "LOG_FORMAT" "json" "json or text" "how it is logged";
     "POD_NAME" "" "a name" "this replica; default: the host name";
     "POD_UID" "" "a uid" "this replica's pod, for its proof of death";
@@ -80,7 +86,7 @@ settings! {
     "LOG_WINDOW" "1024" "a count" "log entries of a worker under way";
     "LOG_SPOOL_DIR" "/tmp" "a directory" "where log entries wait that otto-handler has yet to take";
     "LOG_SPOOL_SIZE" "1Gi" "a quantity or none" "of them; beyond it lines wait on their nodes";
-    "OTEL_EXPORTER_OTLP_ENDPOINT" "" "a URL" "where traces go; empty: nowhere";
+    "OTEL_EXPORTER_OTLP_ENDPOINT" "" "a URL that begins with http:// or https://" "where traces go, by gRPC; empty: nowhere";
 }
 
 /// A value that a setting does not take.
@@ -105,6 +111,8 @@ pub struct Config {
     pub paused: bool,
     pub handler: Handler,
     pub telemetry: Telemetry,
+    /// What is set and has no effect, for whoever set it.
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -168,6 +176,7 @@ pub enum AckMode {
 
 #[derive(Debug, Clone)]
 pub struct Telemetry {
+    /// A filter that `EnvFilter` takes.
     pub log_level: String,
     pub log_format: LogFormat,
     pub otlp_endpoint: Option<String>,
@@ -216,6 +225,12 @@ impl Config {
         } else {
             ip
         };
+        let telemetry = telemetry::telemetry(&get)?;
+        let foreign = telemetry::foreign_targets(&telemetry.log_level);
+        let foreign = (!foreign.is_empty()).then(|| {
+            let foreign = foreign.join(", ");
+            format!("LOG_LEVEL: nothing is logged of libraries ({foreign})")
+        });
         Ok(Self {
             namespace: get.text("NAMESPACE"),
             serve: Serve {
@@ -255,14 +270,8 @@ impl Config {
                 spool_dir: get.text("LOG_SPOOL_DIR").into(),
                 spool_size: get.bytes("LOG_SPOOL_SIZE")?,
             },
-            telemetry: Telemetry {
-                log_level: get.text("LOG_LEVEL"),
-                log_format: match get.one_of("LOG_FORMAT", &["json", "text"])?.as_str() {
-                    "json" => LogFormat::Json,
-                    _ => LogFormat::Text,
-                },
-                otlp_endpoint: get.optional("OTEL_EXPORTER_OTLP_ENDPOINT"),
-            },
+            warnings: foreign.into_iter().collect(),
+            telemetry,
         })
     }
 }

@@ -14,6 +14,7 @@ pub mod election;
 pub mod grpc;
 pub mod index;
 pub mod logs;
+pub mod output;
 pub mod supervisor;
 pub mod telemetry;
 pub mod workers;

@@ -1,7 +1,7 @@
 //! Parse, run, exit code.
-use std::process::ExitCode;
+use std::{fmt::Arguments, process::ExitCode};
 
-use ottoscaler::{app, cluster::crd, config};
+use ottoscaler::{app, cluster::crd, config, output};
 
 /// glibc's keeps what ten thousand workers need while they come, by how threads met: 52 to
 /// 66 MiB of the same work.
@@ -14,38 +14,38 @@ const EX_USAGE: u8 = 64;
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.first().map(String::as_str) {
-        Some("--help" | "-h") => println!("{}", config::Help),
-        Some("--version" | "-V") => println!("ottoscaler {}", env!("CARGO_PKG_VERSION")),
+        Some("--help" | "-h") => show(format_args!("{}", config::Help)),
+        Some("--version" | "-V") => show(format_args!("ottoscaler {}", env!("CARGO_PKG_VERSION"))),
         Some("crd") => match crd::definition() {
-            Ok(definition) => println!("{definition}"),
-            Err(error) => return failed(1, &error.into()),
+            Ok(definition) => show(format_args!("{definition}")),
+            Err(error) => failed(1, &error.into()),
         },
-        _ => return serve(args),
+        _ => serve(args),
     }
-    ExitCode::SUCCESS
+}
+
+fn show(text: Arguments<'_>) -> ExitCode {
+    match output::line(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::reader_is_gone(&error) => output::gone(),
+        Err(error) => failed(1, &error.into()),
+    }
 }
 
 fn serve(args: Vec<String>) -> ExitCode {
-    let config = config::parse_flags(args).and_then(|flags| {
-        config::Config::from_lookup(&|name| {
-            let flag = flags
-                .iter()
-                .rev()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| v.clone());
-            flag.or_else(|| std::env::var(name).ok())
-        })
-    });
+    let config = config::Config::load(args, &|name| std::env::var(name).ok());
     match config {
         Err(invalid) => failed(EX_USAGE, &invalid.into()),
         Ok(config) => match app::run(config) {
             Ok(()) => ExitCode::SUCCESS,
+            // What only the start can show to be wrong.
+            Err(error) if error.is::<config::Invalid>() => failed(EX_USAGE, &error),
             Err(error) => failed(1, &error),
         },
     }
 }
 
 fn failed(code: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("ottoscaler: {error:#}");
+    output::note(format_args!("ottoscaler: {error:#}\n"));
     ExitCode::from(code)
 }

@@ -19,11 +19,14 @@ step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "without a cluster"
 cargo test --workspace --lib -- ${only:+"$only"}
+cargo test --test programs -- ${only:+"$only"}
 # What the programs are built of, with the same features.
 cargo build --release --workspace --bins
 cargo test --release -p ottoscaler-model -p ottoscaler-partners --test model -- --nocapture ${only:+"$only"}
 
 if [ -z "$only" ]; then
+  step "what the chart renders and refuses"
+  tests/chart.sh
   step "breaks of the leadership code, some of them"
   tests/mutants.sh sample
   step "random scripts for the resume of logs"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the release programs and the images made of them, as docker-archive tars
 # in the cache; prints their paths. What has not changed is not built again.
-#   image.sh                 ottoscaler:dev and ottoscaler-partners:dev
+#   image.sh                 ottoscaler:dev and ottoscaler-partners:dev, each also tagged with
+#                            the program's version, which is what the chart asks for
 #   image.sh --paths         only prints the paths
 set -euo pipefail
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -47,11 +48,26 @@ image() { # name
     say "building image $n:dev with $with"
     "with_$with" "$n" "$context" "$out.partial" > "$images/build.log" 2>&1 ||
       { tail -n 25 "$images/build.log" >&2; rm -rf "$context"; die "image $n could not be built"; }
+    tag_with_version "$n" "$out.partial"
     mv "$out.partial" "$out"
     echo "$key" > "$images/$n.key"
     say "  $n:dev $(($(stat -c %s "$out") / 1048576)) MiB"
   fi
   rm -rf "$context"
+}
+
+# A docker-archive names its tags in manifest.json.
+tag_with_version() { # image archive
+  local work version
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$repo/Cargo.toml" | head -n 1)
+  work=$(mktemp -d "$images/tag.XXXXXX")
+  tar -xf "$2" -C "$work" manifest.json
+  chmod u+w "$work/manifest.json"
+  sed -i "s#\"RepoTags\":\[\(\"[^\"]*\"\)\]#\"RepoTags\":[\1,\"docker.io/library/$1:$version\"]#" "$work/manifest.json"
+  grep -q "$1:$version" "$work/manifest.json" || { rm -rf "$work"; die "image $1: no tag in its archive's manifest"; }
+  tar --delete -f "$2" manifest.json
+  tar -rf "$2" --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -C "$work" manifest.json
+  rm -rf "$work"
 }
 
 with_docker() { # name context out

@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::{sync::mpsc, time::timeout};
 
+use super::Loggable;
+
 /// Events that wait to be told.
 const WAITING: usize = 64;
 /// After so many the recorder is a new one: it keeps each for six minutes, to count those that
@@ -88,7 +90,9 @@ impl Publisher {
             };
             match timeout(PUBLISH_WITHIN, current.publish(&event, &about)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::info!(%error, "event not published"),
+                Ok(Err(error)) => {
+                    tracing::info!(error = %Loggable(&error), "event not published");
+                }
                 Err(_) => tracing::info!("event not published in time"),
             }
         }

@@ -4,7 +4,10 @@ pub mod client;
 pub mod convert;
 pub mod crd;
 pub mod events;
+mod loggable;
 pub mod watch;
+
+pub use loggable::Loggable;
 
 /// Which leader wrote an object; the fence policy compares it with the Lease.
 pub const TERM: &str = "ottoscaler.io/term";

@@ -19,13 +19,20 @@ use crate::proto::{
 
 /// Between two tries of a call that met nobody.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
-
-/// Of a stream that broke: replicas may go away one after the other.
-pub(super) const REOPENS: usize = 60;
-pub(super) const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// Between a stream that broke and the next.
+const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// For one try to connect, so that another address of the same name gets its turn.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Of TCP, so that a stream that is silent ends when its server's host is gone. HTTP/2 pings
+/// would do the same, but many servers end connections that send them often.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+const TCP_KEEPALIVE_RETRIES: u32 = 3;
 
 pub(super) struct Client {
     channel: Channel,
+    /// As it was given.
+    server: String,
+    timeout: Duration,
     deadline: Instant,
     traceparent: String,
 }
@@ -43,8 +50,15 @@ impl Client {
         };
         let endpoint =
             Endpoint::from_shared(url).with_context(|| format!("{server:?} is no host:port"))?;
+        let is_address = endpoint.uri().authority().is_some_and(|authority| {
+            authority.as_str() == authority.host() || authority.port_u16().is_some()
+        });
+        anyhow::ensure!(is_address, "{server:?} is no host:port");
         let channel = endpoint
-            .connect_timeout(Duration::from_secs(3))
+            .connect_timeout(timeout.min(CONNECT_TIMEOUT))
+            .tcp_keepalive(Some(TCP_KEEPALIVE))
+            .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
+            .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES))
             .connect_lazy();
         let random = || RandomState::new().build_hasher().finish();
         let traceparent = traceparent
@@ -59,6 +73,8 @@ impl Client {
             });
         Ok(Self {
             channel,
+            server: server.to_owned(),
+            timeout,
             deadline: Instant::now() + timeout,
             traceparent,
         })
@@ -88,22 +104,69 @@ impl Client {
     }
 
     /// Repeats a call that met nobody, as the same request, until the deadline.
-    async fn repeat<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Status>
+    async fn repeat<T, F>(&self, call: impl FnMut() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        self.repeat_until(self.deadline, call).await
+    }
+
+    /// A stream begins in time, and then lasts as long as the server lets it.
+    async fn open<T, F>(&self, call: impl FnMut() -> F) -> Result<Streaming<T>, Status>
+    where
+        F: Future<Output = Result<Response<Streaming<T>>, Status>>,
+    {
+        self.repeat_until(Instant::now() + self.timeout, call).await
+    }
+
+    async fn repeat_until<T, F>(
+        &self,
+        deadline: Instant,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let mut last = None;
         loop {
-            match call().await {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status)
-                    if status.code() == Code::Unavailable
-                        && Instant::now() + TRY_AGAIN < self.deadline =>
-                {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
-                Err(status) => return Err(status),
+            let answer = tokio::time::timeout_at(deadline.into(), call()).await;
+            let status = match answer {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => self.in_words(status),
+                // What came before says more.
+                Err(_) => return Err(last.unwrap_or_else(|| self.no_answer())),
+            };
+            if status.code() != Code::Unavailable || Instant::now() + TRY_AGAIN >= deadline {
+                return Err(status);
             }
+            last = Some(status);
+            tokio::time::sleep(TRY_AGAIN).await;
         }
+    }
+
+    fn no_answer(&self) -> Status {
+        Status::deadline_exceeded(format!(
+            "no answer from {} within {} s",
+            self.server,
+            self.timeout.as_secs()
+        ))
+    }
+
+    /// A failure of the connection says what failed and where; the server's own words stay.
+    fn in_words(&self, status: Status) -> Status {
+        let source = std::error::Error::source(&status);
+        let Some(innermost) = std::iter::successors(source, |error| (*error).source()).last()
+        else {
+            return status;
+        };
+        if innermost.is::<tonic::TimeoutExpired>() {
+            return self.no_answer();
+        }
+        let cause = match innermost.downcast_ref::<std::io::Error>() {
+            Some(error) if error.raw_os_error().is_some() => error.kind().to_string(),
+            _ => innermost.to_string(),
+        };
+        Status::new(status.code(), format!("{cause} at {}", self.server))
     }
 
     /// None ends the pause.
@@ -162,22 +225,61 @@ impl Client {
         .await
     }
 
-    /// Lasts as long as the server lets it.
     pub(super) async fn logs(
         &self,
         message: ShowLogsRequest,
     ) -> Result<Streaming<ShownLine>, Status> {
-        let request = self.request(message, None, false);
-        let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
-        Ok(admin.show_logs(request).await?.into_inner())
+        self.open(|| {
+            let request = self.request(message.clone(), None, false);
+            let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
+            async move { admin.show_logs(request).await }
+        })
+        .await
     }
 
-    /// Lasts as long as the server lets it.
     pub(super) async fn watch(
         &self,
         message: WorkerStatusRequest,
     ) -> Result<Streaming<WorkerEvent>, Status> {
-        let request = self.request(message, None, false);
-        Ok(self.service().watch_workers(request).await?.into_inner())
+        self.open(|| {
+            let request = self.request(message.clone(), None, false);
+            let mut service = self.service();
+            async move { service.watch_workers(request).await }
+        })
+        .await
+    }
+}
+
+/// Streams that are opened anew: replicas may go away one after the other.
+pub(super) struct Reopening<'a> {
+    client: &'a Client,
+    progress: Instant,
+}
+
+impl<'a> Reopening<'a> {
+    pub(super) fn new(client: &'a Client) -> Self {
+        let progress = Instant::now();
+        Self { client, progress }
+    }
+
+    pub(super) fn progressed(&mut self) {
+        self.progress = Instant::now();
+    }
+
+    /// Waits for the next try.
+    ///
+    /// # Errors
+    /// Another one would not help: it was refused, or nothing new has come for the timeout.
+    pub(super) async fn after(&mut self, broken: Status) -> Result<(), Status> {
+        let broken = self.client.in_words(broken);
+        let may_pass = matches!(
+            broken.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
+        );
+        if !may_pass || self.progress.elapsed() >= self.client.timeout {
+            return Err(broken);
+        }
+        tokio::time::sleep(REOPEN_AFTER).await;
+        Ok(())
     }
 }

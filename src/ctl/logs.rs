@@ -5,14 +5,16 @@ use std::{
 };
 
 use serde_json::json;
-use tonic::Code;
 
 use super::{
     Failure, Output,
-    client::{Client, REOPEN_AFTER, REOPENS},
+    client::{Client, Reopening},
     render,
 };
-use crate::proto::{ShowLogsRequest, ShownLine, shown_line::Kind};
+use crate::{
+    output as out,
+    proto::{ShowLogsRequest, ShownLine, shown_line::Kind},
+};
 
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
@@ -29,28 +31,23 @@ pub(super) async fn show(
         again: HashMap::new(),
         colours: HashMap::new(),
     };
-    for _ in 0..REOPENS {
+    let mut reopening = Reopening::new(client);
+    loop {
         printer.again.clear();
-        match once(client, request.clone(), &mut printer).await {
-            Err(Failure::Call(status)) if status.code() == Code::Unavailable => {}
-            ended => return ended,
-        }
-        tokio::time::sleep(REOPEN_AFTER).await;
+        let mut lines = client.logs(request.clone()).await?;
+        let broken = loop {
+            match lines.message().await {
+                Ok(Some(line)) => {
+                    if printer.take(&line)? {
+                        reopening.progressed();
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(status) => break status,
+            }
+        };
+        reopening.after(broken).await?;
     }
-    Err(tonic::Status::unavailable("the stream broke again and again").into())
-}
-
-/// One stream, to its end.
-async fn once(
-    client: &Client,
-    request: ShowLogsRequest,
-    printer: &mut Printer,
-) -> Result<(), Failure> {
-    let mut lines = client.logs(request).await?;
-    while let Some(line) = lines.message().await? {
-        printer.take(&line).map_err(anyhow::Error::from)?;
-    }
-    Ok(())
 }
 
 struct Printer {
@@ -62,18 +59,20 @@ struct Printer {
 }
 
 impl Printer {
-    fn take(&mut self, line: &ShownLine) -> io::Result<()> {
+    /// Whether it is a line that was not printed before.
+    fn take(&mut self, line: &ShownLine) -> io::Result<bool> {
         let worker = &line.worker_pod_name;
         let seen = self.again.entry(worker.clone()).or_default();
         *seen += 1;
         let known = self.printed.entry(worker.clone()).or_default();
         if *seen <= *known {
-            return Ok(());
+            return Ok(false);
         }
         *known = *seen;
         let next = COLOURS[self.colours.len() % COLOURS.len()];
         let colour = *self.colours.entry(worker.clone()).or_insert(next);
-        print(line, colour, self.output)
+        print(line, colour, self.output)?;
+        Ok(true)
     }
 }
 
@@ -92,7 +91,10 @@ fn print(line: &ShownLine, colour: u8, output: Output) -> io::Result<()> {
                 "message": line.message,
             })
         ),
-        (Output::Table, Kind::Note) => writeln!(io::stderr(), "ottoctl: {}", line.message),
+        (Output::Table, Kind::Note) => {
+            out::note(format_args!("ottoctl: {}\n", line.message));
+            Ok(())
+        }
         (Output::Table, kind) => {
             let mark = if kind == Kind::Gap { '!' } else { '|' };
             if render::coloured() {

@@ -1,18 +1,24 @@
 //! `ottoctl`: asks any replica, and shows the answer.
 //!
 //! Exits 0 when all went well, 1 when a watched worker failed, 64 + the gRPC code
-//! when the call did (as grpcurl does).
+//! when the call did (as grpcurl does), 141 when whoever read the output has gone.
 mod client;
 mod logs;
 mod render;
 mod watch;
 
-use std::{process::ExitCode, time::Duration};
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::proto::{ScaleRequest, ShowLogsRequest, WorkerStatusRequest};
+use crate::{
+    output,
+    proto::{ScaleRequest, ShowLogsRequest, WorkerStatusRequest},
+};
 use client::Client;
+
+/// A week: what is longer is no deadline, and some of it no time that the system knows.
+const MAX_TIMEOUT: u64 = 7 * 24 * 3_600;
 
 /// Commands Ottoscaler, which runs CI/CD workers as pods.
 #[derive(Debug, Parser)]
@@ -28,8 +34,8 @@ pub struct Args {
     server: String,
     #[arg(short, long, value_enum, default_value_t = Output::Table, global = true)]
     output: Output,
-    /// For the whole call, in seconds.
-    #[arg(long, default_value_t = 30, global = true)]
+    /// For the whole call, in seconds; of a stream, for it to begin, and again after it broke.
+    #[arg(long, default_value_t = 30, global = true, value_parser = clap::value_parser!(u64).range(1..=MAX_TIMEOUT))]
     timeout: u64,
     /// W3C trace context to join; made up if not given.
     #[arg(long, env = "TRACEPARENT", global = true)]
@@ -116,12 +122,20 @@ enum Failure {
     Call(Box<tonic::Status>),
     /// Of the workers that were watched, this many.
     Workers(usize),
+    /// Standard output was not written.
+    Output(io::Error),
     Other(anyhow::Error),
 }
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         Self::Call(Box::new(status))
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
     }
 }
 
@@ -136,15 +150,20 @@ pub async fn run(args: Args) -> ExitCode {
     match command(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Workers(n)) => {
-            eprintln!("ottoctl: {n} worker(s) failed");
+            output::note(format_args!("ottoctl: {n} worker(s) failed\n"));
             ExitCode::from(1)
         }
+        Err(Failure::Output(error)) if output::reader_is_gone(&error) => output::gone(),
+        Err(Failure::Output(error)) => {
+            output::note(format_args!("ottoctl: standard output: {error}\n"));
+            ExitCode::from(2)
+        }
         Err(Failure::Other(error)) => {
-            eprintln!("ottoctl: {error:#}");
+            output::note(format_args!("ottoctl: {error:#}\n"));
             ExitCode::from(2)
         }
         Err(Failure::Call(status)) => {
-            eprint!("{}", render::error(&status));
+            output::note(format_args!("{}", render::error(&status)));
             ExitCode::from(64 + u8::try_from(i32::from(status.code())).unwrap_or(2))
         }
     }
@@ -179,7 +198,7 @@ async fn command(args: Args) -> Result<(), Failure> {
                 ..ScaleRequest::default()
             };
             let response = client.scale_up(request, request_id).await?;
-            render::scaled(&response, client.trace_id(), output);
+            render::scaled(&response, client.trace_id(), output)?;
             if watch {
                 return watch::until_done(&client, &task, output).await;
             }
@@ -194,8 +213,10 @@ async fn command(args: Args) -> Result<(), Failure> {
             };
             logs::show(&client, request, output).await?;
         }
-        Command::Pause { reason } => render::pause(&client.pause(Some(reason)).await?, output),
-        Command::Resume => render::pause(&client.pause(None).await?, output),
+        Command::Pause { reason } => {
+            render::pause(&client.pause(Some(reason)).await?, output)?;
+        }
+        Command::Resume => render::pause(&client.pause(None).await?, output)?,
         Command::Status {
             task,
             state,
@@ -210,7 +231,7 @@ async fn command(args: Args) -> Result<(), Failure> {
             if watch {
                 return watch::follow(&client, request, output).await;
             }
-            render::status(&client.status(request).await?, output);
+            render::status(&client.status(request).await?, output)?;
         }
     }
     Ok(())
@@ -227,7 +248,7 @@ async fn down(client: &Client, task: String, workers: i32, output: Output) -> Re
         &client.scale_down(request).await?,
         client.trace_id(),
         output,
-    );
+    )?;
     Ok(())
 }
 

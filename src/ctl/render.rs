@@ -1,31 +1,36 @@
 //! Answers as tables or JSON, errors as text.
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 
 use comfy_table::{Cell, Color, Table, presets::NOTHING};
 use serde_json::{Value, json};
 use tonic_types::StatusExt as _;
 
 use super::Output;
-use crate::proto::{
-    PauseState, ScaleResponse, WorkerPodStatus, WorkerStatusResponse, scale_response,
+use crate::{
+    output,
+    proto::{PauseState, ScaleResponse, WorkerPodStatus, WorkerStatusResponse, scale_response},
 };
+
+macro_rules! out {
+    ($($text:tt)*) => { output::line(format_args!($($text)*)) };
+}
 
 /// Colours only where somebody looks, and wants them.
 pub(super) fn coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-pub(super) fn scaled(response: &ScaleResponse, trace: &str, output: Output) {
+pub(super) fn scaled(response: &ScaleResponse, trace: &str, output: Output) -> io::Result<()> {
     let status = scale_response::Status::try_from(response.status).unwrap_or_default();
     match output {
         Output::Table => {
-            println!("{}: {}", status.as_str_name(), response.message);
+            out!("{}: {}", status.as_str_name(), response.message)?;
             for name in &response.worker_pod_names {
-                println!("  {name}");
+                out!("  {name}")?;
             }
-            println!("trace {trace}");
+            out!("trace {trace}")
         }
-        Output::Json => println!(
+        Output::Json => out!(
             "{}",
             json!({
                 "status": status.as_str_name(),
@@ -41,19 +46,19 @@ pub(super) fn scaled(response: &ScaleResponse, trace: &str, output: Output) {
     }
 }
 
-pub(super) fn pause(state: &PauseState, output: Output) {
+pub(super) fn pause(state: &PauseState, output: Output) -> io::Result<()> {
     match (output, state.paused.as_str()) {
-        (Output::Json, paused) => println!("{}", json!({ "paused": paused })),
-        (Output::Table, "") => println!("workers are started"),
-        (Output::Table, why) => println!("paused: {why}"),
+        (Output::Json, paused) => out!("{}", json!({ "paused": paused })),
+        (Output::Table, "") => out!("workers are started"),
+        (Output::Table, why) => out!("paused: {why}"),
     }
 }
 
-pub(super) fn status(response: &WorkerStatusResponse, output: Output) {
+pub(super) fn status(response: &WorkerStatusResponse, output: Output) -> io::Result<()> {
     match output {
         Output::Table => {
-            println!("{}", table(&response.workers));
-            println!(
+            out!("{}", table(&response.workers))?;
+            out!(
                 "{} workers: {} pending, {} running, {} succeeded, {} failed{}",
                 response.total_count,
                 response.pending_count,
@@ -65,12 +70,13 @@ pub(super) fn status(response: &WorkerStatusResponse, output: Output) {
                 } else {
                     ""
                 }
-            );
-            if !response.paused.is_empty() {
-                println!("paused: {}", response.paused);
+            )?;
+            if response.paused.is_empty() {
+                return Ok(());
             }
+            out!("paused: {}", response.paused)
         }
-        Output::Json => println!(
+        Output::Json => out!(
             "{}",
             json!({
                 "total": response.total_count,
@@ -172,8 +178,11 @@ pub(super) fn progress(
         count("Failed")
     );
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[2K{line}");
+        output::note(format_args!("\r\x1b[2K{line}"));
     } else {
-        eprintln!("{} {}; {line}", changed.pod_name, changed.status);
+        output::note(format_args!(
+            "{} {}; {line}\n",
+            changed.pod_name, changed.status
+        ));
     }
 }

@@ -1,12 +1,18 @@
 //! Following workers by WatchWorkers; a stream that breaks is opened again.
-use std::{collections::BTreeMap, io::IsTerminal as _};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal as _},
+};
 
 use super::{
     Failure, Output,
-    client::{Client, REOPEN_AFTER, REOPENS},
+    client::{Client, Reopening},
     render,
 };
-use crate::proto::{WorkerEvent, WorkerPodStatus, WorkerStatusRequest, worker_event::Type};
+use crate::{
+    output::{self as out},
+    proto::{WorkerEvent, WorkerPodStatus, WorkerStatusRequest, worker_event::Type},
+};
 
 /// Shows progress until every worker of the task has ended.
 pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> Result<(), Failure> {
@@ -20,20 +26,17 @@ pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> R
                 .values()
                 .all(|w| matches!(w.status.as_str(), "Succeeded" | "Failed"))
     };
-    let workers = each(client, request, done, |workers, event| {
+    let workers = each(client, request.clone(), done, |workers, event| {
         if let Some(worker) = &event.worker {
             render::progress(workers, worker);
         }
+        Ok(())
     })
     .await?;
-    if std::io::stderr().is_terminal() {
-        eprintln!();
+    if io::stderr().is_terminal() {
+        out::note(format_args!("\n"));
     }
-    let request = WorkerStatusRequest {
-        task_id: task.to_owned(),
-        ..WorkerStatusRequest::default()
-    };
-    render::status(&client.status(request).await?, output);
+    render::status(&client.status(request).await?, output)?;
     match workers.values().filter(|w| w.status == "Failed").count() {
         0 => Ok(()),
         failed => Err(Failure::Workers(failed)),
@@ -51,13 +54,15 @@ pub(super) async fn follow(
         request,
         |_| false,
         |_, event| {
-            let Some(worker) = &event.worker else { return };
+            let Some(worker) = &event.worker else {
+                return Ok(());
+            };
             match output {
-                Output::Json => println!("{}", render::worker(worker)),
-                Output::Table => println!(
+                Output::Json => out::line(format_args!("{}", render::worker(worker))),
+                Output::Table => out::line(format_args!(
                     "{} {} {}",
                     worker.pod_name, worker.status, worker.error_message
-                ),
+                )),
             }
         },
     )
@@ -69,33 +74,30 @@ async fn each(
     client: &Client,
     request: WorkerStatusRequest,
     done: impl Fn(&BTreeMap<String, WorkerPodStatus>) -> bool,
-    mut show: impl FnMut(&BTreeMap<String, WorkerPodStatus>, &WorkerEvent),
+    mut show: impl FnMut(&BTreeMap<String, WorkerPodStatus>, &WorkerEvent) -> io::Result<()>,
 ) -> Result<BTreeMap<String, WorkerPodStatus>, Failure> {
-    let mut broken = None;
-    for _ in 0..REOPENS {
+    let mut reopening = Reopening::new(client);
+    loop {
         let mut workers = BTreeMap::new();
         let mut synced = false;
-        match client.watch(request.clone()).await {
-            Err(status) => broken = Some(status),
-            Ok(mut events) => {
-                while let Ok(Some(event)) = events.message().await {
-                    match (event.r#type(), &event.worker) {
-                        (Type::Updated, Some(w)) => {
-                            drop(workers.insert(w.pod_name.clone(), w.clone()))
-                        }
-                        (Type::Removed, Some(w)) => drop(workers.remove(&w.pod_name)),
-                        _ => synced = true,
-                    }
-                    show(&workers, &event);
-                    if synced && done(&workers) {
-                        return Ok(workers);
-                    }
-                }
+        let mut events = client.watch(request.clone()).await?;
+        let broken = loop {
+            let event = match events.message().await {
+                Ok(Some(event)) => event,
+                Ok(None) => break tonic::Status::unavailable("the watch ended"),
+                Err(status) => break status,
+            };
+            reopening.progressed();
+            match (event.r#type(), &event.worker) {
+                (Type::Updated, Some(w)) => drop(workers.insert(w.pod_name.clone(), w.clone())),
+                (Type::Removed, Some(w)) => drop(workers.remove(&w.pod_name)),
+                _ => synced = true,
             }
-        }
-        tokio::time::sleep(REOPEN_AFTER).await;
+            show(&workers, &event)?;
+            if synced && done(&workers) {
+                return Ok(workers);
+            }
+        };
+        reopening.after(broken).await?;
     }
-    Err(broken
-        .unwrap_or_else(|| tonic::Status::unavailable("the watch broke off again and again"))
-        .into())
 }

@@ -29,7 +29,10 @@ use super::{
     proof,
 };
 use crate::{
-    cluster::watch::{self as cluster_watch, Select, Sink},
+    cluster::{
+        Loggable,
+        watch::{self as cluster_watch, Select, Sink},
+    },
     config,
     domain::{
         lease::{Standing, Why},
@@ -285,7 +288,7 @@ impl Contender {
                     }
                     Err(error) => {
                         // A 409 is a lost race; anything else is the API server's.
-                        tracing::info!(%error, "not acquired");
+                        tracing::info!(error = %Loggable(&error), "not acquired");
                         failures += 1;
                         Duration::from_millis(25_u64 << failures.min(5))
                     }

@@ -32,7 +32,7 @@ impl Admin {
     async fn set(&self, why: Option<&str>) -> Result<Response<PauseState>, Status> {
         let set = self.switch.set(why).await;
         set.map_err(|error| Status::unavailable(error.to_string()))?;
-        tracing::info!(why, "pause set");
+        tracing::info!(paused = why.is_some(), "pause set");
         let paused = self.pause.configured().or(why).unwrap_or_default();
         Ok(Response::new(PauseState {
             paused: paused.to_owned(),

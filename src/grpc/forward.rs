@@ -30,6 +30,8 @@ pub(super) const TASK_VERSION: &str = "ottoscaler-task-version";
 pub(super) const POD_VERSION: &str = "ottoscaler-pod-version";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Of HTTP/2 while a call is under way, and of TCP: a leader whose host is gone is noticed
+/// before the call's deadline. The peer is Ottoscaler, which does not count pings.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Leaders that a channel is kept for.
 const MAX_CHANNELS: usize = 8;
@@ -108,7 +110,9 @@ impl Forward {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE / 2)
-            .keep_alive_while_idle(true)
+            .tcp_keepalive(Some(KEEPALIVE))
+            .tcp_keepalive_interval(Some(KEEPALIVE))
+            .tcp_keepalive_retries(Some(1))
             .tcp_nodelay(true);
         if channels.len() >= MAX_CHANNELS {
             channels.clear();

@@ -5,6 +5,11 @@
 //! and again when it broke. Streams of one connection share its flow control: one that
 //! otto-handler does not read takes the room of all others, so it gets a connection of
 //! its own where that is noticed, as long as there are few such.
+//!
+//! No HTTP/2 pings are sent: servers count them, and those of gRPC end a connection with
+//! too_many_pings after three that come within five minutes without data between. TCP
+//! keepalive shows a peer's host that is gone on a connection that is silent; a peer that
+//! leaves calls unanswered is given up by their deadlines, and the connection with them.
 use std::{
     pin::Pin,
     sync::{
@@ -17,7 +22,7 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
     client::Grpc,
     codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
@@ -38,7 +43,10 @@ use crate::{
 const FORWARD: &str = "/ottoscaler.v1.OttoHandlerLogService/ForwardWorkerLogs";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(20);
+/// Of TCP: silence before a probe, and between probes. Below the five minutes or so after
+/// which NATs and load balancers forget a silent connection.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+const TCP_KEEPALIVE_RETRIES: u32 = 3;
 const STREAMS_PER_CONNECTION: usize = 64;
 /// Of streams that are not read.
 const CONNECTIONS_APART: usize = 8;
@@ -54,9 +62,10 @@ pub struct HandlerClient(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     endpoint: Endpoint,
-    notify: Channel,
+    /// Replaced by calls that it left unanswered.
+    notify: Mutex<Channel>,
     /// Connections with the streams they carry. Grown by callers, never shrunk:
-    /// an idle connection costs next to nothing.
+    /// an idle connection costs next to nothing. One that leaves a stream unanswered goes.
     connections: Mutex<Vec<(Channel, Arc<AtomicUsize>)>>,
     /// Of one stream each.
     apart: Arc<AtomicUsize>,
@@ -67,6 +76,17 @@ struct Inner {
 struct Place {
     channel: Channel,
     streams: Arc<AtomicUsize>,
+}
+
+impl Place {
+    /// New streams go elsewhere; those that it carries stay on it.
+    fn abandon(&self, inner: &Inner) {
+        let mut connections = inner
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|(_, streams)| !Arc::ptr_eq(streams, &self.streams));
+    }
 }
 
 impl Drop for Place {
@@ -83,13 +103,14 @@ impl HandlerClient {
     pub fn new(host: &str) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{host}"))?
             .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE / 2)
+            .tcp_keepalive(Some(TCP_KEEPALIVE))
+            .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
+            .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES))
             .tcp_nodelay(true);
         let notify = endpoint.connect_lazy();
         Ok(Self(Arc::new(Inner {
             endpoint,
-            notify,
+            notify: Mutex::new(notify),
             connections: Mutex::default(),
             apart: Arc::default(),
         })))
@@ -110,7 +131,11 @@ impl HandlerClient {
         let place = place.unwrap_or_else(|| self.place());
         let mut client = Grpc::new(place.channel.clone()).max_decoding_message_size(MAX_ANSWER);
         let opening = Box::pin(async move {
-            let gone = |e| Status::unavailable(format!("otto-handler is not reached: {e}"));
+            let gone = |error: tonic::transport::Error| {
+                let mut status = Status::unavailable("otto-handler is not reached");
+                status.set_source(Arc::new(error));
+                status
+            };
             client.ready().await.map_err(gone)?;
             let codec = ProstCodec::<Outgoing, LogForwardResponse>::default();
             let path = PathAndQuery::from_static(FORWARD);
@@ -118,7 +143,8 @@ impl HandlerClient {
         });
         let answers = Answers {
             stream: Stream::Opening(opening),
-            _place: place,
+            place,
+            of: self.clone(),
         };
         (entries, answers)
     }
@@ -126,6 +152,11 @@ impl HandlerClient {
     #[cfg(test)]
     pub(super) fn connections_apart(&self) -> usize {
         self.0.apart.load(Ordering::Relaxed)
+    }
+
+    fn reconnect_notify(&self) {
+        let mut notify = self.0.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        *notify = self.0.endpoint.connect_lazy();
     }
 
     fn place_apart(&self) -> Option<Place> {
@@ -169,7 +200,8 @@ pub(super) type Answered = Result<Option<LogForwardResponse>, Status>;
 /// What otto-handler answers on a stream.
 pub(super) struct Answers {
     stream: Stream,
-    _place: Place,
+    place: Place,
+    of: HandlerClient,
 }
 
 type Opened = Result<Response<Streaming<LogForwardResponse>>, Status>;
@@ -180,6 +212,12 @@ enum Stream {
 }
 
 impl Answers {
+    /// The peer answers nothing: whatever is opened next is opened on another connection,
+    /// which may lead to another replica of otto-handler.
+    pub(super) fn abandon_connection(&self) {
+        self.place.abandon(&self.of.0);
+    }
+
     /// The next one. Cancel safe.
     pub(super) async fn next(&mut self) -> Answered {
         loop {
@@ -210,15 +248,45 @@ impl Tell for HandlerClient {
         let mut request = Request::new(notification);
         request.set_timeout(NOTIFY_TIMEOUT);
         telemetry::inject(request.metadata_mut(), None);
-        let mut client = OttoHandlerLogServiceClient::new(self.0.notify.clone());
+        let channel = self
+            .0
+            .notify
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut client = OttoHandlerLogServiceClient::new(channel);
         let answer = tokio::time::timeout(NOTIFY_TIMEOUT, client.notify_worker_status(request));
         match answer.await {
-            Err(_) => Err("no answer in time".to_owned()),
-            Ok(Err(status)) => Err(format!("{:?}: {}", status.code(), status.message())),
+            Err(_) => {
+                self.reconnect_notify();
+                Err("no answer in time".to_owned())
+            }
+            Ok(Err(status)) => {
+                // tonic ends a call at its deadline as cancelled.
+                if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+                    self.reconnect_notify();
+                }
+                Err(loggable(&status))
+            }
             Ok(Ok(ack)) if ack.get_ref().status() == worker_status_ack::Status::Error => {
-                Err(format!("answered ERROR: {}", ack.get_ref().message))
+                Err("answered ERROR".to_owned())
             }
             Ok(Ok(_)) => Ok(()),
         }
     }
 }
+
+/// A failed call for the log: what the connection said, or the code that otto-handler
+/// answered; its own words may quote what it was sent.
+pub(super) fn loggable(status: &Status) -> String {
+    let source = std::error::Error::source(status);
+    let innermost = std::iter::successors(source, |error| (*error).source()).last();
+    match innermost {
+        Some(error) => format!("{:?}: {error}", status.code()),
+        None => format!("answered {:?}", status.code()),
+    }
+}
+
+#[cfg(test)]
+#[path = "handler_tests.rs"]
+mod tests;

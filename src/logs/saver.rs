@@ -17,7 +17,7 @@ use super::{
     checkpoint::Checkpoint,
     follow::{Error, Source},
 };
-use crate::domain::pod::Pod;
+use crate::{cluster::Loggable, domain::pod::Pod};
 
 const APART: Duration = Duration::from_secs(2);
 const TURN: Duration = Duration::from_millis(40);
@@ -90,7 +90,7 @@ impl<S: Source> Saver<S> {
                 Ok(()) | Err(Error::Gone) => Some(next),
                 Err(error) => {
                     // The next one covers it.
-                    tracing::debug!(pod = &*pod.name, %error, "checkpoint not stored");
+                    tracing::debug!(pod = &*pod.name, error = %Loggable(&error), "checkpoint not stored");
                     None
                 }
             }

@@ -18,7 +18,7 @@ use super::{
     checkpoint::Checkpoint,
     entry::{Entry, Maker, Outgoing},
     follow::Source,
-    handler::{Answered, Answers, HandlerClient},
+    handler::{Answered, Answers, HandlerClient, loggable},
     saver::Saver,
     settings::{Pods, Settings},
     tail::{Next, Tail},
@@ -361,6 +361,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                         return Broken::Finished(End::HandedOver);
                     }
                     if state.backlog.window.awaits_answers() && mute_at <= now {
+                        answers.abandon_connection();
                         return Broken::Mute;
                     }
                     state.saver.begin(&state.acked);
@@ -431,7 +432,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             match answer {
                 Ok(Some(answer)) => self.answered(state, &answer),
                 Ok(None) => return Err("otto-handler ended it".to_owned()),
-                Err(status) => return Err(format!("{:?}: {}", status.code(), status.message())),
+                Err(status) => return Err(loggable(&status)),
             }
             match answers.next().now_or_never() {
                 Some(next) => answer = next,

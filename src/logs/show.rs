@@ -142,7 +142,12 @@ impl Showing {
                 () = self.drain.cancelled() => {
                     return Some(Err(Status::unavailable("this replica stops; ask again")));
                 }
-                Some(line) = self.logs.next(), if !self.logs.is_empty() => return Some(Ok(line)),
+                // None: the last log has ended.
+                line = self.logs.next(), if !self.logs.is_empty() => {
+                    if let Some(line) = line {
+                        return Some(Ok(line));
+                    }
+                }
                 change = self.changes.recv(), if self.follow => match change {
                     Ok(change) if change.task != self.task => {}
                     // One that lags looks at everything.
@@ -230,3 +235,7 @@ impl Pods for Now {
         Some(pod)
     }
 }
+
+#[cfg(test)]
+#[path = "show_tests.rs"]
+mod tests;

@@ -22,7 +22,7 @@ use super::{
     reopen::Reopen,
     settings::Pods,
 };
-use crate::domain::pod::Pod;
+use crate::{cluster::Loggable, domain::pod::Pod};
 
 /// How long a log may give later lines than the one looked for, until it is read to
 /// its end to decide whether that one is gone.
@@ -392,8 +392,10 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 .iter()
                 .any(|words| line.text.starts_with(words));
         if is {
-            let said = String::from_utf8_lossy(&line.text);
-            tracing::warn!(pod = &*self.pod.name, %said, "its node cannot follow logs; reading them again and again");
+            tracing::warn!(
+                pod = &*self.pod.name,
+                "its node cannot follow logs; reading them again and again"
+            );
             self.poll = true;
             self.rewind();
         }
@@ -452,7 +454,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
                 self.ends.not_read();
-                tracing::debug!(pod = &*self.pod.name, %error, "log not read; trying again");
+                tracing::debug!(pod = &*self.pod.name, error = %Loggable(error), "log not read; trying again");
                 self.rewind();
                 return None;
             }

@@ -1,23 +1,38 @@
 //! Logs to stderr, traces by OTLP, metrics for Prometheus.
 //!
 //! The exporter batches in a thread of its own and drops when the collector is
-//! away: tracing never holds work up.
+//! away: tracing never holds work up, and never ends the program.
+//!
+//! What is logged holds identifiers (of tasks, pods, requests, terms), numbers and words of
+//! our own. What callers, otto-handler or the API server sent stays out of it at every
+//! level: it may be secret. So the lines of libraries, which print what they read, are left
+//! out, and errors of the API server are logged by [`crate::cluster::Loggable`].
 pub mod metrics;
 mod propagation;
+
+#[cfg(test)]
+#[path = "exporter_tests.rs"]
+mod exporter_tests;
 
 use std::time::Duration;
 
 use opentelemetry::{KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tonic::transport::ClientTlsConfig;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{Invalid, LogFormat, OWN_TARGET, Telemetry};
 
 pub use propagation::{inject, set_parent_from, set_parent_from_headers, traceparent};
 
+/// For the collector to take a batch.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// For the last spans to leave.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -38,25 +53,14 @@ impl Guard {
 /// Starts logging and tracing; must run inside the tokio runtime.
 ///
 /// # Errors
-/// LOG_LEVEL is no filter, or the OTLP endpoint no URL.
+/// [`Invalid`]: a setting of the exporter cannot be used.
 pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Result<Guard> {
-    let filter = || {
-        EnvFilter::try_new(&settings.log_level).map_err(|e| {
-            anyhow::anyhow!(
-                "LOG_LEVEL: {:?} is not a level or filter: {e}",
-                settings.log_level
-            )
-        })
-    };
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let provider = match &settings.otlp_endpoint {
         None => None,
         Some(endpoint) => {
-            let exporter = opentelemetry_otlp::SpanExporter::builder()
-                .with_tonic()
-                .with_endpoint(endpoint)
-                .with_timeout(Duration::from_secs(3))
-                .build()?;
+            let roots = ClientTlsConfig::new().with_native_roots();
+            let exporter = exporter(endpoint, roots)?;
             let resource = Resource::builder()
                 .with_service_name("ottoscaler")
                 .with_attributes([
@@ -75,25 +79,44 @@ pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Res
         }
     };
     // Spans of the libraries below us say nothing that ours do not.
-    let traced =
-        tracing_subscriber::filter::filter_fn(|meta| meta.target().starts_with("ottoscaler"));
+    let own = || filter_fn(|meta| meta.target().starts_with(OWN_TARGET));
     let otel = provider.as_ref().map(|p| {
         tracing_opentelemetry::layer()
             .with_tracer(p.tracer("ottoscaler"))
-            .with_filter(traced)
+            .with_filter(own())
     });
+    let logged = EnvFilter::try_new(&settings.log_level)?.and(own());
     let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let stderr = match settings.log_format {
         LogFormat::Json => stderr
             .json()
             .with_span_list(false)
-            .with_filter(filter()?)
+            .with_filter(logged)
             .boxed(),
-        LogFormat::Text => stderr.with_filter(filter()?).boxed(),
+        LogFormat::Text => stderr.with_filter(logged).boxed(),
     };
     tracing_subscriber::registry()
         .with(otel)
         .with(stderr)
         .try_init()?;
     Ok(Guard(provider))
+}
+
+/// Sends spans to the collector at `endpoint`, over TLS where its scheme is https. It
+/// connects when there is something to send, and again when that failed.
+fn exporter(endpoint: &str, roots: ClientTlsConfig) -> Result<SpanExporter, Invalid> {
+    let builder = SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .with_timeout(EXPORT_TIMEOUT);
+    let builder = if endpoint.starts_with("https:") {
+        builder.with_tls_config(roots)
+    } else {
+        builder
+    };
+    builder.build().map_err(|error| Invalid {
+        name: "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
+        value: endpoint.to_owned(),
+        takes: format!("usable with the other OTEL_EXPORTER_OTLP_ variables: {error}"),
+    })
 }

@@ -5,7 +5,10 @@ use kube::{api::PostParams, core::Request};
 
 use super::{effect::End, pod, shared::Shared};
 use crate::{
-    cluster::convert::{self, PodView},
+    cluster::{
+        Loggable,
+        convert::{self, PodView},
+    },
     domain::{names, queue::Attempt, request, task::Task, template::Template},
 };
 
@@ -32,7 +35,7 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
             let name = names::pod_name(&task.spec.task_id, index, attempt);
             match pods.get(&name).await {
                 Ok(pod) => pod,
-                Err(error) => return End::Later(error.to_string()),
+                Err(error) => return End::Later(Loggable(&error).to_string()),
             }
         }
         Err(error) => return End::of_error(&error),

@@ -2,7 +2,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use super::batch;
-use crate::{domain::queue::Attempt, election::is_fenced};
+use crate::{cluster::Loggable, domain::queue::Attempt, election::is_fenced};
 
 /// However long the API server asks for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -25,9 +25,9 @@ pub(super) enum Key {
 pub(super) enum End {
     /// The index knows the result.
     Done,
-    /// Something passing is in the way; plan again after a while.
+    /// Something passing is in the way; plan again after a while. May be logged.
     Later(String),
-    /// The API server has too much to do, or did not answer in time.
+    /// The API server has too much to do, or did not answer in time. `why` may be logged.
     Busy { why: String, retry_after: Duration },
     /// A ResourceQuota is used up: there is room again when other pods end.
     NoRoom(String),
@@ -38,24 +38,35 @@ pub(super) enum End {
 pub(super) type Running = Pin<Box<dyn Future<Output = End> + Send>>;
 
 impl End {
+    /// What the log may say of it: refusals quote what the API server answered.
+    pub(super) fn loggable(&self) -> &str {
+        match self {
+            Self::Later(why) | Self::Busy { why, .. } => why,
+            Self::NoRoom(_) => "a quota is used up",
+            Self::Refused(_) => "refused",
+            Self::Done => "done",
+        }
+    }
+
     /// An exhaustive reading of what the API server can answer to a write.
     pub(super) fn of_error(error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
             return Self::Busy {
-                why: error.to_string(),
+                why: Loggable(error).to_string(),
                 retry_after: Duration::ZERO,
             };
         };
         let message = status.message.clone();
+        let loggable = || Loggable(error).to_string();
         match status.code {
             403 if message.contains("exceeded quota") => Self::NoRoom(message),
-            403 | 422 if is_fenced(&message) => Self::Later(message),
+            403 | 422 if is_fenced(&message) => Self::Later(loggable()),
             400 | 403 | 422 => Self::Refused(message),
             429 | 500..=599 => Self::Busy {
-                why: message,
+                why: loggable(),
                 retry_after: retry_after(status),
             },
-            _ => Self::Later(message),
+            _ => Self::Later(loggable()),
         }
     }
 }

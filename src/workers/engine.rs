@@ -481,15 +481,15 @@ impl Engine {
         match end {
             End::Done if matches!(key, Key::Create(..)) => again += NOT_SOON,
             End::Done => {}
-            End::Later(why) | End::Busy { why, .. } | End::NoRoom(why) => {
-                tracing::info!(task = %name, ?key, why, "waiting");
+            end @ (End::Later(_) | End::Busy { .. } | End::NoRoom(_)) => {
+                tracing::info!(task = %name, ?key, why = end.loggable(), "waiting");
                 again += RETRY_DELAY;
                 if matches!(key, Key::Status(_)) {
                     self.held.insert(name.clone(), again);
                 }
             }
             End::Refused(why) => {
-                tracing::warn!(task = %name, ?key, why, "the API server refused");
+                tracing::warn!(task = %name, ?key, "the API server refused");
                 again += RETRY_DELAY;
                 if let Key::Create(task, Attempt { index, attempt }) = key {
                     self.shared

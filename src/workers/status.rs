@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{effect::End, shared::Shared};
 use crate::{
-    cluster::{TERM, convert, crd::WorkerTask, events::Note},
+    cluster::{Loggable, TERM, convert, crd::WorkerTask, events::Note},
     domain::{
         story::{self, News},
         task::{Task, TaskPhase, TaskStatus},
@@ -56,7 +56,7 @@ pub(super) async fn seal(shared: &Shared, task: &Task) -> End {
     match try_seal(shared, task).await {
         Ok(true) => End::Done,
         Ok(false) => End::Later("gone, or another task of this name".to_owned()),
-        Err(error) => End::Later(error.to_string()),
+        Err(error) => End::Later(Loggable(&error).to_string()),
     }
 }
 

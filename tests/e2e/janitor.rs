@@ -201,7 +201,7 @@ fn outside(cell: &Cell) -> String {
     let names = cell.cluster.kubectl(&["get", kinds, "-o", "name"]);
     let ours = names
         .lines()
-        .filter(|n| n.contains(&format!("/{}-", cell.namespace)));
+        .filter(|n| n.contains(&format!("/{}.", cell.namespace)));
     ours.collect::<Vec<_>>().join(" ")
 }
 
@@ -254,7 +254,7 @@ fn what_is_installed_again_is_not_judged_by_the_lease_of_before() {
         // What other tests left would do as well.
         let bindings = "validatingadmissionpolicybindings";
         let all = cell.cluster.kubectl(&["get", bindings, "-o", "name"]);
-        for other in all.lines().filter(|name| !name.contains("/again-")) {
+        for other in all.lines().filter(|name| !name.contains("/again.")) {
             cell.cluster.kubectl(&["delete", other]);
         }
         let answer = cell.ask(0, &scale_up(task, "2"));

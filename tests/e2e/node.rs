@@ -518,7 +518,7 @@ fn the_fence_refuses_whoever_does_not_hold_the_lease() {
         .cluster
         .kubectl(&["get", "validatingadmissionpolicybindings", "-o", "name"]);
     assert!(
-        policies.contains("ottoscaler-ottoscaler-fence"),
+        policies.contains("ottoscaler.ottoscaler-fence"),
         "{policies}"
     );
     let out = i.cluster.try_run(&[

@@ -211,7 +211,7 @@ fn renewals_are_on_time_while_our_own_calls_saturate_the_server() {
         "saturate",
         &[("LOG_DRAIN_TIMEOUT", "1s"), ("MAX_WORKERS", "1000")],
     );
-    let schema = format!("{}-ottoscaler-lease", cell.namespace);
+    let schema = format!("{}.ottoscaler-lease", cell.namespace);
     let (leader, holder) = (cell.leader().unwrap(), cell.holder().unwrap());
     // Something to list.
     scale_up(&cell, leader, "before", 300);

@@ -1,6 +1,6 @@
 {{- define "ottoscaler.selector" -}}
 app.kubernetes.io/name: ottoscaler
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "ottoscaler.labels" -}}
@@ -10,7 +10,78 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- /* Cluster-wide objects carry the namespace, so that installs do not meet. */ -}}
+{{- /*
+The prefix of the names of cluster-scoped objects. A namespace has no dot, so that
+two installations never share a name. Where it would become too long, a hash of the
+whole stands for its end; the longest suffix has 15 characters, a name at most 63.
+*/ -}}
 {{- define "ottoscaler.global" -}}
-{{ .Release.Namespace }}-{{ .Release.Name }}
+{{- $name := printf "%s.%s" .Release.Namespace .Release.Name }}
+{{- if le (len $name) 48 }}{{ $name }}{{ else }}{{ $name | trunc 31 | trimSuffix "." | trimSuffix "-" }}.{{ sha256sum $name | trunc 16 }}{{ end }}
+{{- end }}
+
+{{- /* A value as text. Numbers of values files are floating-point numbers: whole ones have no exponent. */ -}}
+{{- define "ottoscaler.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ toString . }}{{ end }}
+{{- end }}
+
+{{- /* A duration (60, 60s, 1m30s, 1.5s, 500ms) in whole milliseconds. */ -}}
+{{- define "ottoscaler.milliseconds" -}}
+{{- $text := include "ottoscaler.text" . }}
+{{- if regexMatch "^[0-9]+$" $text }}{{ mul (atoi $text) 1000 }}
+{{- else }}
+{{- $ms := regexFind "[0-9]+ms$" $text }}
+{{- $rest := trimSuffix $ms $text }}
+{{- $hours := regexFind "[0-9]+h" $rest | trimSuffix "h" | atoi }}
+{{- $minutes := regexFind "[0-9]+m" $rest | trimSuffix "m" | atoi }}
+{{- $seconds := regexFind "[0-9.]+s$" $rest | trimSuffix "s" | default "0" | float64 }}
+{{- add (mul $hours 3600000) (mul $minutes 60000) (round (mulf $seconds 1000) 0 | int64) (trimSuffix "ms" $ms | atoi) }}
+{{- end }}
+{{- end }}
+
+{{- /* The settings that have values of their own, or that the rest of the chart rests on. */ -}}
+{{- define "ottoscaler.settings" -}}
+GRPC_PORT: "9090"
+HEALTH_PORT: "9091"
+METRICS_PORT: "9092"
+OTTO_HANDLER_HOST: {{ .Values.handler | toJson }}
+OTTO_AGENT_IMAGE: {{ .Values.worker.image | toJson }}
+WORKER_IMAGE_PULL_POLICY: {{ .Values.worker.imagePullPolicy | toJson }}
+WORKER_CPU_LIMIT: {{ include "ottoscaler.text" .Values.worker.cpuLimit | toJson }}
+WORKER_MEMORY_LIMIT: {{ include "ottoscaler.text" .Values.worker.memoryLimit | toJson }}
+LOG_LEVEL: {{ .Values.logLevel | toJson }}
+LEASE_NAME: {{ .Values.lease.name | toJson }}
+LEASE_DURATION: {{ include "ottoscaler.text" .Values.lease.duration | toJson }}
+LEASE_RENEW_DEADLINE: {{ include "ottoscaler.text" .Values.lease.renewDeadline | toJson }}
+LEASE_RETRY_PERIOD: {{ include "ottoscaler.text" .Values.lease.retryPeriod | toJson }}
+HANDOVER_TIMEOUT: {{ include "ottoscaler.text" .Values.handoverTimeout | toJson }}
+LOG_SPOOL_DIR: /var/spool/ottoscaler
+LOG_SPOOL_SIZE: {{ include "ottoscaler.text" .Values.logSpool.size | toJson }}
+OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
+{{- end }}
+
+{{- /* What one value alone cannot show to be wrong. */ -}}
+{{- define "ottoscaler.check" -}}
+{{- if contains "." .Release.Name }}
+{{- fail (printf "release name %q: takes no dot, for the Service has this name" .Release.Name) }}
+{{- end }}
+{{- $duration := include "ottoscaler.milliseconds" .Values.lease.duration | atoi }}
+{{- $deadline := include "ottoscaler.milliseconds" .Values.lease.renewDeadline | atoi }}
+{{- $retry := include "ottoscaler.milliseconds" .Values.lease.retryPeriod | atoi }}
+{{- if or (eq $duration 0) (ne (mod $duration 1000) 0) }}
+{{- fail (printf "lease.duration: %v is not a positive number of whole seconds" .Values.lease.duration) }}
+{{- end }}
+{{- if ge $deadline $duration }}
+{{- fail (printf "lease.renewDeadline: %v is not less than lease.duration (%v)" .Values.lease.renewDeadline .Values.lease.duration) }}
+{{- end }}
+{{- if or (eq $retry 0) (gt (mul 2 $retry) $deadline) }}
+{{- fail (printf "lease.retryPeriod: %v is not at most half of lease.renewDeadline (%v)" .Values.lease.retryPeriod .Values.lease.renewDeadline) }}
+{{- end }}
+{{- $marker := lookup "rbac.authorization.k8s.io/v1" "Role" .Release.Namespace "ottoscaler" }}
+{{- if $marker }}
+{{- $other := dig "metadata" "annotations" "meta.helm.sh/release-name" "" $marker }}
+{{- if and $other (ne $other .Release.Name) }}
+{{- fail (printf "namespace %q has the release %q of Ottoscaler already. Releases share the WorkerTasks and pods of their namespace: upgrade that one, or install into another namespace" .Release.Namespace $other) }}
+{{- end }}
+{{- end }}
 {{- end }}

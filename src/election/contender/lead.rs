@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Contender, term_of};
 use crate::{
+    cluster::Loggable,
     domain::term::Term,
     election::{LeaderClient, Reign, Tenure, fence::Validity},
 };
@@ -142,7 +143,7 @@ impl Contender {
                 }
                 Ok(Ok(LeaseLockResult::NotAcquired(_))) => return "somebody else holds the Lease",
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, left_ms = validity.left().as_millis(), "not renewed; trying again");
+                    tracing::warn!(error = %Loggable(&error), left_ms = validity.left().as_millis(), "not renewed; trying again");
                     pause = self.settings.retry_period / 4;
                 }
             }
@@ -188,7 +189,7 @@ async fn release(lock: &LeaseLock) {
     for _ in 0..RELEASE_TRIES {
         match lock.step_down().await {
             Ok(()) => return,
-            Err(error) => tracing::info!(%error, "not released"),
+            Err(error) => tracing::info!(error = %Loggable(&error), "not released"),
         }
     }
     tracing::warn!("the Lease was not released; it will expire");
