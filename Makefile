@@ -45,6 +45,7 @@ install: ## Install the chart with the image of `make load` into NAMESPACE of NA
 	@$(cluster) run $(NAME) helm upgrade --install $(RELEASE) $(CHART) --values <(echo 'image: {tag: dev}') \
 	  --namespace $(NAMESPACE) --create-namespace $(if $(VALUES),--values $(VALUES)) --wait --timeout 2m $(HELM_FLAGS)
 uninstall: ## Remove the chart from NAMESPACE of NAME
+	@deploy/local/build.sh helm
 	@$(cluster) run $(NAME) helm uninstall $(RELEASE) --namespace $(NAMESPACE) --wait --timeout 2m
 
 ##@ Show

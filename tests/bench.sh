@@ -3,7 +3,9 @@
 #   <figure> <value> <unit> reference <value> ratio <r> target <t> met|short
 # Exits 0 unless a figure could not be measured. Raw samples: $XDG_CACHE_HOME/ottoscaler/bench.
 #   ONLY=<group>   start, memory, election, workers, logs (status comes with its issue)
-set -euo pipefail
+set -eEuo pipefail
+# Whatever fails says so, also what prints nothing itself.
+trap 'echo "error: \"$BASH_COMMAND\" failed (${BASH_SOURCE[0]##*/}, line $LINENO)" >&2' ERR
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler
@@ -59,6 +61,7 @@ ready() {
 
 # A control plane, the chart without its Deployment, and an otto-handler.
 plane() { # recording|counting
+  deploy/local/build.sh grpc-health-probe 1>&2
   NODES=20 $cluster up "$name" fake 1>&2
   make -s install NAME="$name" NAMESPACE=$ns HELM_FLAGS="--set replicas=1" > /dev/null
   k -n $ns delete deployment ottoscaler > /dev/null

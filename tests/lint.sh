@@ -31,6 +31,19 @@ sleeps() {
 
 # No unowned task (in what runs in production), no machine's path.
 detached() { ! grep -nE '(^|[^.a-z_])tokio::spawn\(' -r src --exclude 'test_*.rs' --exclude '*_tests.rs'; }
+# Who runs a program of the local cluster's tools, or the tests that do, builds it: on a
+# machine where only the demo ran there are few.
+tools_of_each_script_are_built() {
+  local file seen=0 missing=0
+  for file in $(git ls-files 'tests/*.sh' 'deploy/local/demo*.sh' Makefile); do
+    [ "$file" != tests/lint.sh ] || continue
+    grep -qE '(^|[^-_/.a-z])(grpc-health-probe|grpcurl|ghz|helm) |grpc-health-probe\)|--test e2e ' "$file" || continue
+    seen=$((seen + 1))
+    grep -E '^[[:space:]@]*deploy/local/build\.sh' "$file" | grep -qv -- --path ||
+      { echo "$file runs tools that it does not build (deploy/local/build.sh)"; missing=1; }
+  done
+  [ "$seen" -gt 3 ] && [ "$missing" = 0 ]
+}
 paths() { ! git grep -nE '/(root|work)/' -- . ':!tests/lint.sh' ':!*/go.sum'; }
 
 tool cargo-machete 0.9.2
@@ -45,6 +58,7 @@ check "domain/ is pure" purity
 check "no sleep in tests" sleeps
 check "no detached task" detached
 check "no machine's paths" paths
+check "tools are built" tools_of_each_script_are_built
 if command -v shellcheck > /dev/null; then
   check "scripts" bash -c 'cd deploy/local && shellcheck -x ./*.sh node/*.sh ../../tests/*.sh ../../tests/*/*.sh ../../.ci/run'
 elif [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

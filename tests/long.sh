@@ -2,7 +2,9 @@
 # The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
 # leadership-changes, fence-windows, crashes, tasks, log-kills, log-handovers, log-moments, log-away.
 # `make test` runs the same at a reduced count. What was seen goes to tests/results/<check>.txt.
-set -euo pipefail
+set -eEuo pipefail
+# Whatever fails says so, also what prints nothing itself.
+trap 'echo "error: \"$BASH_COMMAND\" failed (${BASH_SOURCE[0]##*/}, line $LINENO)" >&2' ERR
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
@@ -80,6 +82,7 @@ log-away() {
 }
 
 on_a_node() { # size of a log, test…
+  deploy/local/build.sh
   make -s image
   export OTTO_TEST_NODE=${OTTO_TEST_NODE:-$check} CONTAINER_LOG_MAX_SIZE=$1
   up+=("$OTTO_TEST_NODE")
@@ -91,6 +94,7 @@ on_a_node() { # size of a log, test…
 }
 
 on_a_fake_cluster() { # module…
+  deploy/local/build.sh
   cargo build --release --workspace --bins
   export OTTO_TEST_FAKE=${OTTO_TEST_FAKE:-$check} OTTO_TEST_FULL=1 OTTO_TEST_SAMPLES_DIR=$PWD/tests/results
   up+=("$OTTO_TEST_FAKE")

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 name=${NAME:-demo}
 trap 'deploy/local/cluster.sh down "$name"' EXIT
 cargo build --release --workspace --bins
+deploy/local/build.sh grpc-health-probe helm
 deploy/local/cluster.sh up "$name" fake
 export OTTO_TEST_FAKE=$name OTTO_TEST_NODE=none
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}

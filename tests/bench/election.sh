@@ -9,6 +9,7 @@
 election() {
   local runs=${RUNS:-20} kind n demand references
   deploy/local/build.sh
+  command -v go > /dev/null || { echo "error: missing: go 1.26 (https://go.dev/dl)" >&2; exit 1; }
   (cd tests/bench/clientgo && CGO_ENABLED=0 go build -trimpath -o "$raw/clientgo" .)
   $cluster up "$name" node 1>&2
   make -s load NAME="$name" 1>&2
