@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cluster::{
-        self, Loggable, WORKER_PODS,
+        self, Loggable,
         convert::PodView,
         crd::{UNFINISHED, WorkerTask},
         watch::{self, Select, Sink},
@@ -99,6 +99,7 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
     metrics.register(&mut registry);
     clocks.register(&mut registry);
     telemetry::metrics::register(&mut registry);
+    index.register(&mut registry);
     let logs = logs::Settings::new(&handler, &namespace, limits.log_drain_timeout);
     logs.register(&mut registry);
     let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
@@ -220,14 +221,16 @@ fn watch_into_index(
 ) {
     let pods: Api<PodView> = Api::namespaced(client.clone(), namespace);
     let (sink, until) = (PodFeed(index.clone()), stop.clone());
+    // All of the namespace: a selector by labels would lose a pod whose label somebody
+    // removes, and tell of it as deleted. Those that are not ours leave nothing behind.
     tasks.essential("watch of pods", async move {
-        watch::run(pods, Select::Labels(WORKER_PODS.to_owned()), sink, until).await;
+        watch::run(pods, Select::All, sink, until).await;
         Ok(())
     });
     let worker_tasks: Api<WorkerTask> = Api::namespaced(client.clone(), namespace);
     let (sink, until) = (TaskFeed(index.clone()), stop.clone());
     tasks.essential("watch of tasks", async move {
-        watch::run(worker_tasks, Select::Labels(String::new()), sink, until).await;
+        watch::run(worker_tasks, Select::All, sink, until).await;
         Ok(())
     });
 }
@@ -305,21 +308,23 @@ impl Leading {
         self.index.wait_synced().await;
         let tasks = tenure.client.api::<WorkerTask>();
         let pods = tenure.client.api::<PodView>();
-        let ((tasks, tasks_at), (pods, pods_at)) = futures::future::join(
+        let (tasks, pods) = futures::future::join(
             list(
                 &tasks,
                 ListParams::default().fields(UNFINISHED),
                 TaskFeed::keep,
             ),
-            list(
-                &pods,
-                ListParams::default().labels(WORKER_PODS),
-                PodFeed::keep,
-            ),
+            list(&pods, ListParams::default(), PodFeed::keep),
         )
         .await;
-        TaskFeed(self.index.clone()).some(tasks, tasks_at);
-        PodFeed(self.index.clone()).reset(pods, pods_at);
+        let tasks_at = watch::number(&tasks.version);
+        let feed = TaskFeed(self.index.clone());
+        for object in tasks.unread {
+            Sink::<WorkerTask>::unread(&feed, object);
+        }
+        feed.some(tasks.all, tasks_at);
+        let pods_at = watch::number(&pods.version);
+        PodFeed(self.index.clone()).listed(pods.all, pods.unread, pods_at);
     }
 }
 
@@ -329,13 +334,13 @@ async fn list<K, T>(
     api: &Api<K>,
     params: ListParams,
     keep: impl Fn(K) -> Option<T>,
-) -> (Vec<T>, u64)
+) -> watch::Listed<T>
 where
-    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned,
 {
     loop {
         match watch::list(api, params.clone(), &keep).await {
-            Ok((all, version)) => return (all, watch::number(&version)),
+            Ok(listed) => return listed,
             Err(ref error @ watch::Error::Api(kube::Error::Api(ref status)))
                 if status.code == 400 =>
             {

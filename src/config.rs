@@ -78,6 +78,7 @@ settings! {
     "MAX_WORKERS" "500" "a count" "pods at a time";
     "REPOSITORY_WEIGHTS" "" "repository=weight, …" "shares of MAX_WORKERS; 1 where not named";
     "MAX_FINISHED_TASKS" "10000" "a count" "finished tasks kept as history";
+    "MAX_STORED_TASK_BYTES" "64Mi" "a quantity" "what all tasks may take in etcd; the oldest finished ones go first, then ScaleUp is refused";
     "TASK_TTL" "24h" "a duration" "how long a finished task is kept; longer while logs of its pods wait";
     "PENDING_TIMEOUT" "15m" "a duration" "for a pod to start";
     "LOG_DRAIN_TIMEOUT" "15m" "a duration" "for a finished worker's logs to be acknowledged";
@@ -148,6 +149,8 @@ pub struct Limits {
     /// Shares of the workers; 1 where a repository is not named.
     pub repository_weights: HashMap<String, u32>,
     pub max_finished_tasks: usize,
+    /// Of all tasks, as etcd holds them.
+    pub max_stored_bytes: usize,
     pub task_ttl: Duration,
     pub pending_timeout: Duration,
     pub log_drain_timeout: Duration,
@@ -249,6 +252,11 @@ impl Config {
                 max_workers: get.count("MAX_WORKERS")?,
                 repository_weights: get.weights("REPOSITORY_WEIGHTS")?,
                 max_finished_tasks: get.count("MAX_FINISHED_TASKS")?,
+                max_stored_bytes: get.held(
+                    "MAX_STORED_TASK_BYTES",
+                    usize::try_from(get.bytes("MAX_STORED_TASK_BYTES")?).unwrap_or(usize::MAX),
+                    |bytes| *bytes > 0,
+                )?,
                 task_ttl: get.duration("TASK_TTL")?,
                 pending_timeout: get.duration("PENDING_TIMEOUT")?,
                 log_drain_timeout: get.duration("LOG_DRAIN_TIMEOUT")?,

@@ -12,8 +12,7 @@ use kube::Resource;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ATTEMPT, COMMIT_SHA, LOG_CHECKPOINT, REPOSITORY, TASK_ID, TERM, TRACEPARENT, WORKER_INDEX,
-    crd::WorkerTask,
+    COMMIT_SHA, LOG_CHECKPOINT, POD_KEY, REPOSITORY, TASK_ID, TERM, TRACEPARENT, crd::WorkerTask,
 };
 use crate::domain::{
     containers::{Container, Declared, Facts, RestartPolicy, RestartRule, State, Terminated},
@@ -21,6 +20,11 @@ use crate::domain::{
     pod::{Pod, PodPhase},
     task::Task,
 };
+
+/// Bytes of an annotation that are read: a task id and the like have no more.
+const MAX_TEXT: usize = 256;
+/// The same of a log checkpoint.
+const MAX_CHECKPOINT: usize = 1_024;
 
 /// A pod with the few fields of spec and status that matter.
 #[derive(Debug, Clone, Deserialize, Serialize, Resource)]
@@ -185,7 +189,9 @@ fn version(meta: &ObjectMeta) -> u64 {
 }
 
 /// None for a pod that is not ours (the Go original's carry the same labels): ours
-/// are owned by a WorkerTask, or by nobody and carry a leader's term.
+/// are owned by a WorkerTask, or by nobody and carry a leader's term, and have the name
+/// that a worker of this task gets. That name is what says whose pod it is: labels and
+/// annotations are anybody's to change, and are believed only where nothing depends on them.
 pub fn pod(view: PodView) -> Option<Pod> {
     let PodView {
         metadata: meta,
@@ -194,28 +200,34 @@ pub fn pod(view: PodView) -> Option<Pod> {
     } = view;
     let resource_version = version(&meta);
     let annotation = |key: &str| meta.annotations.as_ref().and_then(|a| a.get(key)).cloned();
-    let task_id = annotation(TASK_ID)?;
+    let text = |key: &str| annotation(key).filter(|text| text.len() <= MAX_TEXT);
+    let told_id = text(TASK_ID);
     let owners = meta.owner_references.as_deref().unwrap_or_default();
-    let (task, task_uid) = match owners.iter().find(|o| is_task(o)) {
+    let (task, task_uid) = match owners.iter().find(|o| is_task(&o.api_version, &o.kind)) {
         Some(owner) => (owner.name.clone(), owner.uid.clone()),
         // Its task was deleted without it: it is left over, whatever task there is.
         None if owners.is_empty() && annotation(TERM).is_some() => {
-            (names::task_name(&task_id), String::new())
+            (names::task_name(told_id.as_ref()?), String::new())
         }
         None => return None,
     };
-    let labels = meta.labels.unwrap_or_default();
-    let number = |key: &str| labels.get(key).and_then(|v| v.parse().ok());
+    let name = meta.name?;
+    let (index, attempt) = names::of_pod_name(&task, &name)?;
+    let task_id = told_id.filter(|id| names::task_name(id) == task);
+    let task_id = task_id.unwrap_or_else(|| task.clone());
+    let key = meta.labels.as_ref().and_then(|labels| labels.get(POD_KEY));
+    let foreign_key = key.filter(|key| **key != names::pod_key(&task_uid, index, attempt));
     let mut pod = Pod {
-        name: Arc::from(meta.name?),
+        name: Arc::from(name),
         uid: meta.uid?,
+        foreign_key: foreign_key.map(|key| Box::from(key.as_str())),
         task: Arc::from(task),
         task_uid: Arc::from(task_uid),
         task_id: Arc::from(task_id),
-        repository: Arc::from(annotation(REPOSITORY).unwrap_or_default()),
-        commit_sha: Arc::from(annotation(COMMIT_SHA).unwrap_or_default()),
-        index: number(WORKER_INDEX)?,
-        attempt: number(ATTEMPT).unwrap_or(1),
+        repository: Arc::from(text(REPOSITORY).unwrap_or_default()),
+        commit_sha: Arc::from(text(COMMIT_SHA).unwrap_or_default()),
+        index,
+        attempt,
         resource_version,
         created: meta.creation_timestamp.map(|t| t.0.as_second()),
         node: std::mem::take(&mut spec.node_name),
@@ -223,8 +235,15 @@ pub fn pod(view: PodView) -> Option<Pod> {
         deleting: meta.deletion_timestamp.is_some(),
         accepted: second(status.start_time.take()),
         grace: meta.deletion_grace_period_seconds.unwrap_or(0),
-        checkpoint: annotation(LOG_CHECKPOINT),
-        traceparent: annotation(TRACEPARENT).map(Arc::from),
+        // One that is too long is none, and is told as such by who reads it.
+        checkpoint: annotation(LOG_CHECKPOINT).map(|text| {
+            if text.len() <= MAX_CHECKPOINT {
+                text
+            } else {
+                String::new()
+            }
+        }),
+        traceparent: text(TRACEPARENT).map(Arc::from),
         ..Pod::default()
     };
     let conditions = std::mem::take(&mut status.conditions);
@@ -235,8 +254,9 @@ pub fn pod(view: PodView) -> Option<Pod> {
     Some(pod)
 }
 
-fn is_task(owner: &OwnerReference) -> bool {
-    owner.kind == "WorkerTask" && owner.api_version.starts_with("ottoscaler.io/")
+/// Whether an owner of this apiVersion and kind is a WorkerTask.
+pub(super) fn is_task(api_version: &str, kind: &str) -> bool {
+    kind == "WorkerTask" && api_version.starts_with("ottoscaler.io/")
 }
 
 fn second(time: Option<Time>) -> Option<i64> {
@@ -401,6 +421,7 @@ pub fn task(object: WorkerTask) -> Option<Task> {
         deleting: meta.deletion_timestamp.is_some(),
         spec: object.spec.0,
         status: object.status.unwrap_or_default(),
+        bytes: 0,
     })
 }
 
@@ -712,5 +733,78 @@ mod tests {
         assert_eq!(decode(&left, "batch/v1 Job"), None);
         let left = decode(&left, "").unwrap();
         assert_eq!((&*left.task, &*left.task_uid), ("t", ""));
+    }
+
+    #[test]
+    fn whose_pod_it_is_no_label_and_no_annotation_can_change() {
+        let decode = |labels: serde_json::Value, annotations: serde_json::Value| {
+            let view = json!({
+                "metadata": {
+                    "name": "otto-agent-t-2-r1", "uid": "u", "resourceVersion": "7",
+                    "ownerReferences": [{"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask", "name": "t", "uid": "tu"}],
+                    "labels": labels, "annotations": annotations,
+                },
+            });
+            pod(serde_json::from_value(view).unwrap()).unwrap()
+        };
+        let long = "x".repeat(100_000);
+        let wrong = [
+            json!(""),
+            json!("9"),
+            json!("-1"),
+            json!("4000000000"),
+            json!("x y"),
+            json!(long),
+        ];
+        for value in &wrong {
+            for label in [
+                "app",
+                "managed-by",
+                "task-id",
+                "worker-index",
+                "ottoscaler.io/attempt",
+                "ottoscaler.io/pod-key",
+            ] {
+                let p = decode(json!({label: value}), json!(null));
+                assert_eq!(
+                    (p.index, p.attempt, &*p.task, &*p.task_uid),
+                    (2, 2, "t", "tu")
+                );
+            }
+            for key in [
+                "task-id",
+                "repository",
+                "commit-sha",
+                "traceparent",
+                "log-checkpoint",
+                "term",
+            ] {
+                let key = format!("ottoscaler.io/{key}");
+                let p = decode(json!(null), json!({key: value}));
+                assert_eq!(
+                    (p.index, p.attempt, &*p.task, &*p.task_uid),
+                    (2, 2, "t", "tu")
+                );
+                assert_eq!(&*p.task_id, "t");
+                let held =
+                    p.repository.len() + p.commit_sha.len() + p.checkpoint.map_or(0, |c| c.len());
+                assert!(held <= 1_024 && p.traceparent.is_none_or(|t| t.len() <= 256));
+            }
+        }
+        // A key that is another pod's is known as such.
+        let keyed =
+            |key: &str| decode(json!({"ottoscaler.io/pod-key": key}), json!(null)).foreign_key;
+        assert_eq!(keyed("tu-2-2"), None);
+        assert_eq!(keyed("tu-1-1").as_deref(), Some("tu-1-1"));
+    }
+
+    #[test]
+    fn a_pod_of_another_name_is_not_ours_whoever_owns_it() {
+        let view = json!({"metadata": {
+            "name": "otto-agent-t-4000000000", "uid": "u",
+            "ownerReferences": [{"apiVersion": "ottoscaler.io/v1alpha1", "kind": "WorkerTask", "name": "t", "uid": "tu"}],
+            "labels": {"worker-index": "1"}, "annotations": {"ottoscaler.io/task-id": "t"},
+        }});
+        assert_eq!(pod(serde_json::from_value(view).unwrap()), None);
     }
 }

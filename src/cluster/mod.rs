@@ -3,8 +3,10 @@
 pub mod client;
 pub mod convert;
 pub mod crd;
+pub mod error;
 pub mod events;
 mod loggable;
+pub mod object;
 pub mod watch;
 
 pub use loggable::Loggable;
@@ -20,7 +22,3 @@ pub const TRACEPARENT: &str = "ottoscaler.io/traceparent";
 pub const ATTEMPT: &str = "ottoscaler.io/attempt";
 /// Label: [`crate::domain::names::pod_key`].
 pub const POD_KEY: &str = "ottoscaler.io/pod-key";
-/// Label: the worker's index, from 1.
-pub const WORKER_INDEX: &str = "worker-index";
-/// Selects worker pods (those of the Go original too; owners tell them apart).
-pub const WORKER_PODS: &str = "managed-by=ottoscaler,app=otto-agent";

@@ -42,7 +42,7 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     } = seen;
     let queued = workers
         .iter()
-        .filter(|w| w.uid.is_none() && !w.phase.is_final())
+        .filter(|w| w.uid.is_none() && !w.phase.is_final() && w.phase != WorkerPhase::Unknown)
         .count();
     let created = if queued == 0 {
         (true, "AllCreated", String::new())
@@ -51,14 +51,14 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
         (false, "Queued", message)
     };
     let reason = match phase {
-        TaskPhase::Pending | TaskPhase::Running => "Working",
+        TaskPhase::Pending | TaskPhase::Running | TaskPhase::Unknown => "Working",
         TaskPhase::Succeeded => "Succeeded",
         TaskPhase::Failed => "Failed",
         TaskPhase::Cancelled => "Cancelled",
     };
     let finished = (phase.is_finished(), reason, tally(workers));
     let delivered = cut(workers).map(|message| (false, "LogDrainTimeout", message));
-    [
+    let ours = [
         (CREATED, Some(created)),
         (FINISHED, Some(finished)),
         (DELIVERED, delivered),
@@ -67,9 +67,9 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     .filter_map(|(kind, told)| Some((kind, told?)))
     .map(|(kind, (is, reason, message))| {
         let status = if is { "True" } else { "False" };
-        let since = before
-            .iter()
-            .find(|c| c.kind == kind && c.status == status)
+        let known = before.iter().find(|c| c.kind == kind);
+        let since = known
+            .filter(|c| c.status == status)
             .map_or(now, |c| &c.last_transition_time);
         Condition {
             kind: kind.to_owned(),
@@ -77,9 +77,13 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
             reason: reason.to_owned(),
             message,
             last_transition_time: since.to_owned(),
+            rest: known.map(|c| c.rest.clone()).unwrap_or_default(),
         }
-    })
-    .collect()
+    });
+    // Those of a newer version stay as they are.
+    let is_ours = |c: &&Condition| [CREATED, FINISHED, DELIVERED].contains(&c.kind.as_str());
+    let others = before.iter().filter(|c| !is_ours(c)).cloned();
+    ours.chain(others).collect()
 }
 
 /// Whose pods went before otto-handler had all of their logs, the first of them by
@@ -125,7 +129,8 @@ pub(super) fn tally(workers: &[WorkerRecord]) -> String {
     for w in workers {
         let (order, word) = match w.phase {
             WorkerPhase::Succeeded => (0, "succeeded"),
-            WorkerPhase::Running => (1, "running"),
+            // One that a newer version looks after.
+            WorkerPhase::Running | WorkerPhase::Unknown => (1, "running"),
             WorkerPhase::Pending => (2, "pending"),
             WorkerPhase::Queued => (3, "queued"),
             WorkerPhase::Terminated => (4, "terminated"),

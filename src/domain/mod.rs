@@ -20,6 +20,7 @@ pub mod task;
 pub mod template;
 pub mod term;
 pub mod transition;
+pub mod unread;
 pub mod urgency;
 pub mod victims;
 pub mod view;

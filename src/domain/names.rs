@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
+use super::task::{MAX_ATTEMPT, MAX_TASK_WORKERS};
+
 /// Pod and WorkerTask names are at most this long, so that a pod's name is its
 /// hostname too (RFC 1123 label).
 const MAX_NAME: usize = 63;
@@ -45,6 +47,19 @@ pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
         0 | 1 => format!("{PREFIX}{task}-{index}"),
         n => format!("{PREFIX}{task}-{index}-r{}", n - 1),
     }
+}
+
+/// The worker's index and the attempt that a pod of this task has by its name. None: it is
+/// no name that a worker's pod of this task gets.
+pub fn of_pod_name(task: &str, pod: &str) -> Option<(u32, u32)> {
+    let rest = pod.strip_prefix(PREFIX)?.strip_prefix(task)?;
+    let (index, attempt) = match rest.strip_prefix('-')?.split_once("-r") {
+        Some((index, retry)) => (index, retry.parse::<u32>().ok()?.checked_add(1)?),
+        None => (rest.strip_prefix('-')?, 1),
+    };
+    let index = index.parse().ok()?;
+    let is_legal = (1..=MAX_TASK_WORKERS).contains(&index) && (1..=MAX_ATTEMPT).contains(&attempt);
+    (is_legal && pod_name_of(task, index, attempt) == pod).then_some((index, attempt))
 }
 
 /// What no two pods share, ever: an attempt gets one pod at most. As a label value it
@@ -159,7 +174,36 @@ mod tests {
         assert_ne!(pod_name("a-1", 1, 2), pod_name("a", 1, 1));
     }
 
+    #[test]
+    fn a_name_that_no_worker_gets_is_nobodys() {
+        for name in [
+            "otto-agent-t-0",
+            "otto-agent-t-01",
+            "otto-agent-t-+1",
+            "otto-agent-t-1001",
+            "otto-agent-t-4000000000",
+            "otto-agent-t-99999999999999999999",
+            "otto-agent-t-1-r0",
+            "otto-agent-t-1-r01",
+            "otto-agent-t-1-r4294967295",
+            "otto-agent-t-1-r1-r1",
+            "otto-agent-t-",
+            "otto-agent-t",
+            "otto-agent-other-1",
+            "t-1",
+            "",
+        ] {
+            assert_eq!(of_pod_name("t", name), None, "{name}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_pods_name_says_whose_it_is(id in "\\PC{1,80}", index in 1u32..=1000, attempt in 1u32..=2000) {
+            let (task, name) = (task_name(&id), pod_name(&id, index, attempt));
+            prop_assert_eq!(of_pod_name(&task, &name), Some((index, attempt)));
+        }
+
         #[test]
         fn names_are_legal(id in "\\PC{1,200}", index in 1u32..=1000, attempt in 1u32..=99) {
             let name = pod_name(&id, index, attempt);

@@ -96,6 +96,18 @@ pub struct Plan {
 
 /// What a task's objects ask for at `now` (seconds of the leader's clock).
 pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
+    if task.status.phase == TaskPhase::Unknown {
+        // A newer version looks after it.
+        return Plan {
+            status: task.status.clone(),
+            change: Change::Nothing,
+            actions: Vec::new(),
+            creates: Vec::new(),
+            unstored_ends: BTreeSet::new(),
+            absent: 0,
+            wake_at: None,
+        };
+    }
     let (live, gone) = (ByIndex::new(seen.pods), ByIndex::new(seen.gone));
     let mut p = Planner {
         task,
@@ -111,10 +123,16 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     };
     let finished = task.status.phase.is_finished();
     let top = view::top(task).max(p.live.top()).max(p.gone.top());
+    let top = top.min(task::MAX_TASK_WORKERS);
     let mut workers = Vec::new();
     let mut unstored_ends = BTreeSet::new();
     for index in 1..=top {
         let stored = view::record(task, index);
+        if stored.phase == WorkerPhase::Unknown {
+            // A newer version looks after it and its pods.
+            workers.push(stored.into_owned());
+            continue;
+        }
         let mut record = p.worker(&stored, task.spec.wants(index) && !finished);
         if p.is_unstored_end(&stored, &record) {
             unstored_ends.insert(index);
@@ -472,7 +490,7 @@ impl Planner<'_> {
             counts.total += 1;
             match w.phase {
                 WorkerPhase::Queued | WorkerPhase::Pending => counts.pending += 1,
-                WorkerPhase::Running => counts.running += 1,
+                WorkerPhase::Running | WorkerPhase::Unknown => counts.running += 1,
                 WorkerPhase::Succeeded => counts.succeeded += 1,
                 WorkerPhase::Failed | WorkerPhase::Terminated => counts.failed += 1,
             }
@@ -506,6 +524,7 @@ impl Planner<'_> {
             conditions,
             workers,
             finished_at,
+            kept: stored.kept.clone(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A worker's pod as the API server last told of it.
 use std::sync::Arc;
 
-use super::containers::WORKER;
+use super::{containers::WORKER, task::TaskSpec};
 
 /// A phase of a pod's life, in Kubernetes' words. A [`Pod`] holds its worker's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,8 +79,10 @@ pub struct Pod {
     pub deleting: bool,
     /// The annotation `ottoscaler.io/log-checkpoint`.
     pub checkpoint: Option<String>,
-    /// The annotation `ottoscaler.io/traceparent`: the task's trace.
+    /// The task's trace.
     pub traceparent: Option<Arc<str>>,
+    /// The label [`super::names::pod_key`], where somebody made it another pod's.
+    pub foreign_key: Option<Box<str>>,
 }
 
 impl Pod {
@@ -130,6 +132,29 @@ impl Pod {
     /// The one whose logs are wanted.
     pub fn container(&self) -> &str {
         self.failed_init.as_deref().unwrap_or(WORKER)
+    }
+
+    /// Takes what its task says of it: its own annotations are anybody's to change.
+    pub fn belong_to(&mut self, task: &TaskSpec) {
+        let set = |ours: &mut Arc<str>, text: &str| {
+            if **ours != *text {
+                *ours = Arc::from(text);
+            }
+        };
+        set(&mut self.task_id, &task.task_id);
+        set(&mut self.repository, &task.repository);
+        set(&mut self.commit_sha, &task.commit_sha);
+        if self.traceparent.as_deref() != task.traceparent.as_deref() {
+            self.traceparent = task.traceparent.as_deref().map(Arc::from);
+        }
+    }
+
+    /// Whether it says what its task says of it.
+    pub fn belongs_to(&self, task: &TaskSpec) -> bool {
+        *self.task_id == *task.task_id
+            && *self.repository == *task.repository
+            && *self.commit_sha == *task.commit_sha
+            && self.traceparent.as_deref() == task.traceparent.as_deref()
     }
 
     /// Holds what it has in common with another pod of its task only once.

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use super::{
     names,
-    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, WORKER_BYTES},
+    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, TaskSpec, WORKER_BYTES},
     template::{Policy, Template},
 };
 
@@ -76,6 +76,9 @@ pub enum Refusal {
     Unavailable(String),
     #[error("this replica no longer leads")]
     NotLeader,
+    /// All tasks together hold as much as they may.
+    #[error("{0}")]
+    Exhausted(String),
     /// The API server refused for good.
     #[error("{0}")]
     Failed(String),
@@ -120,6 +123,21 @@ impl ScaleRequest {
             found.size(self);
         }
         found.done()
+    }
+
+    /// What the task that it asks for may come to in etcd, about.
+    pub fn stored_bytes(&self) -> usize {
+        let spec = TaskSpec {
+            task_id: self.task_id.clone(),
+            repository: self.repository.clone(),
+            commit_sha: self.commit_sha.clone(),
+            triggered_by: self.triggered_by.clone(),
+            reason: self.reason.clone(),
+            build_config: self.build_config.clone(),
+            metadata: self.metadata.clone(),
+            ..TaskSpec::default()
+        };
+        spec.bytes() + self.worker_count.unsigned_abs() as usize * WORKER_BYTES
     }
 
     /// # Errors

@@ -1,15 +1,21 @@
 //! A task and its workers, as the WorkerTask stores them.
+mod kept;
 mod row;
+mod schema;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::names;
+pub use kept::Kept;
 pub(super) use stored::fit;
+#[cfg(test)]
+pub(crate) use stored::tests::longest;
 
 /// Workers a task may have.
 pub const MAX_TASK_WORKERS: u32 = 1_000;
@@ -17,46 +23,104 @@ pub const MAX_TASK_WORKERS: u32 = 1_000;
 pub const MAX_TASK_BYTES: usize = 384 * 1024;
 /// Of these a worker takes at most so many.
 pub const WORKER_BYTES: usize = 350;
+/// The same as a rule: of a finished worker.
+const RECORD_BYTES: usize = 200;
+/// Of a task beside its workers and what its request carried, as a rule.
+const OVERHEAD_BYTES: usize = 1_024;
+/// Attempts of a worker that may be counted: far more than any makes, and few enough for
+/// every sum.
+pub const MAX_ATTEMPT: u32 = 1_000_000;
 /// Request ids that a task remembers.
 pub const REMEMBERED_REQUESTS: usize = 16;
 
 /// What was asked for. Written by the leader on behalf of a request; all but
 /// `workers`, `ended` and `request_ids` stay as first written.
+///
+/// The bounds hold for what this version writes; what was stored before them, or by
+/// somebody else, is read within them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct TaskSpec {
+    #[schemars(length(min = 1, max = schema::TEXT))]
     pub task_id: String,
+    #[schemars(length(max = schema::TEXT))]
     pub repository: String,
+    #[schemars(length(max = schema::TEXT))]
     pub commit_sha: String,
     /// Workers wanted; 0 ends the task for good.
+    #[serde(deserialize_with = "at_most_all")]
+    #[schemars(range(max = MAX_TASK_WORKERS))]
     pub workers: u32,
     /// Indices that ScaleDown took; the wanted ones are the `workers` lowest others.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "indices",
+        skip_serializing_if = "BTreeSet::is_empty"
+    )]
+    #[schemars(schema_with = "schema::indices")]
     pub ended: BTreeSet<u32>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
     pub build_config: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = schema::TEXT))]
     pub triggered_by: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = schema::VALUE))]
     pub reason: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
     pub metadata: BTreeMap<String, String>,
     /// Of repository, commit and build config; a request with another one under
     /// the same task id is refused.
+    #[schemars(length(max = schema::TEXT))]
     pub digest: String,
     /// Requests applied lately, newest last. Beside `workers`, not in the
     /// status: one write must change both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::request_ids")]
     pub request_ids: Vec<String>,
     /// W3C trace context of the request that made the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = schema::TEXT))]
     pub traceparent: Option<String>,
 }
 
+/// A task has no more workers than [`MAX_TASK_WORKERS`], whatever is stored.
+fn at_most_all<'de, D: Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    Ok(u32::deserialize(from)?.min(MAX_TASK_WORKERS))
+}
+
+/// Indices beyond [`MAX_TASK_WORKERS`] are no worker's.
+fn indices<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<u32>, D::Error> {
+    let mut all = BTreeSet::<u32>::deserialize(from)?;
+    all.retain(|index| (1..=MAX_TASK_WORKERS).contains(index));
+    Ok(all)
+}
+
 impl TaskSpec {
+    /// What it takes in etcd, about.
+    pub fn bytes(&self) -> usize {
+        let map = |map: &BTreeMap<String, String>| {
+            let entries = map.iter();
+            entries.map(|(k, v)| k.len() + v.len() + 8).sum::<usize>()
+        };
+        let texts = [
+            &self.task_id,
+            &self.repository,
+            &self.commit_sha,
+            &self.triggered_by,
+            &self.reason,
+        ];
+        let texts = texts.iter().map(|text| text.len()).sum::<usize>();
+        OVERHEAD_BYTES + texts + map(&self.build_config) + map(&self.metadata)
+    }
+
     /// The highest index that is or was wanted.
     pub fn top(&self) -> u32 {
-        self.workers + u32::try_from(self.ended.len()).unwrap_or(u32::MAX)
+        let ended = u32::try_from(self.ended.len()).unwrap_or(u32::MAX);
+        self.workers.saturating_add(ended).min(MAX_TASK_WORKERS)
     }
 
     pub fn wants(&self, index: u32) -> bool {
@@ -109,23 +173,38 @@ pub struct TaskStatus {
     pub workers: Vec<WorkerRecord>,
     /// When the last worker was final (Unix seconds).
     pub finished_at: Option<i64>,
+    /// What a newer version stored beside that; it goes back as it came.
+    pub kept: Option<Box<Kept>>,
 }
 
 /// As the Kubernetes API conventions have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct Condition {
     #[serde(rename = "type")]
+    #[schemars(length(max = 316))]
     pub kind: String,
+    #[serde(default)]
+    #[schemars(length(max = 16))]
     pub status: String,
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
     pub reason: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 32768))]
     pub message: String,
     /// RFC 3339.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
     pub last_transition_time: String,
+    /// What a newer version says of it.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub rest: BTreeMap<String, Value>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskPhase {
     #[default]
     Pending,
@@ -133,9 +212,21 @@ pub enum TaskPhase {
     Succeeded,
     Failed,
     Cancelled,
+    /// One of a newer version: the task is left alone. Never written.
+    #[serde(other)]
+    Unknown,
 }
 
 impl TaskPhase {
+    /// Those that this version writes.
+    pub const ALL: [Self; 5] = [
+        Self::Pending,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
     /// A finished task is never revived.
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
@@ -143,16 +234,26 @@ impl TaskPhase {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct Counts {
+    #[schemars(range(max = schema::COUNT))]
     pub total: u32,
+    #[schemars(range(max = schema::COUNT))]
     pub pending: u32,
+    #[schemars(range(max = schema::COUNT))]
     pub running: u32,
+    #[schemars(range(max = schema::COUNT))]
     pub succeeded: u32,
+    #[schemars(range(max = schema::COUNT))]
     pub failed: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WorkerPhase {
+    /// A newer version wrote what this one does not understand: the worker goes on without
+    /// us. Its row stays as it is, it gets no pod, and none of its pods is deleted.
+    Unknown,
     /// No pod yet.
     #[default]
     Queued,
@@ -167,6 +268,7 @@ pub enum WorkerPhase {
 }
 
 impl WorkerPhase {
+    /// Those that this version writes.
     pub const ALL: [Self; 6] = [
         Self::Queued,
         Self::Pending,
@@ -186,7 +288,7 @@ impl WorkerPhase {
             Self::Succeeded => Some(NotifiedState::Completed),
             Self::Failed => Some(NotifiedState::Failed),
             Self::Terminated => Some(NotifiedState::Terminated),
-            Self::Queued | Self::Pending | Self::Running => None,
+            Self::Unknown | Self::Queued | Self::Pending | Self::Running => None,
         }
     }
 }
@@ -278,9 +380,31 @@ pub struct Task {
     pub deleting: bool,
     pub spec: TaskSpec,
     pub status: TaskStatus,
+    /// [`Task::stored_bytes`] while its maps were here.
+    pub bytes: usize,
 }
 
 impl Task {
+    /// What it takes in etcd, or may come to while it is not finished.
+    pub fn stored_bytes(&self) -> usize {
+        let records = self.status.workers.len();
+        let workers = if self.status.phase.is_finished() {
+            records * RECORD_BYTES
+        } else {
+            records.max(self.spec.top() as usize) * WORKER_BYTES
+        };
+        self.spec.bytes() + workers
+    }
+
+    /// Drops what nobody asks an index for: a request's metadata, and the build config of a
+    /// task that gets no more pods.
+    pub fn drop_maps(&mut self) {
+        self.spec.metadata = BTreeMap::new();
+        if self.status.phase.is_finished() {
+            self.spec.build_config = BTreeMap::new();
+        }
+    }
+
     pub fn worker_labels(&self, index: u32) -> BTreeMap<String, String> {
         let spec = &self.spec;
         names::worker_labels(&spec.task_id, &spec.repository, &spec.commit_sha, index)

@@ -5,7 +5,12 @@ use super::task::{Notified, NotifiedState, WorkerPhase, WorkerRecord};
 ///
 /// Of each attempt Created, Running (if it ran) and its end (if none follows)
 /// are told, also when the watch showed only the end.
+///
+/// Of a worker that a newer version looks after, that tells.
 pub fn next(record: &WorkerRecord) -> Option<Notified> {
+    if record.phase == WorkerPhase::Unknown {
+        return None;
+    }
     let told = record
         .notified
         .filter(|n| n.attempt >= record.attempt)

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 use super::{
     failure, names,
     pod::{ByIndex, Pod, PodPhase},
-    task::{Task, WorkerPhase, WorkerRecord},
+    task::{MAX_TASK_WORKERS, Task, WorkerPhase, WorkerRecord},
 };
 
 /// The four states that otto-handler knows.
@@ -37,7 +37,8 @@ impl From<WorkerPhase> for State {
     fn from(phase: WorkerPhase) -> Self {
         match phase {
             WorkerPhase::Queued | WorkerPhase::Pending => Self::Pending,
-            WorkerPhase::Running => Self::Running,
+            // A newer version looks after it.
+            WorkerPhase::Running | WorkerPhase::Unknown => Self::Running,
             WorkerPhase::Succeeded => Self::Succeeded,
             WorkerPhase::Failed | WorkerPhase::Terminated => Self::Failed,
         }
@@ -62,7 +63,7 @@ impl WorkerView {
 pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
     let pods = ByIndex::new(pods);
     let part = names::task_part(&task.spec.task_id);
-    (1..=top(task).max(pods.top()))
+    (1..=top(task).max(pods.top()).min(MAX_TASK_WORKERS))
         .map(|index| {
             let mut record = record(task, index).into_owned();
             // The newest attempt that anyone knows of is the worker.
@@ -97,12 +98,15 @@ pub fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
 /// The highest index that is or was wanted, as far as the task tells.
 pub(super) fn top(task: &Task) -> u32 {
     let known = task.status.workers.last().map_or(0, |w| w.index);
-    task.spec.top().max(known)
+    task.spec.top().max(known).min(MAX_TASK_WORKERS)
 }
 
 /// Moves a record on by what its pod says. A final record stays: history is not
 /// rewritten by a late event, and a phase never goes back.
 pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
+    if record.phase == WorkerPhase::Unknown {
+        return;
+    }
     if pod.attempt < record.attempt || (record.phase.is_final() && pod.attempt == record.attempt) {
         return;
     }

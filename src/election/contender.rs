@@ -30,13 +30,14 @@ use super::{
 };
 use crate::{
     cluster::{
-        Loggable,
+        Loggable, object,
         watch::{self as cluster_watch, Select, Sink},
     },
     config,
     domain::{
         lease::{Standing, Why},
         term::Term,
+        unread::Unread,
     },
 };
 
@@ -385,13 +386,21 @@ impl Sink<Lease> for Seen {
     fn keep(object: Lease) -> Option<Lease> {
         Some(object)
     }
-    fn reset(&self, all: Vec<Lease>, _: u64) {
-        self.see(all.into_iter().next());
+    fn listed(&self, all: Vec<Lease>, unread: Vec<Unread>, _: u64) {
+        // One that cannot be decoded is there, whatever it says.
+        unread.iter().for_each(object::log);
+        if unread.is_empty() {
+            self.see(all.into_iter().next());
+        }
     }
     fn applied(&self, object: Lease) {
         self.see(Some(object));
     }
     fn deleted(&self, _: Lease) {
+        self.see(None);
+    }
+    fn unread_deleted(&self, object: Unread) {
+        object::log(&object);
         self.see(None);
     }
     fn heard(&self, _: u64) {}

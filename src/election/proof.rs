@@ -17,7 +17,13 @@ use super::{
     guard::{Guard, HOLDER_CONTAINER_ID, HOLDER_POD_UID, Proof},
     identity,
 };
-use crate::cluster::watch::{self as cluster_watch, Select, Sink};
+use crate::{
+    cluster::{
+        object,
+        watch::{self as cluster_watch, Select, Sink},
+    },
+    domain::unread::Unread,
+};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Seconds from our start to when the runtime says that our container started.
@@ -114,7 +120,8 @@ impl Sink<Pod> for Witness {
     fn keep(object: Pod) -> Option<Pod> {
         Some(object)
     }
-    fn reset(&self, all: Vec<Pod>, _: u64) {
+    fn listed(&self, all: Vec<Pod>, unread: Vec<Unread>, _: u64) {
+        unread.iter().for_each(object::log);
         all.iter().for_each(|pod| self.look(pod));
     }
     fn applied(&self, object: Pod) {

@@ -47,6 +47,7 @@ pub(super) fn status(refusal: Refusal) -> Status {
         Refusal::NoSuchTask(_) => Status::not_found(message),
         Refusal::Unavailable(_) => unavailable("UNAVAILABLE", message),
         Refusal::NotLeader => not_leader(message),
+        Refusal::Exhausted(_) => Status::resource_exhausted(message),
         Refusal::Failed(_) => Status::failed_precondition(message),
     }
 }

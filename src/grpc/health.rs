@@ -8,7 +8,6 @@ use tonic_health::{
     server::{HealthReporter, HealthService},
 };
 
-use super::status::STALE;
 use crate::{election::Beat, index::Index};
 
 pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
@@ -30,9 +29,10 @@ impl Probe {
         self.beat.silence() < WEDGED
     }
 
-    /// About the cache, not about leadership: a follower serves.
+    /// Synced once is ready until the drain: a fault that all replicas share must not take
+    /// all of them out. How old an answer is, it says itself.
     fn is_ready(&self) -> bool {
-        self.index.synced() && self.index.staleness() <= STALE && !self.drain.is_cancelled()
+        self.index.synced() && !self.drain.is_cancelled()
     }
 }
 

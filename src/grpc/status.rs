@@ -9,8 +9,8 @@ use crate::{
     proto,
 };
 
-/// Beyond this an answer is marked stale, and the replica not ready.
-pub(super) const STALE: Duration = Duration::from_secs(30);
+/// Beyond this an answer is marked stale.
+const STALE: Duration = Duration::from_secs(30);
 
 pub(super) fn selection(request: &proto::WorkerStatusRequest) -> Result<Selection, Status> {
     Selection::parse(

@@ -17,8 +17,8 @@ use std::{
 
 use self::{
     leader::{Answer, Call, Leader, carry_out},
-    replica::{Replica, kept},
-    server::{Server, is_terminal, uid},
+    replica::{Replica, kept, listed},
+    server::{Server, is_broken, is_terminal, uid},
 };
 use super::{Index, PodFeed, TaskFeed};
 use crate::{
@@ -30,6 +30,7 @@ use crate::{
         names,
         pod::Pod,
         task::{Task, TaskSpec},
+        unread::Unread,
         victims,
     },
 };
@@ -77,12 +78,19 @@ struct Seen {
     silent: usize,
     /// Workers that ScaleDown had taken, and that were wanted again.
     grown: usize,
+    /// Events of objects that could not be decoded.
+    unread: usize,
+    /// Pods whose labels and annotations somebody changed.
+    relabelled: usize,
+    /// Tasks that were deleted and made again in one moment.
+    remade: usize,
 }
 
 /// What a new leader lists beside its watches, on the way to its index.
 struct Listed {
     tasks: Vec<Task>,
     pods: Vec<Pod>,
+    unread: Vec<Unread>,
     version: u64,
 }
 
@@ -123,9 +131,12 @@ impl World {
             880..892 => self.change_leader(),
             892..915 => self.compact(),
             915..920 => self.restart(),
-            920..975 => self.scale(),
-            975..980 => self.remove_task(),
-            980..985 => self.late_call(),
+            920..972 => self.scale(),
+            972..976 => self.remove_task(),
+            976..978 => self.remake_task(),
+            978..981 => self.late_call(),
+            981..983 => self.break_task(),
+            983..985 => self.relabel(),
             _ => self.server.now += 1 + i64::try_from(self.dice.below(5)).unwrap(),
         }
     }
@@ -281,13 +292,18 @@ impl World {
             return;
         }
         let Some(listed) = self.listed.take() else {
+            let (tasks, unread) = listed::<TaskFeed, _>(self.server.unfinished());
             self.listed = Some(Listed {
-                tasks: kept::<TaskFeed, _>(self.server.unfinished()),
+                tasks,
+                unread,
                 pods: kept::<PodFeed, _>(self.server.pods.list()),
                 version: self.server.version,
             });
             return;
         };
+        for object in listed.unread {
+            TaskFeed(index.clone()).unread(object);
+        }
         TaskFeed(index.clone()).some(listed.tasks, listed.version);
         PodFeed(index).reset(listed.pods, listed.version);
         self.leader.caught_up = true;
@@ -327,6 +343,9 @@ impl World {
             self.leader.answered(Answer::Task(Box::new(task)));
             return;
         };
+        if is_broken(&object.metadata) {
+            return;
+        }
         let task = convert::task(object.clone()).unwrap();
         let over = task.status.phase.is_finished() || task.spec.workers == 0 || task.deleting;
         if over || !self.leader.caught_up {
@@ -370,9 +389,53 @@ impl World {
         }
     }
 
+    /// It is another task for everybody who knew the first.
+    fn remake_task(&mut self) {
+        let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
+        let Some(name) = self.dice.pick(&names) else {
+            return;
+        };
+        self.server.remove_task(&name);
+        self.seen.remade += 1;
+        let made = self.server.make_task(TaskSpec {
+            task_id: name,
+            workers: 2,
+            ..TaskSpec::default()
+        });
+        if !self.leader.caught_up {
+            let uid = uid(&made.metadata).to_owned();
+            self.leader.made.insert(uid);
+        }
+    }
+
+    /// Somebody writes a task that no replica can decode, and mends it later.
+    fn break_task(&mut self) {
+        let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
+        if let Some(name) = self.dice.pick(&names) {
+            let is_broken = is_broken(&self.server.tasks.objects[&name].metadata);
+            self.server.set_broken(&name, !is_broken);
+        }
+    }
+
+    fn relabel(&mut self) {
+        let names: Vec<String> = self.server.pods.objects.keys().cloned().collect();
+        if let Some(name) = self.dice.pick(&names) {
+            let text = self
+                .dice
+                .pick(&[None, Some(""), Some("1"), Some("4000000000")]);
+            self.server.relabel(&name, text.flatten());
+            self.seen.relabelled += 1;
+        }
+    }
+
     /// Nothing new happens, and everything that is on its way arrives.
     fn quiet(&mut self) {
         self.seen.quiet += 1;
+        for (name, task) in self.server.tasks.objects.clone() {
+            if is_broken(&task.metadata) {
+                self.server.set_broken(&name, false);
+            }
+        }
         for _ in 0..500 {
             if !self.settle() {
                 self.check();
@@ -540,6 +603,9 @@ fn index_and_plan_do_not_drift_whatever_happens_to_watches_calls_and_leaders() {
         ("workers told as lost", seen.lost, least / 4),
         ("ends for lost nodes", seen.silent, 10),
         ("workers wanted again", seen.grown, 20),
+        ("events that could not be decoded", seen.unread, least / 10),
+        ("pods relabelled", seen.relabelled, least / 20),
+        ("tasks remade", seen.remade, least / 20),
     ] {
         assert!(count >= least, "only {count} {what}: {seen:?}");
     }

@@ -1,14 +1,15 @@
 //! The watches' way into the index.
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use super::{Heard, Index};
+use super::{Change, Heard, Index, State};
 use crate::{
     cluster::{
         convert::{self, PodView},
         crd::WorkerTask,
+        object,
         watch::Sink,
     },
-    domain::{pod::Pod, task::Task},
+    domain::{pod::Pod, task::Task, unread::Unread},
 };
 
 /// Takes the watch of worker pods.
@@ -25,8 +26,12 @@ impl Sink<PodView> for PodFeed {
         convert::pod(object)
     }
 
-    fn reset(&self, pods: Vec<Pod>, version: u64) {
-        let listed: BTreeSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
+    fn listed(&self, pods: Vec<Pod>, unread: Vec<Unread>, version: u64) {
+        let listed = pods.iter().map(|p| p.uid.clone());
+        let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
+        for object in unread {
+            Sink::<PodView>::unread(self, object);
+        }
         for pod in pods {
             // A list beside the watch may be older than what that has told.
             self.0.take_pod(pod, |told| version < told);
@@ -52,6 +57,14 @@ impl Sink<PodView> for PodFeed {
         if let Some(pod) = convert::pod(object) {
             self.0.change(|s| s.delete_pod(pod));
         }
+    }
+
+    fn unread(&self, object: Unread) {
+        self.0.take_unread(object, State::unread_pod);
+    }
+
+    fn unread_deleted(&self, object: Unread) {
+        self.0.change(|s| s.delete_unread_pod(&object));
     }
 
     fn heard(&self, version: u64) {
@@ -81,8 +94,12 @@ impl Sink<WorkerTask> for TaskFeed {
         convert::task(object)
     }
 
-    fn reset(&self, tasks: Vec<Task>, version: u64) {
-        let listed: BTreeSet<String> = tasks.iter().map(|t| t.uid.clone()).collect();
+    fn listed(&self, tasks: Vec<Task>, unread: Vec<Unread>, version: u64) {
+        let listed = tasks.iter().map(|t| t.uid.clone());
+        let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
+        for object in unread {
+            Sink::<WorkerTask>::unread(self, object);
+        }
         self.some(tasks, version);
         let mut lost = Vec::new();
         self.0.change(|s| {
@@ -107,6 +124,14 @@ impl Sink<WorkerTask> for TaskFeed {
         }
     }
 
+    fn unread(&self, object: Unread) {
+        self.0.take_unread(object, State::unread_task);
+    }
+
+    fn unread_deleted(&self, object: Unread) {
+        self.0.change(|s| s.delete_task(&object.name, &object.uid));
+    }
+
     fn heard(&self, version: u64) {
         self.0.mark(&self.0.0.tasks);
         self.0
@@ -123,6 +148,19 @@ impl Sink<WorkerTask> for TaskFeed {
 }
 
 impl Index {
+    /// Takes an object that cannot be decoded; each version of it is told and counted once.
+    fn take_unread(&self, object: Unread, take: impl FnOnce(&mut State, Unread) -> Option<Change>) {
+        let told = object.clone();
+        self.change(|s| {
+            let change = take(s, object);
+            if change.is_some() {
+                object::log(&told);
+                self.0.undecodable.count(&told.kind);
+            }
+            change
+        });
+    }
+
     fn mark(&self, heard: &Heard) {
         let now = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         heard.at.store(now, Ordering::Relaxed);

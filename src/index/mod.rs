@@ -8,10 +8,12 @@
 #[cfg(test)]
 mod drift_tests;
 mod feed;
+mod metrics;
 mod state;
+mod unread;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -19,16 +21,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus_client::registry::Registry;
 use tokio::sync::{broadcast, watch};
 
 pub use feed::{PodFeed, TaskFeed};
-pub use state::Change;
+use metrics::Undecodable;
 use state::State;
+pub use state::{Bytes, Change, Room};
 
 use crate::domain::{
     pod::Pod,
     request::Selection,
     task::Task,
+    unread::Unread,
     view::{self, WorkerView},
 };
 
@@ -50,6 +55,7 @@ struct Inner {
     reached: watch::Sender<(u64, u64)>,
     tasks: Heard,
     pods: Heard,
+    undecodable: Undecodable,
     start: Instant,
 }
 
@@ -77,6 +83,7 @@ impl Default for Index {
             reached: watch::channel((0, 0)).0,
             tasks: Heard::default(),
             pods: Heard::default(),
+            undecodable: Undecodable::default(),
             start: Instant::now(),
         }))
     }
@@ -127,6 +134,34 @@ impl Index {
     pub fn pods_of(&self, task: &str) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
         let state = self.read();
         (state.pods_of(task), state.gone_of(task))
+    }
+
+    /// What the known tasks take in etcd.
+    pub fn stored_bytes(&self) -> Bytes {
+        self.read().bytes
+    }
+
+    /// Labels of pods that somebody made another pod's ([`Pod::foreign_key`]).
+    pub fn foreign_keys(&self) -> HashSet<Box<str>> {
+        let state = self.read();
+        let keys = state.pods.values().filter_map(|p| p.foreign_key.clone());
+        keys.collect()
+    }
+
+    /// What of this task, or of its pods, cannot be decoded: nothing may be decided about the
+    /// task then.
+    pub fn unread_of(&self, task: &str) -> Option<Unread> {
+        self.read().unread_of(task).cloned()
+    }
+
+    /// Tasks that cannot be decoded.
+    pub fn unread_tasks(&self) -> Vec<Unread> {
+        self.read().unread_tasks().cloned().collect()
+    }
+
+    /// Registers what an operator sees of the index.
+    pub fn register(&self, registry: &mut Registry) {
+        self.0.undecodable.register(registry);
     }
 
     pub fn pod(&self, name: &str) -> Option<Arc<Pod>> {

@@ -4,9 +4,11 @@ use std::{
     sync::Arc,
 };
 
+use super::unread::Unreads;
 use crate::domain::{
     pod::Pod,
     task::{Task, WorkerRecord},
+    unread::Unread,
     view,
 };
 
@@ -43,19 +45,80 @@ pub(super) struct State {
     /// Tombstones whose task is not known, by (version, uid): the tasks' watch is
     /// behind, or the task went first.
     unclaimed: BTreeSet<(u64, String)>,
+    /// Those that cannot be decoded; what was known of them before stays in `tasks` and
+    /// `pods`.
+    unread_tasks: Unreads,
+    unread_pods: Unreads,
+    /// What the known tasks take.
+    pub(super) bytes: Bytes,
+}
+
+/// Bytes of stored tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bytes {
+    pub unfinished: usize,
+    /// Of history, which can be shed.
+    pub finished: usize,
+}
+
+/// Whether there is room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Now,
+    /// Once finished tasks have gone.
+    OnceShed,
+    /// What is not finished takes all.
+    No,
+}
+
+impl Bytes {
+    /// Whether so much `more` is within what all tasks may take; what takes no more always
+    /// is.
+    pub fn room(self, more: usize, most: usize) -> Room {
+        match () {
+            () if more == 0 || self.unfinished + self.finished + more <= most => Room::Now,
+            () if self.unfinished + more <= most => Room::OnceShed,
+            () => Room::No,
+        }
+    }
+
+    fn of(&mut self, task: &Task) -> &mut usize {
+        if task.status.phase.is_finished() {
+            &mut self.finished
+        } else {
+            &mut self.unfinished
+        }
+    }
+
+    fn add(&mut self, task: &Task) {
+        *self.of(task) += task.bytes;
+    }
+
+    fn subtract(&mut self, task: &Task) {
+        let of = self.of(task);
+        *of = of.saturating_sub(task.bytes);
+    }
 }
 
 impl State {
     /// None if this told nothing new.
-    pub(super) fn apply_task(&mut self, task: Task) -> Option<Change> {
+    pub(super) fn apply_task(&mut self, mut task: Task) -> Option<Change> {
         let name: Arc<str> = Arc::from(task.name.as_str());
         if let Some(known) = self.tasks.get(&name)
             && known.resource_version >= task.resource_version
         {
             return None;
         }
+        self.unread_tasks.read(&name, task.resource_version);
         self.bury(&name, &task);
+        self.adopt(&name, &task);
+        task.bytes = task.stored_bytes();
+        self.bytes.add(&task);
+        task.drop_maps();
         let replaced = self.tasks.insert(name.clone(), Arc::new(task));
+        if let Some(old) = &replaced {
+            self.bytes.subtract(old);
+        }
         // A list tells of a task that was made again, not that the first one went.
         if let Some(old) = replaced.filter(|old| !self.knows_task(old)) {
             self.unearth(&name, |pod| *pod.task_uid == *old.uid);
@@ -64,12 +127,75 @@ impl State {
     }
 
     pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<Change> {
-        if self.tasks.get(name).is_none_or(|t| t.uid != uid) {
+        let was_unread = self.unread_tasks.forget(name, uid);
+        let is_known = self.tasks.get(name).is_some_and(|t| t.uid == uid);
+        if !is_known && !was_unread {
             return None;
         }
-        let (name, _) = self.tasks.remove_entry(name)?;
+        if let Some(task) = is_known.then(|| self.tasks.remove(name)).flatten() {
+            self.bytes.subtract(&task);
+        }
+        let name = Arc::from(name);
         self.unearth(&name, |pod| *pod.task_uid == *uid);
         Some(Change::soon(name))
+    }
+
+    /// A task cannot be decoded; None if that is known, or a later version could be.
+    pub(super) fn unread_task(&mut self, object: Unread) -> Option<Change> {
+        let known = self.tasks.get(&object.name);
+        if known.is_some_and(|t| t.resource_version >= object.version) {
+            return None;
+        }
+        let name = object.name.clone();
+        self.unread_tasks.take(object).then(|| Change::soon(name))
+    }
+
+    /// The same of a pod; one that is not ours is of no interest.
+    pub(super) fn unread_pod(&mut self, mut object: Unread) -> Option<Change> {
+        let known = self.pods.get(&object.name);
+        let known = known.filter(|p| p.uid == object.uid);
+        if known.is_some_and(|p| p.resource_version >= object.version)
+            || self.gone.contains_key(&object.uid)
+        {
+            return None;
+        }
+        let of_known = || known.map(|p| (p.task.clone(), p.task_uid.clone()));
+        object.task = object.task.or_else(of_known);
+        let (task, _) = object.task.clone()?;
+        self.unread_pods.take(object).then(|| Change::soon(task))
+    }
+
+    /// A pod went whose last state cannot be decoded: what was known of it is all there is.
+    pub(super) fn delete_unread_pod(&mut self, object: &Unread) -> Option<Change> {
+        let unread = self.unread_pods.get(&object.name);
+        let unread = unread.filter(|u| u.uid == object.uid);
+        let task = unread.and_then(|u| u.task.clone());
+        self.unread_pods.forget(&object.name, &object.uid);
+        let known = self.pods.get(&object.name);
+        match known.filter(|p| p.uid == object.uid).cloned() {
+            Some(known) => {
+                self.remove(&known.name, &known.task);
+                self.entomb(&known);
+                Some(Change::soon(known.task.clone()))
+            }
+            None => task.map(|(task, _)| Change::soon(task)),
+        }
+    }
+
+    /// What of this task, or of its pods, cannot be decoded.
+    pub(super) fn unread_of(&self, task: &str) -> Option<&Unread> {
+        let uid = self.tasks.get(task).map(|t| t.uid.as_str());
+        let is_its = |pod: &&Unread| {
+            let owner = pod.task.as_ref();
+            owner.is_some_and(|(name, of)| **name == *task && uid.is_none_or(|uid| **of == *uid))
+        };
+        self.unread_tasks
+            .get(task)
+            .or_else(|| self.unread_pods.iter().find(is_its))
+    }
+
+    pub(super) fn unread_tasks(&self) -> impl Iterator<Item = &Unread> {
+        self.unread_tasks.iter()
     }
 
     /// The tasks' watch has told everything up to `version` (one count for tasks
@@ -104,6 +230,7 @@ impl State {
     fn is_known(&self, pod: &Pod) -> bool {
         let task = self.tasks.get(&pod.task);
         task.is_some_and(|t| *t.uid == *pod.task_uid)
+            || self.unread_tasks.has(&pod.task, &pod.task_uid)
     }
 
     pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<Change> {
@@ -125,6 +252,14 @@ impl State {
                 self.remove(&known.name, &known.task);
             }
         }
+        self.unread_pods.read(&pod.name, pod.resource_version);
+        if let Some(task) = self
+            .tasks
+            .get(&pod.task)
+            .filter(|t| *t.uid == *pod.task_uid)
+        {
+            pod.belong_to(&task.spec);
+        }
         let of_task = self.by_task.entry(pod.task.clone()).or_default();
         if let Some((_, other)) = of_task.first_key_value() {
             pod.share(other);
@@ -144,6 +279,7 @@ impl State {
 
     /// `last` is the pod as the deletion told it.
     pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Change> {
+        self.unread_pods.forget(&last.name, &last.uid);
         let Some(known) = self.pods.get(&last.name).filter(|p| p.uid == last.uid) else {
             return self.recall(last);
         };
@@ -164,14 +300,14 @@ impl State {
             .filter(|p| p.resource_version <= version && !listed.contains(&p.uid))
             .cloned()
             .collect();
-        missing
-            .into_iter()
-            .map(|pod| {
-                self.remove(&pod.name, &pod.task);
-                self.entomb(&pod);
-                pod.task.clone()
-            })
-            .collect()
+        let unread = self.unread_pods.retain(listed, version).into_iter();
+        let mut tasks: Vec<Arc<str>> = unread.filter_map(|u| Some(u.task?.0)).collect();
+        tasks.extend(missing.into_iter().map(|pod| {
+            self.remove(&pod.name, &pod.task);
+            self.entomb(&pod);
+            pod.task.clone()
+        }));
+        tasks
     }
 
     pub(super) fn retain_tasks(
@@ -179,12 +315,15 @@ impl State {
         listed: &BTreeSet<String>,
         version: u64,
     ) -> Vec<Arc<str>> {
-        let missing: Vec<(Arc<str>, String)> = self
+        let mut missing: Vec<(Arc<str>, String)> = self
             .tasks
             .iter()
             .filter(|(_, t)| t.resource_version <= version && !listed.contains(&t.uid))
             .map(|(name, t)| (name.clone(), t.uid.clone()))
             .collect();
+        let unread = self.unread_tasks.iter();
+        let unread = unread.filter(|u| u.version <= version && !listed.contains(&u.uid));
+        missing.extend(unread.map(|u| (u.name.clone(), u.uid.clone())));
         missing
             .into_iter()
             .filter_map(|(name, uid)| self.delete_task(&name, &uid))
@@ -215,6 +354,33 @@ impl State {
     pub(super) fn graves(&self) -> Vec<String> {
         let of = |p: &Arc<Pod>| format!("{} {} of {}", p.name, p.uid, p.task_uid);
         self.gone.values().map(of).collect()
+    }
+
+    /// Pods that were known before their task say what it says of them.
+    fn adopt(&mut self, name: &Arc<str>, task: &Task) {
+        if self.knows_task(task) {
+            return;
+        }
+        let pods = self
+            .by_task
+            .get(name)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        let strangers = pods.filter(|p| *p.task_uid == *task.uid && !p.belongs_to(&task.spec));
+        for old in strangers.cloned().collect::<Vec<_>>() {
+            let mut pod = Pod::clone(&old);
+            pod.belong_to(&task.spec);
+            if let Some((_, other)) = self.by_task.get(name).and_then(|p| p.first_key_value()) {
+                pod.share(other);
+            }
+            let pod = Arc::new(pod);
+            self.uncount(&old);
+            let count = self.by_repository.entry(pod.repository.clone());
+            *count.or_default() += 1;
+            let of_task = self.by_task.entry(name.clone()).or_default();
+            of_task.insert(pod.name.clone(), pod.clone());
+            self.pods.insert(pod.name.clone(), pod);
+        }
     }
 
     fn uncount(&mut self, pod: &Pod) {
@@ -303,205 +469,5 @@ fn is_recorded(task: &Task, pod: &Pod) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::{
-        pod::PodPhase,
-        task::{WorkerPhase, WorkerRecord},
-    };
-
-    fn pod(version: u64, phase: PodPhase) -> Pod {
-        Pod {
-            name: "p".into(),
-            uid: "u".into(),
-            task: "t".into(),
-            index: 1,
-            attempt: 1,
-            resource_version: version,
-            phase,
-            ..Pod::default()
-        }
-    }
-
-    #[test]
-    fn the_highest_version_wins_whatever_the_order() {
-        let mut s = State::default();
-        assert!(s.apply_pod(pod(5, PodPhase::Running)).is_some());
-        assert!(s.apply_pod(pod(4, PodPhase::Pending)).is_none());
-        assert_eq!(s.pods["p"].phase, PodPhase::Running);
-    }
-
-    #[test]
-    fn a_pod_that_has_yet_to_start_and_one_that_went_as_told_can_wait() {
-        let mut s = State::default();
-        let soon = |change: Option<Change>| change.map(|c| c.soon);
-        let why = Pod {
-            reason: "ImagePullBackOff".into(),
-            ..pod(2, PodPhase::Pending)
-        };
-        assert_eq!(soon(s.apply_pod(pod(1, PodPhase::Pending))), Some(false));
-        assert_eq!(soon(s.apply_pod(why)), Some(true));
-        assert_eq!(soon(s.apply_pod(pod(3, PodPhase::Running))), Some(true));
-        assert_eq!(soon(s.apply_pod(pod(4, PodPhase::Succeeded))), Some(true));
-        assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(false));
-        // That it ended is news.
-        let mut s = State::default();
-        s.apply_pod(pod(3, PodPhase::Running));
-        assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(true));
-    }
-
-    #[test]
-    fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
-        let end = Pod {
-            others_run: true,
-            own_end: true,
-            reason: "Error".into(),
-            exit_code: Some(7),
-            finished: Some(5),
-            ..pod(3, PodPhase::Failed)
-        };
-        let evicted = Pod {
-            reason: "Evicted".into(),
-            exit_code: Some(7),
-            disruption: Some("EvictionByEvictionAPI".into()),
-            deleting: true,
-            ..pod(4, PodPhase::Failed)
-        };
-        let mut s = State::default();
-        s.apply_pod(end.clone());
-        s.apply_pod(evicted);
-        let now = &s.pods["p"];
-        assert_eq!((now.reason.as_str(), now.exit_code), ("Error", Some(7)));
-        assert_eq!(crate::domain::failure::ending(now), "Error");
-        assert!(now.deleting && now.all_have_ended());
-        // A kubelet that started anew may not know the container for a while.
-        let mut s = State::default();
-        s.apply_pod(end);
-        s.apply_pod(pod(4, PodPhase::Pending));
-        let now = &s.pods["p"];
-        assert_eq!((now.phase, now.exit_code), (PodPhase::Failed, Some(7)));
-        assert!(now.others_run);
-    }
-
-    #[test]
-    fn what_a_tasks_pods_have_in_common_is_held_once() {
-        let named = |name: &str, repository: &str| Pod {
-            name: name.into(),
-            uid: name.into(),
-            repository: repository.into(),
-            traceparent: Some("00-1-2-01".into()),
-            ..pod(1, PodPhase::Running)
-        };
-        let mut s = State::default();
-        s.apply_pod(named("p", "r"));
-        s.apply_pod(named("q", "r"));
-        s.apply_pod(named("other", "s"));
-        let (p, q) = (&s.pods["p"], &s.pods["q"]);
-        assert!(Arc::ptr_eq(&p.task, &q.task) && Arc::ptr_eq(&p.repository, &q.repository));
-        let trace = |pod: &Pod| pod.traceparent.clone().map(|t| Arc::as_ptr(&t));
-        assert_eq!(trace(p), trace(q));
-        assert_eq!(&*s.pods["other"].repository, "s");
-    }
-
-    #[test]
-    fn a_pod_that_went_leaves_a_tombstone_until_its_record_is_final() {
-        let mut s = State::default();
-        s.apply_pod(pod(5, PodPhase::Succeeded));
-        s.delete_pod(pod(6, PodPhase::Succeeded));
-        assert_eq!((s.pods_of("t").len(), s.gone_of("t").len()), (0, 1));
-        // A late event does not bring it back.
-        assert!(s.apply_pod(pod(4, PodPhase::Running)).is_none());
-        let mut task = Task {
-            name: "t".into(),
-            resource_version: 7,
-            ..Task::default()
-        };
-        task.status.workers = vec![WorkerRecord {
-            index: 1,
-            attempt: 1,
-            phase: WorkerPhase::Succeeded,
-            ..Default::default()
-        }];
-        s.apply_task(task);
-        assert!(s.gone_of("t").is_empty());
-    }
-
-    #[test]
-    fn a_list_may_overtake_the_watch_that_tells_how_a_pod_ended() {
-        let mut s = State::default();
-        s.apply_pod(pod(5, PodPhase::Running));
-        s.retain_pods(&BTreeSet::new(), 9);
-        assert!(s.apply_pod(pod(6, PodPhase::Succeeded)).is_some());
-        assert!(s.delete_pod(pod(7, PodPhase::Failed)).is_none());
-        let stones = s.gone_of("t");
-        assert_eq!((stones.len(), stones[0].phase), (1, PodPhase::Succeeded));
-    }
-
-    #[test]
-    fn a_tombstone_whose_task_is_gone_too_is_not_kept() {
-        let mut s = State::default();
-        s.apply_pod(pod(5, PodPhase::Running));
-        s.delete_pod(pod(6, PodPhase::Running));
-        // The tasks' watch may be behind.
-        s.heard_of_tasks(5);
-        assert_eq!(s.gone_of("t").len(), 1);
-        s.heard_of_tasks(6);
-        assert!(s == State::default());
-    }
-
-    #[test]
-    fn tombstones_go_with_a_task_that_another_of_its_name_replaced() {
-        let task = |uid: &str, version| Task {
-            name: "t".into(),
-            uid: uid.into(),
-            resource_version: version,
-            ..Task::default()
-        };
-        let of_first = |version| Pod {
-            task_uid: "first".into(),
-            ..pod(version, PodPhase::Running)
-        };
-        let mut s = State::default();
-        s.apply_task(task("first", 1));
-        s.apply_pod(of_first(5));
-        // The pods' watch is ahead of the tasks' list.
-        s.delete_pod(of_first(9));
-        s.apply_task(task("second", 7));
-        s.delete_task("t", "second");
-        assert!(s == State::default(), "{:?}", s.graves());
-    }
-
-    #[test]
-    fn a_list_older_than_a_write_does_not_remove_it() {
-        let mut s = State::default();
-        s.apply_pod(pod(9, PodPhase::Pending));
-        assert!(s.retain_pods(&BTreeSet::new(), 8).is_empty());
-        assert_eq!(s.retain_pods(&BTreeSet::new(), 9).len(), 1);
-    }
-
-    /// Counts follow the pods: a name used again, a relist, a deletion.
-    #[test]
-    fn a_repositorys_pods_are_counted_as_they_are() {
-        let of = |name: &str, uid: &str, version, repository: &str| Pod {
-            name: name.into(),
-            uid: uid.into(),
-            repository: repository.into(),
-            ..pod(version, PodPhase::Running)
-        };
-        let mut s = State::default();
-        s.apply_pod(of("p", "1", 1, "a"));
-        s.apply_pod(of("p", "1", 2, "a"));
-        s.apply_pod(of("q", "2", 3, "a"));
-        s.apply_pod(of("p", "3", 4, "b"));
-        assert_eq!(
-            (s.pods_of_repository("a"), s.pods_of_repository("b")),
-            (1, 1)
-        );
-        s.delete_pod(of("q", "2", 5, "a"));
-        s.retain_pods(&BTreeSet::new(), 9);
-        assert_eq!(
-            (s.pods_of_repository("a"), s.pods_of_repository("b")),
-            (0, 0)
-        );
-    }
-}
+#[path = "state_tests.rs"]
+mod tests;

@@ -14,6 +14,10 @@ use super::line::Line;
 /// set back between it and the lines before and after.
 const LOOK_BACK: i64 = 10;
 
+/// Sequences and epochs that no log comes to; each can be counted on from.
+const MAX_SEQUENCE: u64 = 1 << 52;
+const MAX_EPOCH: u32 = 1 << 30;
+
 /// A position, short enough for an annotation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Checkpoint {
@@ -41,9 +45,10 @@ impl Checkpoint {
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text)
-            .ok()
-            .filter(|c: &Self| c.next > 0)
+        serde_json::from_str(text).ok().filter(|c: &Self| {
+            // What anybody may have written there.
+            (1..MAX_SEQUENCE).contains(&c.next) && c.epoch < MAX_EPOCH && c.restart >= 0
+        })
     }
 
     pub(super) fn encode(&self) -> String {

@@ -151,7 +151,14 @@ struct Counts {
 impl<S: Source, P: Pods> Session<S, P> {
     /// Runs to an [`End`]; dropped when the term is lost.
     pub(super) async fn run(self) -> Ended<S> {
-        let from = self.pod.checkpoint.as_deref().and_then(Checkpoint::parse);
+        let stored = self.pod.checkpoint.as_deref();
+        let from = stored.and_then(Checkpoint::parse);
+        if stored.is_some() && from.is_none() {
+            tracing::warn!(
+                pod = &*self.pod.name,
+                "its checkpoint is none: somebody changed it; its log is read from its start"
+            );
+        }
         // One that restarted is begun with what the node still has of it.
         let first = (self.pod.restart_count - 1).max(0);
         let from = from

@@ -83,8 +83,14 @@ pub(super) async fn running(shared: &Shared, pod: &Pod) -> End {
 /// behind one that it refused, go one by one.
 #[tracing::instrument(level = "info", name = "delete pods", skip_all, fields(pods = pods.len()))]
 pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> End {
-    let went = match pods {
-        [_] => HashSet::new(),
+    // A label that somebody gave another pod would select that one, too.
+    let foreign = shared.index.foreign_keys();
+    let has_own_key = |pod: &&Arc<Pod>| {
+        foreign.is_empty() || !foreign.contains(key(pod).as_str()) && pod.foreign_key.is_none()
+    };
+    let by_key: Vec<&Arc<Pod>> = pods.iter().filter(has_own_key).collect();
+    let went = match &by_key[..] {
+        [] | [_] => HashSet::new(),
         pods => match together(shared, pods).await {
             Ok(went) => went,
             Err(error) => match End::of_error(&error) {
@@ -104,8 +110,12 @@ pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> End {
     end
 }
 
+fn key(pod: &Pod) -> String {
+    names::pod_key(&pod.task_uid, pod.index, pod.attempt)
+}
+
 /// The uids of those that went.
-async fn together(shared: &Shared, pods: &[Arc<Pod>]) -> kube::Result<HashSet<String>> {
+async fn together(shared: &Shared, pods: &[&Arc<Pod>]) -> kube::Result<HashSet<String>> {
     #[derive(Deserialize)]
     struct Answer {
         /// Null where there was none.
@@ -119,9 +129,7 @@ async fn together(shared: &Shared, pods: &[Arc<Pod>]) -> kube::Result<HashSet<St
     struct Metadata {
         uid: String,
     }
-    let keys = pods
-        .iter()
-        .map(|p| names::pod_key(&p.task_uid, p.index, p.attempt));
+    let keys = pods.iter().map(|pod| key(pod));
     let keys = keys.collect::<Vec<_>>().join(",");
     let which = ListParams::default()
         .labels(&format!("{POD_KEY} in ({keys})"))
@@ -141,7 +149,9 @@ async fn together(shared: &Shared, pods: &[Arc<Pod>]) -> kube::Result<HashSet<St
 /// Deletes a pod whose task is not known here, if the API server does not know it
 /// either.
 pub(super) async fn orphan(shared: &Shared, pod: &Pod) -> End {
-    match shared.client.api::<WorkerTask>().get_opt(&pod.task).await {
+    let tasks = shared.client.api::<WorkerTask>();
+    // Its metadata only: what is there may be what cannot be decoded.
+    match tasks.get_metadata_opt(&pod.task).await {
         Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
         Ok(_) => {
             tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");

@@ -27,12 +27,13 @@ use super::{
 };
 use crate::{
     domain::{
-        janitor,
+        janitor::{self, History},
         ledger::{Ledger, Stage},
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
         queue::Attempt,
         task::{Task, TaskStatus},
+        unread::Unread,
         urgency::{self, Change},
     },
     election::LeaderTime,
@@ -49,6 +50,8 @@ const NOT_SOON: Duration = Duration::from_millis(100);
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Between two looks for what is left over.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
+/// The longest wait of a plan, in seconds: then it is made again.
+const MAX_WAIT: u64 = 24 * 3_600;
 /// When a new leader, or one that missed changes, looks at finished tasks again.
 const FINISHED_LATER: Duration = Duration::from_secs(1);
 
@@ -73,6 +76,8 @@ pub(super) struct Engine {
     paces: Paces,
     /// A task whose status write failed waits.
     held: HashMap<Arc<str>, Instant>,
+    /// Tasks that are left alone, with the uid and version of what cannot be decoded.
+    left: HashMap<Arc<str>, (String, u64)>,
 }
 
 impl Engine {
@@ -92,6 +97,7 @@ impl Engine {
             next_plan: HashMap::new(),
             paces: Paces::default(),
             held: HashMap::new(),
+            left: HashMap::new(),
         }
     }
 
@@ -106,6 +112,7 @@ impl Engine {
         let caught_up = caught_up.cancelled();
         tokio::pin!(caught_up);
         let mut knows = false;
+        let shared = self.shared.clone();
         let mut pause = self.shared.pause.clone();
         let mut sweep = tokio::time::interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,6 +140,7 @@ impl Engine {
                 // What waits is looked at again.
                 () = pause.changed() => {}
                 _ = sweep.tick(), if knows => self.sweep(),
+                () = shared.shed.notified(), if knows => self.sweep(),
                 () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
             }
             while let Ok(change) = changes.try_recv() {
@@ -177,6 +185,9 @@ impl Engine {
             let at = now + FINISHED_LATER * u32::from(later);
             self.due.by(Arc::from(task.name.as_str()), at);
         }
+        for task in self.shared.index.unread_tasks() {
+            self.due.by(task.name, now);
+        }
     }
 
     /// Looks again at what is under way, whatever the watches told, and removes
@@ -187,7 +198,14 @@ impl Engine {
         for task in tasks.iter().filter(|t| !t.status.phase.is_finished()) {
             self.due.by(Arc::from(task.name.as_str()), now);
         }
-        let left_over = janitor::left_over(&tasks, &pods, self.shared.limits.max_finished_tasks);
+        let unread = self.shared.index.unread_tasks();
+        let most = self.shared.limits.max_stored_bytes;
+        let most = History {
+            tasks: self.shared.limits.max_finished_tasks,
+            // What comes next shall have room at once.
+            bytes: most - most / 16,
+        };
+        let left_over = janitor::left_over(&tasks, &unread, &pods, most);
         for name in left_over.pods {
             let Some(pod) = self.shared.index.pod(&name) else {
                 continue;
@@ -269,6 +287,10 @@ impl Engine {
     async fn plan_due(&mut self, act: bool) {
         let now = Instant::now();
         while let Some(name) = self.due.pop(now) {
+            if let Some(unread) = self.shared.index.unread_of(&name) {
+                self.leave(&name, &unread);
+                continue;
+            }
             match self.shared.index.task(&name) {
                 Some(task) if !task.deleting && !self.shared.may_judge(&task) => {
                     if act {
@@ -278,6 +300,16 @@ impl Engine {
                 Some(task) if !task.deleting => self.plan(name, task, act).await,
                 _ => self.dropped(&name),
             }
+        }
+    }
+
+    /// Leaves a task alone of which something cannot be decoded, and tells people of it, once
+    /// for each version of the object.
+    fn leave(&mut self, name: &Arc<str>, unread: &Unread) {
+        self.admission.forget(name);
+        let what = (unread.uid.clone(), unread.version);
+        if self.left.insert(name.clone(), what.clone()) != Some(what) {
+            self.shared.tell_of_unread(unread);
         }
     }
 
@@ -307,6 +339,7 @@ impl Engine {
         self.is_absent(name, 0);
         self.offers.forget(name);
         self.admission.forget(name);
+        self.left.remove(name);
         self.shared.notified().remove(name);
         self.shared.refused().remove(name);
     }
@@ -318,7 +351,10 @@ impl Engine {
         let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * plan.status.counts.total;
         self.next_plan.insert(name.clone(), next);
         if let Some(at) = plan.wake_at {
-            let seconds = u64::try_from(at - now).unwrap_or(0);
+            // A stored time may be any.
+            let seconds = u64::try_from(at.saturating_sub(now))
+                .unwrap_or(0)
+                .min(MAX_WAIT);
             self.due
                 .by(name.clone(), planned + Duration::from_secs(seconds));
         }

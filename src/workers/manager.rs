@@ -1,7 +1,7 @@
 //! The leader's worker manager: what it works with, and its life.
 use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -77,6 +77,7 @@ impl Manager {
                 absent: AtomicUsize::new(0),
                 seals: Semaphore::new(SEALS),
                 asks: Semaphore::new(ASKS),
+                shed: Notify::new(),
                 caught_up: parts.caught_up.clone(),
                 drain: parts.drain.clone(),
                 lost: parts.lost.clone(),

@@ -23,6 +23,8 @@ mod shared;
 mod status;
 mod timetable;
 mod unseen;
+#[cfg(test)]
+mod version_tests;
 
 pub use drained::Drained;
 pub use manager::{Manager, Parts};

@@ -8,21 +8,23 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::manager::Manager;
+use super::{manager::Manager, shared::Shared};
 use crate::{
     cluster::{
         convert,
         crd::{WorkerTask, WorkerTaskSpec},
+        error::Brief,
         events::Note,
     },
     domain::{
         names,
         request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
-        task::{REMEMBERED_REQUESTS, Task, TaskSpec, WorkerPhase},
+        task::{REMEMBERED_REQUESTS, Task, TaskSpec, WORKER_BYTES, WorkerPhase},
         victims,
         view::WorkerView,
     },
     election::is_fenced,
+    index::Room,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
@@ -30,6 +32,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// For each worker, between two looks whether all are created: a look costs so
 /// much the more, the more there are.
 const LOOK: Duration = Duration::from_micros(50);
+/// Between two looks whether history has made room.
+const SHED_LOOK: Duration = Duration::from_millis(100);
 /// Tries of a write that meets somebody else's.
 const CONFLICTS: usize = 8;
 
@@ -65,6 +69,7 @@ impl Manager {
     async fn up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         request.check_scale_up(&self.shared.policy)?;
         let deadline = Instant::now() + ANSWER_WITHIN;
+        self.wait_for_room(&request, deadline).await?;
         let change = {
             // Never closed.
             let _asks = self.shared.asks.acquire().await;
@@ -100,6 +105,43 @@ impl Manager {
             self.shared.tell(&task, note);
         }
         Ok(outcome)
+    }
+
+    /// Until there is room in etcd for what the request adds; finished tasks make some, the
+    /// oldest first. What stays as it is needs none.
+    async fn wait_for_room(
+        &self,
+        request: &ScaleRequest,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        let Shared { index, limits, .. } = &*self.shared;
+        let most = limits.max_stored_bytes;
+        let known = index.task(&names::task_name(&request.task_id));
+        let more = match known {
+            Some(task) => {
+                let grown = request.worker_count.unsigned_abs();
+                grown.saturating_sub(task.spec.top()) as usize * WORKER_BYTES
+            }
+            None => request.stored_bytes(),
+        };
+        loop {
+            let held = index.stored_bytes();
+            match held.room(more, most) {
+                Room::Now => return Ok(()),
+                Room::OnceShed if Instant::now() < deadline => {}
+                Room::OnceShed | Room::No => {
+                    let held = held.unfinished + held.finished;
+                    return Err(Refusal::Exhausted(format!(
+                        "tasks hold {held} bytes of {most} that they may in all \
+                         (MAX_STORED_TASK_BYTES), and this one may come to {more}; wait until \
+                         others have finished, end some, send less in build_config, metadata \
+                         and reason, or raise the setting"
+                    )));
+                }
+            }
+            self.shared.shed.notify_one();
+            sleep_until(deadline.min(Instant::now() + SHED_LOOK)).await;
+        }
     }
 
     async fn down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
@@ -407,8 +449,14 @@ fn refusal(error: &kube::Error) -> Refusal {
         {
             Refusal::Failed(status.message.clone())
         }
+        kube::Error::SerdeError(_) => Refusal::Failed(format!(
+            "the stored task is not understood by this version ({}); mend its WorkerTask, \
+             delete it or upgrade",
+            Brief(error)
+        )),
         error => Refusal::Unavailable(format!(
-            "the API server did not take the task ({error}); try again"
+            "the API server did not take the task ({}); try again",
+            Brief(error)
         )),
     }
 }

@@ -4,7 +4,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 
-use tokio::sync::Semaphore;
+use k8s_openapi::api::core::v1::Pod as K8sPod;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::drained::Drained;
@@ -18,6 +19,7 @@ use crate::{
         pod::Pod,
         task::{Notified, Task},
         template::Policy,
+        unread::Unread,
     },
     election::{Clocks, LeaderClient, Pause},
     index::Index,
@@ -45,6 +47,8 @@ pub(super) struct Shared {
     pub(super) seals: Semaphore,
     /// Held while a task is made or grown.
     pub(super) asks: Semaphore,
+    /// Somebody waits for room that history takes.
+    pub(super) shed: Notify,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
     /// The index knows all that the predecessor wrote.
@@ -141,6 +145,27 @@ impl Shared {
     /// Tells people of a task, by an Event on its WorkerTask.
     pub(super) fn tell(&self, task: &Task, note: Note) {
         let about = self.client.reference::<WorkerTask>(&task.name, &task.uid);
+        self.events.tell(note, about);
+    }
+
+    /// The same of an object that cannot be decoded.
+    pub(super) fn tell_of_unread(&self, object: &Unread) {
+        let about = match &*object.kind {
+            "Pod" => self.client.reference::<K8sPod>(&object.name, &object.uid),
+            _ => self
+                .client
+                .reference::<WorkerTask>(&object.name, &object.uid),
+        };
+        let note = Note {
+            warning: true,
+            reason: "NotDecoded",
+            action: "Decode",
+            text: format!(
+                "this version of Ottoscaler does not understand it and leaves it alone ({}); \
+                 mend it, delete it or upgrade",
+                object.why
+            ),
+        };
         self.events.tell(note, about);
     }
 

@@ -10,18 +10,16 @@ use std::{
 };
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Notified, NotifiedState, WorkerPhase, WorkerRecord,
+    MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, WorkerPhase, WorkerRecord,
     stored::{Reason, Table},
 };
 
 /// otto-handler took the end of this very attempt.
 const ALL: &str = "all";
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", from = "String")]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) index: u32,
     phase: WorkerPhase,
@@ -43,11 +41,18 @@ pub(super) struct Row {
     cut: Option<u32>,
 }
 
+/// How many times a row has at most.
+const TIMES: usize = 7;
+
 /// Seconds after `since`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Times(Vec<Option<i64>>);
 
 impl Row {
+    pub(super) fn is_unknown(&self) -> bool {
+        self.phase == WorkerPhase::Unknown
+    }
+
     pub(super) fn new(
         mut w: WorkerRecord,
         reasons: &mut Table<Reason>,
@@ -56,7 +61,10 @@ impl Row {
         let times = times(&mut w).map(|at| *at);
         let since = times.iter().flatten().min().copied();
         let times = since.map(|since| {
-            let mut after: Vec<_> = times.iter().map(|at| at.map(|at| at - since)).collect();
+            let mut after: Vec<_> = times
+                .iter()
+                .map(|at| at.map(|at| at.saturating_sub(since)))
+                .collect();
             while after.pop_if(|last| last.is_none()).is_some() {}
             Times(after)
         });
@@ -67,6 +75,7 @@ impl Row {
                 reasons.number(Reason {
                     reason: w.reason,
                     message: w.message,
+                    ..Reason::default()
                 })
             }),
             node: (!w.node.is_empty()).then(|| nodes.number(w.node)),
@@ -91,7 +100,7 @@ impl Row {
         let why = why.cloned().unwrap_or_default();
         let node = self.node.and_then(|n| nodes.get(n as usize));
         let after = self.times.map_or(Vec::new(), |times| times.0);
-        let time = |n: usize| Some(self.since? + (*after.get(n)?)?);
+        let time = |n: usize| Some(self.since?.saturating_add((*after.get(n)?)?));
         let told = self.told.as_deref();
         let mut record = WorkerRecord {
             notified: told.and_then(|told| told_from(told, self.attempt, self.phase)),
@@ -119,7 +128,7 @@ impl Row {
 }
 
 /// In the order in which they are stored.
-fn times(w: &mut WorkerRecord) -> [&mut Option<i64>; 7] {
+fn times(w: &mut WorkerRecord) -> [&mut Option<i64>; TIMES] {
     [
         &mut w.queued,
         &mut w.created,
@@ -158,46 +167,82 @@ fn put<T: Display>(f: &mut fmt::Formatter<'_>, key: &str, value: Option<T>) -> f
     value.map_or(Ok(()), |value| write!(f, " {key}={value}"))
 }
 
-impl From<Row> for String {
-    fn from(row: Row) -> Self {
-        row.to_string()
+/// A row, and the words of it that are not understood and change nothing. None: it is no
+/// row of a worker that this version can have.
+///
+/// A row is [`WorkerPhase::Unknown`] where it has a phase, or a value that decides what
+/// becomes of its worker, that this version does not know: a newer one wrote it.
+pub(super) fn parse(text: &str) -> Option<(Row, String)> {
+    let mut words = text.split(' ');
+    let index = words.next().and_then(value)?;
+    if !(1..=MAX_TASK_WORKERS).contains(&index) {
+        return None;
     }
+    let phase = words.next().and_then(|text| named(WorkerPhase::ALL, text));
+    let mut row = Row {
+        index,
+        phase: phase.unwrap_or(WorkerPhase::Unknown),
+        attempt: 1,
+        ..Row::default()
+    };
+    let (mut is_known, mut rest) = (true, Vec::new());
+    for word in words {
+        let Some((key, text)) = word.split_once('=') else {
+            rest.push(word);
+            continue;
+        };
+        let mut decides = |is_understood: bool| is_known &= is_understood;
+        match key {
+            "attempt" => match value(text).filter(|n| (1..=MAX_ATTEMPT).contains(n)) {
+                Some(attempt) => row.attempt = attempt,
+                None => decides(false),
+            },
+            "uid" => row.uid = value(text),
+            "exit" => decides(take(&mut row.exit, text)),
+            "since" => decides(take(&mut row.since, text)),
+            "stopping" => decides(take(&mut row.stopping, text)),
+            "after" => decides(take(&mut row.after, text)),
+            "failures" => decides(take(&mut row.failures, text)),
+            "tries" => decides(take(&mut row.tries, text)),
+            "cut" => decides(take(&mut row.cut, text)),
+            "times" => {
+                row.times = value(text);
+                decides(row.times.as_ref().is_some_and(Times::is_understood));
+            }
+            "told" => {
+                row.told = value(text);
+                decides(told_from(text, row.attempt, row.phase).is_some() || text == ALL);
+            }
+            // For people: the worker goes on without them.
+            "why" if take(&mut row.why, text) => {}
+            "node" if take(&mut row.node, text) => {}
+            "ip" => row.ip = value(text),
+            _ => rest.push(word),
+        }
+    }
+    if !is_known {
+        row.phase = WorkerPhase::Unknown;
+    }
+    Some((row, rest.join(" ")))
 }
 
-/// What is not understood is passed over: the schema's pattern keeps the form, and a newer
-/// version may say more.
-impl From<String> for Row {
-    fn from(text: String) -> Self {
-        let mut words = text.split(' ');
-        let mut row = Self {
-            index: words.next().and_then(value).unwrap_or_default(),
-            phase: words
-                .next()
-                .and_then(|text| named(WorkerPhase::ALL, text))
-                .unwrap_or_default(),
-            ..Self::default()
-        };
-        for (key, text) in words.filter_map(|word| word.split_once('=')) {
-            match key {
-                "attempt" => row.attempt = value(text).unwrap_or_default(),
-                "uid" => row.uid = value(text),
-                "why" => row.why = value(text),
-                "exit" => row.exit = value(text),
-                "node" => row.node = value(text),
-                "ip" => row.ip = value(text),
-                "since" => row.since = value(text),
-                "times" => row.times = value(text),
-                "stopping" => row.stopping = value(text),
-                "told" => row.told = value(text),
-                "after" => row.after = value(text),
-                "failures" => row.failures = value(text),
-                "tries" => row.tries = value(text),
-                "cut" => row.cut = value(text),
-                _ => {}
-            }
-        }
-        row
-    }
+/// A row with more words, save those whose key the row has by now.
+pub(super) fn with(row: String, words: &str) -> String {
+    let is_more = |word: &&str| {
+        let key = word.split_once('=').map(|(key, _)| format!(" {key}="));
+        key.is_none_or(|key| !row.contains(&key))
+    };
+    let words = words.split(' ').filter(is_more);
+    std::iter::once(row.as_str())
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Whether the text is a value of that kind.
+fn take<T: FromStr>(into: &mut Option<T>, text: &str) -> bool {
+    *into = value(text);
+    into.is_some()
 }
 
 fn value<T: FromStr>(text: &str) -> Option<T> {
@@ -221,11 +266,25 @@ impl Display for Times {
     }
 }
 
+impl Times {
+    /// A newer version may have more of them.
+    fn is_understood(&self) -> bool {
+        self.0.len() <= TIMES
+    }
+}
+
 impl FromStr for Times {
-    type Err = std::convert::Infallible;
+    type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.split(',').map(value).collect()))
+        let time = |text: &str| match text {
+            "" => Ok(None),
+            text => text.parse().map(Some),
+        };
+        text.split(',')
+            .map(time)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 
@@ -258,7 +317,6 @@ impl JsonSchema for Row {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let phases = WorkerPhase::ALL.map(|phase| format!("{phase:?}"));
         json_schema!({
             "type": "string",
             "description": "Index and phase; attempt; uid of its pod; why: its reason, in reasons; exit: \
@@ -267,7 +325,9 @@ impl JsonSchema for Row {
                 them in seconds after that; stopping: ScaleDown took it; told: what otto-handler took \
                 last, attempt and state, or all; after: no pod before then; failures counted so far; tries that never started \
                 since; cut: the attempt whose logs were.",
-            "pattern": format!("^[0-9]+ ({})( [a-z]+=[^ ]*)*$", phases.join("|")),
+            "maxLength": 1024,
+            // The form only: a newer version may have more phases and keys.
+            "pattern": "^[0-9]{1,9} [A-Z][A-Za-z]{0,31}( [^ ]+)*$",
         })
     }
 }

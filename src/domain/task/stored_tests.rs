@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used)]
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 use crate::domain::task::{
@@ -130,7 +131,126 @@ fn a_worker_is_one_row_of_text() {
     newer["workers"][0] = format!("{row} luck=7 lucky why=x").into();
     let mut known = status;
     known.workers[0].reason.clear();
-    assert_eq!(loaded(&newer.to_string()), known);
+    let mut newer = loaded(&newer.to_string());
+    assert_eq!(newer.workers, known.workers);
+    // It goes back as it came, but for what is said anew.
+    let mut back = |why: &str| {
+        newer.workers[0].reason = why.into();
+        let text = serde_json::to_value(&newer).unwrap();
+        text["workers"][0].as_str().unwrap().to_owned()
+    };
+    let row = row.replace(" why=0", "");
+    assert_eq!(back(""), format!("{row} luck=7 lucky why=x"));
+    let row = row.replace(" exit", " why=0 exit");
+    assert_eq!(back("Error"), format!("{row} luck=7 lucky"));
+}
+
+/// A phase, a time, a state that was told, a number out of every range: of none of them is
+/// known what it means.
+#[test]
+fn a_row_that_is_not_understood_is_unknown_and_goes_back_as_it_came() {
+    let row = "2 Running attempt=1 uid=u why=1 node=0 since=10 times=0,1 told=1/Created";
+    for (what, by) in [
+        ("Running", "Paused"),
+        ("attempt=1", "attempt=4000000000"),
+        ("attempt=1", "attempt=0"),
+        ("since=10", "since=99999999999999999999"),
+        ("times=0,1", "times=0,1,2,3,4,5,6,7"),
+        ("times=0,1", "times=0,x"),
+        ("told=1/Created", "told=1/Paused"),
+        ("uid=u", "uid=u failures=-1"),
+        ("uid=u", "uid=u exit=none"),
+        ("uid=u", "uid=u stopping=maybe"),
+        ("uid=u", "uid=u after=soon"),
+    ] {
+        let row = row.replace(what, by);
+        let reasons = json!([{"reason": "A"}, {"reason": "B", "code": 9}, {"reason": "C"}]);
+        let text = json!({
+            "workers": ["1 Running attempt=1 uid=v", row],
+            "reasons": reasons, "nodes": ["m", "n"],
+        });
+        let mut status = loaded(&text.to_string());
+        let unknown = &status.workers[1];
+        assert_eq!(
+            (unknown.index, unknown.phase),
+            (2, WorkerPhase::Unknown),
+            "{row}"
+        );
+        assert_eq!(unknown.uid.as_deref(), Some("u"));
+        // What it refers to stays where it is, whatever others say.
+        status.workers[0].reason = "D".into();
+        status.workers[0].node = "o".into();
+        let back = serde_json::to_value(&status).unwrap();
+        assert_eq!(back["workers"][1], row);
+        assert_eq!(back["reasons"][1], reasons[1], "{back}");
+        assert_eq!(back["nodes"][0], "m", "{back}");
+        let again = loaded(&back.to_string());
+        assert_eq!(again.workers, status.workers);
+    }
+}
+
+#[test]
+fn a_row_of_no_worker_costs_nothing_and_stays() {
+    let strays = [
+        "4000000000 Running attempt=1",
+        "0 Queued",
+        "-1 Queued",
+        "",
+        "x y z",
+    ];
+    let text = json!({"workers": [strays[0], "1 Running attempt=2", strays[1],
+        "1 Failed attempt=1", strays[2], strays[3], strays[4]]});
+    let status = loaded(&text.to_string());
+    let known: Vec<_> = status
+        .workers
+        .iter()
+        .map(|w| (w.index, w.attempt))
+        .collect();
+    assert_eq!(known, [(1, 2)]);
+    let back = serde_json::to_value(&status).unwrap();
+    let rows: Vec<_> = back["workers"].as_array().unwrap()[1..].iter().collect();
+    assert_eq!(rows, strays);
+}
+
+/// Tables do not grow with each write while something is kept that may refer to them.
+#[test]
+fn what_nothing_refers_to_goes_from_the_tables() {
+    let text = json!({"workers": ["1 Running attempt=1", "2 Paused attempt=1 why=2"],
+        "reasons": [{"reason": "A"}, {"reason": "B"}, {"reason": "C"}]});
+    let mut status = loaded(&text.to_string());
+    for n in 0..100 {
+        status.workers[0].reason = format!("R{n}");
+        status = loaded(&stored(&status));
+        assert_eq!(status.workers[1].reason, "C");
+    }
+    let back = serde_json::to_value(&status).unwrap();
+    assert_eq!(back["reasons"].as_array().unwrap().len(), 3, "{back}");
+}
+
+#[test]
+fn a_phase_and_fields_of_a_newer_version_are_read() {
+    let text = json!({"phase": "Draining", "counts": {"total": 1, "paused": 1}, "quota": {"left": 3},
+        "conditions": [{"type": "Throttled", "observedGeneration": 4}]});
+    let status = loaded(&text.to_string());
+    assert_eq!(status.phase, TaskPhase::Unknown);
+    let back = serde_json::to_value(&status.conditions[0]).unwrap();
+    assert_eq!(back["observedGeneration"], 4);
+}
+
+#[test]
+fn numbers_out_of_bounds_are_read_within_them() {
+    let text = json!({"taskId": "t", "repository": "r", "commitSha": "c", "digest": "d",
+        "workers": 2_000_000_000, "ended": [0, 7, 1_001, 4_000_000_000_u32]});
+    let spec: TaskSpec = serde_json::from_value(text).unwrap();
+    assert_eq!(
+        (spec.workers, spec.top()),
+        (MAX_TASK_WORKERS, MAX_TASK_WORKERS)
+    );
+    assert_eq!(spec.ended, [7].into());
+    let far = loaded(&json!({"finishedAt": i64::MAX,
+        "workers": ["1 Running attempt=1000000 since=9223372036854775807 times=5,-5 after=9223372036854775807"]}).to_string());
+    assert_eq!(far.workers[0].queued, Some(i64::MAX));
+    assert_eq!(loaded(&stored(&far)).workers, far.workers);
 }
 
 #[test]
@@ -152,7 +272,7 @@ fn fitting_twice_changes_nothing() {
 }
 
 /// Everything at its longest, all at once: what no task can exceed.
-fn longest() -> (TaskSpec, TaskStatus) {
+pub(crate) fn longest() -> (TaskSpec, TaskStatus) {
     let long = |c: char, n: usize| c.to_string().repeat(n);
     let spec = TaskSpec {
         task_id: long('t', 256),
@@ -200,6 +320,7 @@ fn longest() -> (TaskSpec, TaskStatus) {
         reason: "Cancelled".into(),
         message: long('m', 256),
         last_transition_time: "2026-11-25T01:00:00Z".into(),
+        ..Condition::default()
     };
     status.conditions = vec![condition; 3];
     (spec, status)

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     super::Index,
-    server::{LOG_DRAIN, Server, uid},
+    server::{LOG_DRAIN, Server, is_broken, uid},
 };
 use crate::{
     cluster::convert,
@@ -31,7 +31,10 @@ pub(super) const LIMITS: Limits = Limits {
 };
 
 /// Finished tasks kept.
-const MAX_FINISHED: usize = 8;
+const MAX_FINISHED: janitor::History = janitor::History {
+    tasks: 8,
+    bytes: usize::MAX,
+};
 
 #[derive(Debug, Clone)]
 pub(super) enum Work {
@@ -93,7 +96,10 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
         // By its label, as in `workers/delete.rs`.
         Work::Delete(pod) if pod.all_have_ended() => {
             let key = names::pod_key(&pod.task_uid, pod.index, pod.attempt);
-            server.delete_ended(&key);
+            // One whose label somebody changed goes by its name.
+            if !server.delete_ended(&key) {
+                server.delete(&pod.name, &pod.uid);
+            }
             None
         }
         Work::Delete(pod) => {
@@ -114,7 +120,9 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
             None
         }
     };
-    let task = task.and_then(convert::task);
+    let task = task
+        .filter(|t| !is_broken(&t.metadata))
+        .and_then(convert::task);
     task.map_or(Answer::Nothing, |t| Answer::Task(Box::new(t)))
 }
 
@@ -221,6 +229,9 @@ impl Leader {
         let Some(task) = index.task(name).filter(|t| !t.deleting) else {
             return Ends::default();
         };
+        if index.unread_of(name).is_some() {
+            return Ends::default();
+        }
         if !self.may_judge(&task) {
             if self.caught_up {
                 self.start(Work::Seal(task));
@@ -273,7 +284,10 @@ impl Leader {
 
     /// What `Engine::sweep` does.
     pub(super) fn sweep(&mut self, index: &Index) {
-        let left_over = janitor::left_over(&index.tasks(), &index.pods(), MAX_FINISHED);
+        let left_over = {
+            let (tasks, unread) = (index.tasks(), index.unread_tasks());
+            janitor::left_over(&tasks, &unread, &index.pods(), MAX_FINISHED)
+        };
         for pod in left_over.pods.iter().filter_map(|name| index.pod(name)) {
             self.start(Work::DeleteOrphan(pod));
         }

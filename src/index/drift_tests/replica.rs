@@ -6,12 +6,33 @@ use kube::Resource;
 use super::{
     super::{Index, PodFeed, TaskFeed},
     Seen,
-    server::{Event, Kind, Server, is_terminal, uid},
+    server::{Event, Kind, Server, is_broken, is_terminal, uid},
 };
-use crate::cluster::watch::Sink;
+use crate::{cluster::watch::Sink, domain::unread::Unread};
 
 pub(super) fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
     all.into_iter().filter_map(S::keep).collect()
+}
+
+/// What a list finds: what is kept of it, and what cannot be decoded.
+pub(super) fn listed<S, K>(all: Vec<K>) -> (Vec<S::Kept>, Vec<Unread>)
+where
+    K: Resource<DynamicType = ()>,
+    S: Sink<K>,
+{
+    let (broken, all): (Vec<K>, Vec<K>) = all.into_iter().partition(|o| is_broken(o.meta()));
+    (kept::<S, _>(all), broken.iter().map(unread).collect())
+}
+
+fn unread<K: Resource<DynamicType = ()>>(object: &K) -> Unread {
+    let meta = object.meta();
+    Unread {
+        kind: K::kind(&()),
+        name: meta.name.as_deref().unwrap().into(),
+        uid: uid(meta).to_owned(),
+        version: meta.resource_version.as_ref().unwrap().parse().unwrap(),
+        ..Unread::default()
+    }
 }
 
 /// A watch as `cluster/watch.rs` runs it, event by event.
@@ -29,11 +50,12 @@ impl<S> Watch<S> {
     /// One step; false: nothing to tell.
     fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
     where
-        K: Resource + Clone,
+        K: Resource<DynamicType = ()> + Clone,
         S: Sink<K>,
     {
         let Some(from) = self.from else {
-            self.sink.reset(kept::<S, _>(kind.list()), version);
+            let (all, unread) = listed::<S, _>(kind.list());
+            self.sink.listed(all, unread, version);
             self.from = Some(version);
             seen.relists += 1;
             return true;
@@ -52,6 +74,13 @@ impl<S> Watch<S> {
             }
             Ok(Some((at, event))) => {
                 match event {
+                    Event::Applied(object) if is_broken(object.meta()) => {
+                        self.sink.unread(unread(&object));
+                        seen.unread += 1;
+                    }
+                    Event::Deleted(object) if is_broken(object.meta()) => {
+                        self.sink.unread_deleted(unread(&object));
+                    }
                     Event::Applied(object) => self.sink.applied(object),
                     Event::Deleted(object) => self.sink.deleted(object),
                 }

@@ -7,7 +7,7 @@ use kube::Resource;
 
 use crate::{
     cluster::{
-        ATTEMPT, POD_KEY, REPOSITORY, TASK_ID, TERM, WORKER_INDEX,
+        ATTEMPT, POD_KEY, REPOSITORY, TASK_ID, TERM,
         convert::{
             ConditionView, ContainerStateView, ContainerStatusView, PodSpecView, PodStatusView,
             PodView, RunningView, TerminatedView,
@@ -120,10 +120,19 @@ fn owner(pod: &PodView) -> &OwnerReference {
     &pod.metadata.owner_references.as_ref().unwrap()[0]
 }
 
-fn number(pod: &PodView, label: &str) -> u32 {
-    pod.metadata.labels.as_ref().unwrap()[label]
-        .parse()
-        .unwrap()
+/// The index and attempt of its name: its labels are anybody's to change.
+fn index_and_attempt(pod: &PodView) -> (u32, u32) {
+    let name = pod.metadata.name.as_deref().unwrap();
+    names::of_pod_name(&owner(pod).name, name).unwrap()
+}
+
+/// A task with this annotation is one that no replica can decode.
+const BROKEN: &str = "broken";
+
+pub(super) fn is_broken(meta: &ObjectMeta) -> bool {
+    meta.annotations
+        .as_ref()
+        .is_some_and(|a| a.contains_key(BROKEN))
 }
 
 pub(super) fn is_terminal(pod: &PodView) -> bool {
@@ -258,7 +267,7 @@ impl Server {
             first || self.task(task).is_none(),
             "{name} is made a second time"
         );
-        let of_worker = |p: &&PodView| owner(p).uid == task.uid && number(p, WORKER_INDEX) == index;
+        let of_worker = |p: &&PodView| owner(p).uid == task.uid && index_and_attempt(p).0 == index;
         if let Some(other) = self
             .pods
             .objects
@@ -272,7 +281,7 @@ impl Server {
             );
         }
         let labels = [
-            (WORKER_INDEX, index.to_string()),
+            ("worker-index", index.to_string()),
             (ATTEMPT, attempt.to_string()),
             (POD_KEY, names::pod_key(&task.uid, index, attempt)),
         ];
@@ -344,7 +353,7 @@ impl Server {
             return;
         }
         let done = self.task_of(pod).is_none_or(|t| {
-            let (index, attempt) = (number(pod, WORKER_INDEX), number(pod, ATTEMPT));
+            let (index, attempt) = index_and_attempt(pod);
             let records = t.status.iter().flat_map(|s| &s.workers);
             records.filter(|r| r.index == index).any(|r| {
                 r.attempt > attempt
@@ -367,7 +376,7 @@ impl Server {
 
     /// ScaleDown took its worker when this very attempt was there.
     fn is_taken(&self, pod: &PodView) -> bool {
-        let worker = (owner(pod).uid.clone(), number(pod, WORKER_INDEX));
+        let worker = (owner(pod).uid.clone(), index_and_attempt(pod).0);
         self.taken.get(&worker) > self.born.get(uid(&pod.metadata))
     }
 
@@ -398,19 +407,46 @@ impl Server {
         }
     }
 
-    /// The pod with this key, if it has ended.
-    pub(super) fn delete_ended(&mut self, key: &str) {
+    /// Somebody takes a pod's labels and annotations away, or writes others.
+    pub(super) fn relabel(&mut self, name: &str, text: Option<&str>) {
+        let mut pod = self.pods.objects[name].clone();
+        let all = [&mut pod.metadata.labels, &mut pod.metadata.annotations];
+        for map in all.into_iter().flatten() {
+            match text {
+                None => map.clear(),
+                Some(text) => map.values_mut().for_each(|value| text.clone_into(value)),
+            }
+        }
+        self.put_pod(pod);
+    }
+
+    /// Somebody makes a task one that no replica can decode, or mends it.
+    pub(super) fn set_broken(&mut self, name: &str, is_broken: bool) {
+        let mut task = self.tasks.objects[name].clone();
+        let annotations = task.metadata.annotations.get_or_insert_default();
+        if is_broken {
+            annotations.insert(BROKEN.to_owned(), String::new());
+        } else {
+            annotations.remove(BROKEN);
+        }
+        self.put_task(task);
+    }
+
+    /// The pod with this key, if it has ended; whether there was one.
+    pub(super) fn delete_ended(&mut self, key: &str) -> bool {
         let has_key = |p: &PodView| {
             p.metadata
                 .labels
                 .as_ref()
-                .is_some_and(|l| l[POD_KEY] == key)
+                .is_some_and(|l| l.get(POD_KEY).is_some_and(|k| k == key))
         };
         let mut pods = self.pods.objects.iter();
         if let Some((name, pod)) = pods.find(|(_, p)| has_key(p) && is_terminal(p)) {
             let (name, uid) = (name.clone(), uid(&pod.metadata).to_owned());
             self.delete(&name, &uid);
+            return true;
         }
+        false
     }
 
     /// A pod on a node gets its time to end; another one goes at once.
