@@ -31,6 +31,8 @@ if [ -z "$only" ]; then
   tests/mutants.sh sample
   step "random scripts for the resume of logs"
   tests/fuzz.sh 10
+  step "the reasons that Kubernetes can give, by its sources"
+  tests/reasons.sh check
   step "an otto-handler in NestJS"
   tests/nest.sh
 fi

@@ -8,7 +8,10 @@
 //! while its image holds the start up. Restartable init containers (native sidecars),
 //! other plain containers and ephemeral containers never count. An end that came before
 //! the pod was evicted, disrupted or timed out is the worker's own end.
-use super::{failure, pod::PodPhase, retry};
+use super::{
+    failure::{self, Meaning},
+    pod::PodPhase,
+};
 
 /// The container that the worker's program runs in.
 pub const WORKER: &str = "worker";
@@ -317,7 +320,8 @@ impl Facts {
     fn failed_init(&self, reading: &mut Reading, name: &str, end: &Terminated) {
         // Why the pod ended says more than what its containers made of it.
         let by_pod = self.phase == PodPhase::Failed && !self.reason.is_empty();
-        let of_worker = reading.exit_code.is_some() && !retry::is_interruption(&reading.reason);
+        let of_worker = reading.exit_code.is_some()
+            && failure::meaning(&reading.reason, &reading.message) != Meaning::Interruption;
         if by_pod || of_worker {
             return;
         }

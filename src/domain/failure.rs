@@ -2,35 +2,21 @@
 //! waiting is hopeless, which node is lost, which end was somebody else's doing.
 //!
 //! Reasons are Kubernetes' own words (kubelet, scheduler, taint manager), but for
-//! those of ours: PendingTimeout, NodeLost, Deleted, Lost.
+//! those of ours: PendingTimeout, NodeLost, Deleted, Lost. The matrix of what each means
+//! is in `reasons.rs`.
+mod reasons;
+
 use super::{
     ledger::Stage,
     pod::{Pod, PodPhase},
 };
+pub use reasons::{Meaning, WORKSPACE};
+pub(super) use reasons::{is_ordinary_waiting, meaning, of_init};
 
 /// An image that could not be pulled, or a container that could not be created, for so
 /// long (seconds since the first error) never will be; the kubelet has tried at least three
 /// times by then, for its own backoff is at 20 s.
 pub const PULL_TIMEOUT: i64 = 45;
-
-/// Stands before the reason of an init container: none of ours, and so never the worker's
-/// own fault.
-const INIT: &str = "Init:";
-
-/// The reason of an init container as a worker's.
-pub(super) fn of_init(reason: &str) -> String {
-    format!("{INIT}{reason}")
-}
-
-/// The reason in the kubelet's own words.
-fn kubelets(reason: &str) -> &str {
-    reason.strip_prefix(INIT).unwrap_or(reason)
-}
-
-/// A container waits as each does before it starts.
-pub(super) fn is_ordinary_waiting(reason: &str) -> bool {
-    matches!(reason, "" | "PodInitializing" | "ContainerCreating")
-}
 
 /// What to make of a pod that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +53,7 @@ pub fn is_in(pod: &Pod, stage: Stage) -> bool {
     match stage {
         Stage::Waiting => pod.started.is_none(),
         Stage::PullFails | Stage::CreateFails => {
-            !ended && pod.started.is_none() && trouble(kubelets(&pod.reason)) == Some(stage)
+            !ended && pod.started.is_none() && trouble(&pod.reason) == Some(stage)
         }
         Stage::Lost => !ended && pod.node_lost.is_some(),
         Stage::Deleting => !pod.all_have_ended() && pod.deleting,
@@ -82,11 +68,11 @@ pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
         return silence;
     }
     let reason = pod.reason.as_str();
-    if is_hopeless(kubelets(reason)) {
+    if meaning(reason, &pod.message) == Meaning::Hopeless {
         return Outlook::Failed(reason.to_owned());
     }
     let pending = (timing.since)(Stage::Waiting) + timing.pending_timeout;
-    if let Some(stage) = trouble(kubelets(reason)) {
+    if let Some(stage) = trouble(reason) {
         let cured_by = (timing.since)(stage) + PULL_TIMEOUT;
         return due(cured_by.min(pending), timing.now, reason);
     }
@@ -113,21 +99,12 @@ fn due(at: i64, now: i64, reason: &str) -> Outlook {
     }
 }
 
-/// Waiting cannot help.
-fn is_hopeless(reason: &str) -> bool {
-    matches!(reason, "InvalidImageName" | "ErrImageNeverPull")
-}
-
 /// The kubelet goes on trying; so do we, for a while. Reasons of one stage are the same
 /// trouble: the kubelet tells the error and its backoff by turns.
 fn trouble(reason: &str) -> Option<Stage> {
-    match reason {
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "ImageInspectError"
-        | "RegistryUnavailable"
-        | "SignatureValidationFailed" => Some(Stage::PullFails),
-        "CreateContainerConfigError" | "CreateContainerError" => Some(Stage::CreateFails),
+    match meaning(reason, "") {
+        Meaning::PullFails => Some(Stage::PullFails),
+        Meaning::CreateFails => Some(Stage::CreateFails),
         _ => None,
     }
 }
@@ -144,9 +121,17 @@ pub fn ending(pod: &Pod) -> String {
         return pod.reason.clone();
     }
     if let Some(reason) = &pod.disruption {
-        return reason.clone();
+        // The kubelet's condition says who, the pod's reason why.
+        let says_why = meaning(&pod.reason, &pod.message) == Meaning::Interruption;
+        let of_kubelet = reason == "TerminationByKubelet" && says_why;
+        return if of_kubelet { &pod.reason } else { reason }.clone();
     }
-    if pod.deleting {
+    // A pod that ended by itself before has a reason for it.
+    let ended_before = matches!(
+        pod.reason.as_str(),
+        "DeadlineExceeded" | "Evicted" | "Preempting" | "Terminated"
+    );
+    if pod.deleting && !ended_before {
         return "Deleted".to_owned();
     }
     pod.reason.clone()
@@ -195,6 +180,32 @@ mod tests {
     fn an_invalid_image_name_fails_at_once() {
         let pod = pending("InvalidImageName");
         assert_eq!(outlook(&pod, 101), failed("InvalidImageName"));
+    }
+
+    #[test]
+    fn an_image_of_an_init_container_holds_the_start_up_like_the_workers() {
+        let pod = pending("Init:ErrImagePull");
+        assert_eq!(outlook(&pod, 174), Outlook::FailsAt(175));
+        assert_eq!(outlook(&pod, 175), failed("Init:ErrImagePull"));
+        let pod = pending("Init:CrashLoopBackOff");
+        assert_eq!(outlook(&pod, 175), Outlook::FailsAt(1_000));
+    }
+
+    #[test]
+    fn the_pods_reason_says_more_than_that_the_kubelet_ended_it() {
+        let pod = Pod {
+            reason: "Evicted".into(),
+            disruption: Some("TerminationByKubelet".into()),
+            ..Pod::default()
+        };
+        assert_eq!(ending(&pod), "Evicted");
+        // Whoever deletes what is left changes nothing.
+        let pod = Pod {
+            reason: "DeadlineExceeded".into(),
+            deleting: true,
+            ..Pod::default()
+        };
+        assert_eq!(ending(&pod), "DeadlineExceeded");
     }
 
     #[test]

@@ -337,6 +337,7 @@ impl Planner<'_> {
         let started = record.started.is_some();
         let ending = Ending {
             reason: &record.reason,
+            message: &record.message,
             started,
             failures: record.failures,
             tries: record.tries,

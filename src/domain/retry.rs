@@ -1,4 +1,5 @@
 //! Which failures are the worker's own, and which are tried again.
+use super::failure::{self, Meaning};
 
 /// Failures of a worker that are tried again at its own cost, unless its task says
 /// otherwise.
@@ -21,6 +22,8 @@ pub enum Verdict {
 pub struct Ending<'a> {
     /// Reason of the pod or its container, as Kubernetes gives it.
     pub reason: &'a str,
+    /// What came with it: an eviction says by whose limit.
+    pub message: &'a str,
     /// The container has run.
     pub started: bool,
     /// Failures counted before this one.
@@ -31,11 +34,12 @@ pub struct Ending<'a> {
     pub budget: u32,
 }
 
-/// An interruption from outside is tried again: free before the container
-/// started (the caller bounds these by time), at the cost of the budget after. An exit code, OOM kill or deadline
-/// is the worker's own.
+/// An interruption from outside, and what is not known, is tried again: free before the
+/// container started (the caller bounds these by time), at the cost of the budget after. An
+/// exit code, OOM kill, deadline or a limit of its own is the worker's own fault.
 pub fn judge(ending: Ending<'_>) -> Verdict {
-    if !is_interruption(ending.reason) || ending.failures >= ending.budget {
+    let is_own = failure::meaning(ending.reason, ending.message) == Meaning::Own;
+    if is_own || ending.failures >= ending.budget {
         return Verdict::Fail;
     }
     let counts = ending.started;
@@ -58,35 +62,6 @@ pub fn delay(failures: u32, tries: u32) -> i64 {
     }
 }
 
-/// Reasons set by the kubelet, the scheduler, the taint manager or the node's
-/// shutdown, and our own: `Lost` for a pod that went without a terminal status,
-/// `Deleted` for one that somebody else deleted.
-pub(super) fn is_interruption(reason: &str) -> bool {
-    matches!(
-        reason,
-        "Evicted"
-            | "NodeShutdown"
-            | "Shutdown"
-            | "Terminated"
-            | "NodeLost"
-            | "NodeAffinity"
-            | "UnexpectedAdmissionError"
-            | "Preempting"
-            | "Preempted"
-            | "OutOfcpu"
-            | "OutOfmemory"
-            | "OutOfpods"
-            | "ContainerStatusUnknown"
-            | "Lost"
-            | "Deleted"
-            | "PreemptionByScheduler"
-            | "EvictionByEvictionAPI"
-            | "DeletionByTaintManager"
-            | "DeletionByPodGC"
-            | "TerminationByKubelet"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +69,7 @@ mod tests {
     fn judge(reason: &str, started: bool, failures: u32) -> Verdict {
         super::judge(Ending {
             reason,
+            message: "",
             started,
             failures,
             tries: 0,
@@ -105,6 +81,31 @@ mod tests {
     fn an_exit_code_is_the_workers_own() {
         assert_eq!(judge("Error", true, 0), Verdict::Fail);
         assert_eq!(judge("OOMKilled", true, 0), Verdict::Fail);
+    }
+
+    #[test]
+    fn an_end_that_the_runtime_lost_sight_of_is_an_interruption() {
+        // A container runtime that restarts makes 255 of what it does not know.
+        let again = Verdict::Retry {
+            delay: 1,
+            counts: true,
+        };
+        for reason in ["Unknown", "ContainerStatusUnknown", "SomethingNew"] {
+            assert_eq!(judge(reason, true, 0), again, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_outgrew_its_own_limit_is_not_tried_again() {
+        let ending = Ending {
+            reason: "Evicted",
+            message: "Usage of EmptyDir volume \"workspace\" exceeds the limit \"1Mi\". ",
+            started: true,
+            failures: 0,
+            tries: 0,
+            budget: BUDGET,
+        };
+        assert_eq!(super::judge(ending), Verdict::Fail);
     }
 
     #[test]

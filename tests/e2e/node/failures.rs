@@ -236,15 +236,15 @@ fn a_worker_out_of_memory_is_oom_killed_and_not_tried_again() {
     kubelet_said(task, "OOMKilled");
 }
 
-/// By the kubelet, for a volume over its size: each time anew, until the budget of
-/// three is used up.
+/// By the kubelet, for a volume over its size: its own fault, which each attempt would
+/// repeat.
 #[test]
-fn an_evicted_worker_is_tried_again_three_times() {
+fn a_worker_evicted_for_its_own_limit_is_not_tried_again() {
     let end = failed("evict");
     assert!(end["error"].as_str().unwrap().contains("Evicted"), "{end}");
-    assert_eq!(end["attempt"], 4);
+    assert_eq!(end["attempt"], 1);
     kubelet_said("evict", "Evicted");
-    started().check_audit("fail-evict", 4, 1);
+    started().check_audit("fail-evict", 1, 1);
 }
 
 #[test]

@@ -1,0 +1,3 @@
+module ottoscaler.io/reasons
+
+go 1.25
