@@ -309,6 +309,7 @@ fn read_containers(
     pod.restart_count = read.restart_count;
     pod.restarts = read.restarts;
     pod.reran = read.reran;
+    pod.lost_status = read.lost_status;
     pod.failed_init = read.failed_init;
 }
 
@@ -648,6 +649,18 @@ mod tests {
             (outcome(&p), p.has_logs()),
             ((PodPhase::Failed, None, "Evicted"), false)
         );
+    }
+
+    #[test]
+    fn a_worker_that_its_kubelet_lost_sight_of_may_have_had_logs() {
+        let p = decode(json!({"phase": "Failed", "reason": "Evicted",
+            "containerStatuses": [{"name": "worker", "state": {"terminated": {"exitCode": 137,
+                "reason": "ContainerStatusUnknown", "startedAt": null, "finishedAt": null}}}]}));
+        assert_eq!(outcome(&p), (PodPhase::Failed, Some(137), "Evicted"));
+        assert!(p.started.is_none() && p.has_logs() && p.container() == "worker");
+        // Refused by its node, it had none.
+        let p = decode(json!({"phase": "Failed", "reason": "OutOfcpu"}));
+        assert!(!p.has_logs());
     }
 
     #[test]

@@ -132,6 +132,8 @@ pub struct Reading {
     pub reran: bool,
     /// The kubelet starts the worker container again when it fails.
     pub restarts: bool,
+    /// The kubelet lost sight of the worker container: whether it ran is not known.
+    pub lost_status: bool,
     /// The init container that failed and has run.
     pub failed_init: Option<Box<str>>,
 }
@@ -255,6 +257,7 @@ impl Facts {
 
     fn ended(&self, reading: &mut Reading, end: &Terminated) {
         reading.times_of(end);
+        reading.lost_status = end.started.is_none() && end.reason == "ContainerStatusUnknown";
         let pod_failed = self.phase == PodPhase::Failed && !self.reason.is_empty();
         let is_disturbed = pod_failed || self.disrupted;
         let since = match self.reason.as_str() {
@@ -331,6 +334,7 @@ impl Facts {
         reading.message = format!("init container {name}: {}", end.message);
         reading.finished = end.finished;
         reading.failed_init = end.started.is_some().then(|| name.into());
+        reading.lost_status = false;
     }
 }
 

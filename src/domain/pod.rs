@@ -71,6 +71,8 @@ pub struct Pod {
     pub restarts: bool,
     /// The kubelet started the worker container again after the worker's end.
     pub reran: bool,
+    /// The kubelet lost sight of the worker container: whether it ran is not known.
+    pub lost_status: bool,
     /// The init container that failed, where one did: its log tells why the worker's
     /// never ran.
     pub failed_init: Option<Box<str>>,
@@ -97,9 +99,12 @@ impl Pod {
         self.worker_has_ended() && !self.others_run
     }
 
-    /// Takes the worker's end from an earlier state of this pod, where that one showed it
-    /// before anything ended the pod. An end that was seen does not change.
-    pub fn keep_end(&mut self, known: &Self) {
+    /// Takes from an earlier state of this pod what stays so: that its worker has started,
+    /// and the worker's end where that state showed it before anything ended the pod.
+    pub fn keep(&mut self, known: &Self) {
+        if self.restart_count == known.restart_count || self.lost_status {
+            self.started = self.started.or(known.started);
+        }
         if !known.own_end || self.own_end {
             return;
         }
@@ -124,9 +129,9 @@ impl Pod {
         self.phase == PodPhase::Pending && self.reason.is_empty() && !self.deleting
     }
 
-    /// A container of it has run whose logs are wanted.
+    /// A container of it has run, or may have, whose logs are wanted.
     pub fn has_logs(&self) -> bool {
-        self.started.is_some() || self.failed_init.is_some()
+        self.started.is_some() || self.failed_init.is_some() || self.lost_status
     }
 
     /// The one whose logs are wanted.

@@ -242,7 +242,7 @@ impl State {
                 return None;
             }
             if known.uid == pod.uid {
-                pod.keep_end(known);
+                pod.keep(known);
             } else {
                 if known.resource_version > pod.resource_version {
                     return None;

@@ -78,6 +78,21 @@ fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
 }
 
 #[test]
+fn a_worker_whose_start_was_seen_has_logs_whatever_its_kubelet_forgot() {
+    let mut s = State::default();
+    s.apply_pod(Pod {
+        started: Some(3),
+        ..pod(3, PodPhase::Running)
+    });
+    s.apply_pod(Pod {
+        reason: "Evicted".into(),
+        ..pod(4, PodPhase::Failed)
+    });
+    assert_eq!(s.pods["p"].started, Some(3));
+    assert!(s.pods["p"].has_logs());
+}
+
+#[test]
 fn what_a_tasks_pods_have_in_common_is_held_once() {
     let named = |name: &str, repository: &str| Pod {
         name: name.into(),

@@ -28,6 +28,9 @@ pub(super) enum Error {
     /// By its successors, and its log with it.
     #[error("the container was replaced")]
     Replaced,
+    /// In words that may hold some of the worker's own.
+    #[error("its kubelet does not serve the log")]
+    Refused,
     #[error("{0}")]
     Api(#[from] kube::Error),
     #[error("the log broke off: {0}")]
@@ -105,6 +108,8 @@ impl Source for Cluster {
             {
                 Err(Error::Replaced)
             }
+            // Before its kubelet had sent anything.
+            Ok(Err(kube::Error::Api(status))) if status.code == 400 => Err(Error::Refused),
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(bytes)) => Ok(Reader::new(Box::pin(bytes))),
         }
@@ -132,7 +137,32 @@ pub(super) enum Piece {
     Line(Line),
     /// The log ended within a line.
     Unended(Line),
+    /// The kubelet's words in place of the log, or of the rest of it.
+    Refused(String),
     End,
+}
+
+/// How a kubelet begins to say that it cannot serve a log, or serve it any further. It has
+/// answered 200 by then, so that its words are the end of the body, without a timestamp.
+const REFUSALS: [&str; 13] = [
+    "unable to retrieve container logs for ",
+    "container status is nil",
+    "failed to try resolving symlinks in path ",
+    "failed to open log file ",
+    "failed to tail ",
+    "failed to seek ",
+    "failed to read log file ",
+    "failed to reset seek in log file ",
+    "failed to create fsnotify watcher: ",
+    "failed to watch directory ",
+    "failed to get parse function: ",
+    "context cancelled",
+    "rpc error: ",
+];
+
+fn is_refusal(line: &Line) -> bool {
+    let begins = |words: &&str| line.text.starts_with(words.as_bytes());
+    line.nanos.is_none() && REFUSALS.iter().any(begins)
 }
 
 /// An open log, line by line.
@@ -140,6 +170,10 @@ pub(super) struct Reader {
     bytes: Pin<Box<dyn AsyncBufRead + Send>>,
     splitter: Splitter,
     ready: std::collections::VecDeque<Line>,
+    /// A line was read.
+    has_lines: bool,
+    /// The first line, while it may be the kubelet's refusal: that is all of the body.
+    held: Option<Line>,
 }
 
 impl std::fmt::Debug for Reader {
@@ -153,7 +187,8 @@ impl std::fmt::Debug for Reader {
 impl Reader {
     /// A line that is there already.
     pub(super) fn ready(&mut self) -> Option<Line> {
-        self.ready.pop_front()
+        // The first may be a refusal.
+        self.has_lines.then(|| self.ready.pop_front())?
     }
 
     pub(super) fn new(bytes: Pin<Box<dyn AsyncBufRead + Send>>) -> Self {
@@ -161,6 +196,29 @@ impl Reader {
             bytes,
             splitter: Splitter::default(),
             ready: std::collections::VecDeque::new(),
+            has_lines: false,
+            held: None,
+        }
+    }
+
+    /// What the end of the body comes to.
+    fn end(&mut self) -> Piece {
+        let said = |line: &Line| String::from_utf8_lossy(&line.text).into_owned();
+        match (self.held.take(), self.splitter.finish()) {
+            (Some(held), None) => Piece::Refused(said(&held)),
+            (Some(held), Some(rest)) => {
+                self.ready.push_back(rest);
+                self.has_lines = true;
+                Piece::Line(held)
+            }
+            // Each line of a log has its time, but for the rest of a line with which a body
+            // may begin.
+            (None, Some(line)) if self.has_lines && line.nanos.is_none() => {
+                Piece::Refused(said(&line))
+            }
+            (None, Some(line)) if is_refusal(&line) => Piece::Refused(said(&line)),
+            (None, Some(line)) => Piece::Unended(line),
+            (None, None) => Piece::End,
         }
     }
 
@@ -168,12 +226,22 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Result<Piece, Error> {
         loop {
             if let Some(line) = self.ready.pop_front() {
-                return Ok(Piece::Line(line));
+                if !self.has_lines && self.held.is_none() && is_refusal(&line) {
+                    self.held = Some(line);
+                    continue;
+                }
+                self.has_lines = true;
+                // A worker may print such words.
+                let Some(held) = self.held.take() else {
+                    return Ok(Piece::Line(line));
+                };
+                self.ready.push_front(line);
+                return Ok(Piece::Line(held));
             }
             let chunk = self.bytes.fill_buf().await?;
             let length = chunk.len();
             if length == 0 {
-                return Ok(self.splitter.finish().map_or(Piece::End, Piece::Unended));
+                return Ok(self.end());
             }
             let ready = &mut self.ready;
             self.splitter.feed(chunk, |line| ready.push_back(line));

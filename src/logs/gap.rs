@@ -15,6 +15,8 @@ pub(super) enum Reason {
     PodGone,
     /// A container ran, ended and was replaced before its log was read to the end.
     Restarted,
+    /// The node has removed the container, and its log with it.
+    Removed,
 }
 
 impl Reason {
@@ -25,6 +27,7 @@ impl Reason {
             Self::Late => "read late",
             Self::PodGone => "pod gone",
             Self::Restarted => "restarted",
+            Self::Removed => "log removed",
         }
     }
 }

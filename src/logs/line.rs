@@ -189,6 +189,20 @@ mod tests {
     }
 
     #[test]
+    fn carriage_returns_are_bytes_of_a_line_like_any_other() {
+        let stamp = "2026-01-02T03:04:05.123456789Z";
+        for text in ["crlf\r", "10%\r20%\r", "\r", "\ra", "a\r\r"] {
+            let raw = format!("{stamp} {text}\n");
+            let whole = &lines(&[raw.as_bytes()])[0];
+            assert_eq!(whole.message(), (text.to_owned(), None));
+            for at in 0..raw.len() {
+                let (head, tail) = raw.as_bytes().split_at(at);
+                assert_eq!(&lines(&[head, tail])[0], whole);
+            }
+        }
+    }
+
+    #[test]
     fn a_rest_without_a_timestamp_is_kept_whole() {
         assert_eq!(
             lines(&[b"rest of a line\n"])[0],

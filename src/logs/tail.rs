@@ -41,10 +41,14 @@ const ROTATES_AFTER: i64 = 10;
 /// Between two looks at the status as the watch has it.
 const TOLD_LOOK: Duration = Duration::from_millis(100);
 /// How the kubelet says, in place of the log, that a node has no inotify instance left.
-const CANNOT_FOLLOW: [&[u8]; 2] = [
-    b"failed to create fsnotify watcher",
-    b"failed to watch directory",
+const CANNOT_FOLLOW: [&str; 2] = [
+    "failed to create fsnotify watcher",
+    "failed to watch directory",
 ];
+/// A log of a container that has ended is given up when its node has refused to serve it for
+/// so long: one whose runtime or kubelet is starting refuses likewise. As long as any log may
+/// be silent until a read is given up.
+const REFUSED: Duration = QUIET;
 
 /// What comes next of a log.
 #[derive(Debug)]
@@ -110,6 +114,9 @@ pub(super) struct Tail<S, P> {
     /// A follow ended, and the status has yet to tell why.
     awaits_status: bool,
     gone: bool,
+    /// Since when its node refuses to serve the log of the container, which has ended, and
+    /// whether all of it had been read before.
+    refusal: Option<(Instant, bool)>,
     /// Later instances have taken its place, and its log is gone.
     replaced: bool,
     /// The container's start (Unix seconds), where its first line may have been rotated
@@ -157,6 +164,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
             is_whole: false,
             awaits_status: false,
             gone: false,
+            refusal: None,
             replaced: false,
             late_since: None,
         }
@@ -187,7 +195,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
                 Ok(Piece::Line(line)) => self.line(line),
                 // Of a log cut off in the middle of a line, only the rest tells.
                 Ok(Piece::Unended(line)) if self.mode.over => self.line(line),
-                Ok(Piece::Unended(line)) if self.is_complaint(&line) => None,
+                Ok(Piece::Refused(words)) => self.refused(&words),
                 Ok(end) => {
                     self.is_whole = matches!(end, Piece::End);
                     self.at_end()
@@ -334,9 +342,6 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     fn line(&mut self, line: Line) -> Option<Next> {
-        if self.is_complaint(&line) {
-            return None;
-        }
         match self.resume.step(&line) {
             Step::Held => {
                 if self.resume.is_flowing() {
@@ -380,30 +385,30 @@ impl<S: Source, P: Pods> Tail<S, P> {
         self.quiet = QUIET;
         self.quiet_at = Instant::now() + QUIET;
         self.caught_up = false;
+        self.refusal = None;
         self.ends.forget();
         Next::Line(line, anchor)
     }
 
-    /// The kubelet's own words in place of a log; then it is read without following.
-    fn is_complaint(&mut self, line: &Line) -> bool {
-        let is = self.mode.follow
-            && line.nanos.is_none()
-            && CANNOT_FOLLOW
-                .iter()
-                .any(|words| line.text.starts_with(words));
-        if is {
-            tracing::warn!(
-                pod = &*self.pod.name,
-                "its node cannot follow logs; reading them again and again"
-            );
-            self.poll = true;
-            self.rewind();
+    /// The kubelet's own words in place of a log. Where it cannot follow, the log is read
+    /// without following.
+    fn refused(&mut self, words: &str) -> Option<Next> {
+        let cannot_follow = CANNOT_FOLLOW.iter().any(|begin| words.starts_with(begin));
+        if !self.mode.follow || !cannot_follow {
+            return self.not_read(&Error::Refused);
         }
-        is
+        tracing::warn!(
+            pod = &*self.pod.name,
+            "its node cannot follow logs; reading them again and again"
+        );
+        self.poll = true;
+        self.rewind();
+        None
     }
 
     /// A log that ended: for good if the container had, else it is opened again.
     fn at_end(&mut self) -> Option<Next> {
+        self.refusal = None;
         let over = self.is_over();
         if self.resume.is_flowing() {
             if self.mode.over {
@@ -449,8 +454,16 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     fn not_read(&mut self, error: &Error) -> Option<Next> {
         let is_there = self.pods.is_current(&self.pod);
+        let is_refused = matches!(error, Error::Refused) && self.mode.over;
+        if is_refused && self.refusal.is_none() {
+            let had_all = self.caught_up || self.ends.reached_the_end();
+            self.refusal = Some((Instant::now(), had_all));
+        }
+        let refusal = self.refusal.filter(|_| is_refused);
+        let is_removed = refusal.is_some_and(|(since, _)| since.elapsed() >= REFUSED);
         let reason = match error {
             Error::Replaced if is_there => Reason::Restarted,
+            Error::Refused if is_there && is_removed => Reason::Removed,
             // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
             error if is_there => {
                 self.ends.not_read();
@@ -462,7 +475,8 @@ impl<S: Source, P: Pods> Tail<S, P> {
         };
         self.replaced = reason == Reason::Restarted;
         self.gone = !self.replaced;
-        (!self.caught_up).then(|| self.gap(reason, None, None))
+        let had_all = self.caught_up || self.refusal.is_some_and(|(_, had_all)| had_all);
+        (!had_all).then(|| self.gap(reason, None, None))
     }
 
     fn gap(&mut self, reason: Reason, to: Option<jiff::Timestamp>, place: Option<Place>) -> Next {

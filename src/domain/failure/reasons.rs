@@ -35,20 +35,6 @@ pub enum Meaning {
     Starting,
 }
 
-impl Meaning {
-    /// It is no end.
-    pub(super) fn waits(self) -> bool {
-        match self {
-            Self::Own | Self::Interruption | Self::Infrastructure => false,
-            Self::Hopeless
-            | Self::PullFails
-            | Self::CreateFails
-            | Self::MayPass
-            | Self::Starting => true,
-        }
-    }
-}
-
 /// Every reason by its meaning; one that ends in `*` stands for all that begin so.
 const MATRIX: &[(Meaning, &[&str])] = &[
     (
@@ -181,7 +167,7 @@ pub(in crate::domain) fn meaning(reason: &str, message: &str) -> Meaning {
             .map_or(*known == reason, |prefix| reason.starts_with(prefix))
     };
     let mut rows = MATRIX.iter().chain(OURS);
-    let row = rows.find(|(_, reasons)| reasons.iter().any(|known| is(known)));
+    let row = rows.find(|(_, reasons)| reasons.iter().any(&is));
     row.map_or(Meaning::Infrastructure, |(meaning, _)| *meaning)
 }
 
