@@ -3,8 +3,9 @@ use std::collections::BTreeMap;
 
 use super::{
     names,
-    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, TaskSpec, WORKER_BYTES},
+    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, Task, TaskSpec, WORKER_BYTES},
     template::{Policy, Template},
+    view::{State, WorkerView},
 };
 
 /// Characters of a task id, repository, commit and the like.
@@ -170,10 +171,23 @@ pub fn room_for_maps(workers: u32) -> usize {
 pub struct Selection {
     pub task_id: Option<String>,
     pub pod_name: Option<String>,
-    pub state: Option<super::view::State>,
+    pub state: Option<State>,
 }
 
 impl Selection {
+    /// Whether it selects a worker of a task. The id itself decides: two ids may
+    /// have one name.
+    pub fn selects(&self, task: &Task, worker: &WorkerView) -> bool {
+        let Self {
+            task_id,
+            pod_name,
+            state,
+        } = self;
+        task_id.as_ref().is_none_or(|id| *id == task.spec.task_id)
+            && pod_name.as_ref().is_none_or(|n| *n == worker.pod_name)
+            && state.is_none_or(|state| state == worker.state())
+    }
+
     /// # Errors
     /// [`Refusal::Invalid`] for a filter that names no state.
     pub fn parse(task_id: &str, pod_name: &str, status_filter: &str) -> Result<Self, Refusal> {
@@ -182,7 +196,7 @@ impl Selection {
         let state = match status_filter {
             "" => None,
             text => {
-                let state = super::view::State::parse(text);
+                let state = State::parse(text);
                 if state.is_none() {
                     found.add(
                         "status_filter",

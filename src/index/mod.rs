@@ -3,8 +3,9 @@
 //! Fed by two watches and, on the leader, by the answers of its own writes. What
 //! holds: of an object the highest resourceVersion wins, whatever the order of
 //! arrival; a pod that went leaves a tombstone until its task's record is final;
-//! a change is announced after it can be read. Readers share one lock, never held
-//! across an await.
+//! a change is announced after it can be read; what one answer tells of a task and
+//! its pods was true at one moment. Readers share one lock, never held across an
+//! await.
 #[cfg(test)]
 mod drift_tests;
 mod feed;
@@ -30,6 +31,7 @@ use state::State;
 pub use state::{Bytes, Change, Room};
 
 use crate::domain::{
+    names,
     pod::Pod,
     request::Selection,
     task::Task,
@@ -65,6 +67,21 @@ struct Heard {
     synced: AtomicBool,
     /// Milliseconds since `start`.
     at: AtomicU64,
+}
+
+/// A task and all its workers by index.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    pub task: Arc<Task>,
+    pub workers: Vec<WorkerView>,
+}
+
+/// A task, its live pods and the tombstones of those that went, of one moment.
+#[derive(Debug, Clone)]
+pub struct TaskWithPods {
+    pub task: Arc<Task>,
+    pub pods: Vec<Arc<Pod>>,
+    pub gone: Vec<Arc<Pod>>,
 }
 
 /// A worker and the task it belongs to.
@@ -181,41 +198,67 @@ impl Index {
         self.read().pods_of_repository(repository)
     }
 
-    /// The workers of a task by index.
+    /// The workers of a task by index: of the newest of it that is known, and its
+    /// pods at the same moment. Of an older one, what pods told and its newer record
+    /// tells since would be missing.
     pub fn workers_of(&self, task: &Task) -> Vec<WorkerView> {
-        let (mut pods, gone) = self.pods_of(&task.name);
-        pods.extend(gone);
-        // An older task of this name may have left some.
-        pods.retain(|p| *p.task_uid == *task.uid);
-        view::workers(task, &pods)
+        let state = self.read();
+        let newer = state.tasks.get(task.name.as_str());
+        let newer = newer
+            .filter(|t| t.uid == task.uid && t.resource_version > task.resource_version)
+            .cloned();
+        let pods = state.all_pods_of(task);
+        drop(state);
+        view::workers(newer.as_deref().unwrap_or(task), &pods)
     }
 
-    /// The selected workers, by task and index.
+    /// This very task as it is by now, with its pods. None: it is gone.
+    pub fn task_with_pods(&self, task: &Task) -> Option<TaskWithPods> {
+        let state = self.read();
+        let current = state.tasks.get(task.name.as_str());
+        let current = current.filter(|t| t.uid == task.uid)?.clone();
+        let (mut pods, mut gone) = (state.pods_of(&task.name), state.gone_of(&task.name));
+        drop(state);
+        // An older task of this name may still have pods around.
+        pods.retain(|p| *p.task_uid == *task.uid);
+        gone.retain(|p| *p.task_uid == *task.uid);
+        Some(TaskWithPods {
+            task: current,
+            pods,
+            gone,
+        })
+    }
+
+    /// A task and its workers as one moment shows them.
+    pub fn picture(&self, name: &str) -> Option<Picture> {
+        let state = self.read();
+        let task = state.tasks.get(name)?.clone();
+        let pods = state.all_pods_of(&task);
+        drop(state);
+        let workers = view::workers(&task, &pods);
+        Some(Picture { task, workers })
+    }
+
+    /// The selected workers, by task and index; those of one task as one moment shows
+    /// them.
     pub fn workers(&self, selection: &Selection) -> Vec<Worker> {
-        let tasks = match &selection.task_id {
-            Some(id) => self
-                .task(&crate::domain::names::task_name(id))
-                .into_iter()
-                .collect(),
-            None => self.tasks(),
+        let names = match &selection.task_id {
+            Some(id) => vec![Arc::from(names::task_name(id))],
+            None => self.task_names(),
         };
         let mut found = Vec::new();
-        for task in tasks {
-            for view in self.workers_of(&task) {
-                if selection
-                    .pod_name
-                    .as_ref()
-                    .is_none_or(|name| *name == view.pod_name)
-                    && selection.state.is_none_or(|state| state == view.state())
-                {
-                    found.push(Worker {
-                        task: task.clone(),
-                        view,
-                    });
-                }
-            }
+        for Picture { task, workers } in names.iter().filter_map(|name| self.picture(name)) {
+            let selected = workers.into_iter().filter(|w| selection.selects(&task, w));
+            found.extend(selected.map(|view| Worker {
+                task: task.clone(),
+                view,
+            }));
         }
         found
+    }
+
+    pub fn task_names(&self) -> Vec<Arc<str>> {
+        self.read().tasks.keys().cloned().collect()
     }
 
     /// Tasks whose picture changed. A subscriber that lags must look at
@@ -334,5 +377,78 @@ mod tests {
         assert_eq!(index.followed().len(), 1);
         index.announce(Arc::from("mine"), true);
         assert_eq!(index.followed().len(), 0);
+    }
+
+    /// A writer ends workers as they end in a cluster: the pod, then the record, then the
+    /// pod goes. A reader on another thread must not put an old record beside newer pods.
+    #[test]
+    fn a_worker_that_has_succeeded_never_shows_running_again() {
+        use crate::{
+            cluster::watch::Sink as _,
+            domain::{
+                pod::PodPhase,
+                task::{TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
+                view::State,
+            },
+        };
+        const TASKS: u64 = 400;
+        let task = |n: u64, version: u64, phase| Task {
+            name: format!("t{n}"),
+            uid: format!("u{n}"),
+            resource_version: version,
+            spec: TaskSpec {
+                task_id: format!("t{n}"),
+                workers: 1,
+                ..TaskSpec::default()
+            },
+            status: TaskStatus {
+                workers: vec![WorkerRecord {
+                    index: 1,
+                    attempt: 1,
+                    phase,
+                    ..WorkerRecord::default()
+                }],
+                ..TaskStatus::default()
+            },
+            ..Task::default()
+        };
+        let pod = |n: u64, version: u64, phase| Pod {
+            name: Arc::from(format!("otto-agent-t{n}-1")),
+            uid: format!("p{n}"),
+            task: Arc::from(format!("t{n}")),
+            task_uid: Arc::from(format!("u{n}")),
+            index: 1,
+            attempt: 1,
+            resource_version: version,
+            phase,
+            ..Pod::default()
+        };
+        for _ in 0..20 {
+            let index = Index::default();
+            for n in 0..TASKS {
+                index.wrote_task(task(n, 1, WorkerPhase::Running));
+                index.wrote_pod(pod(n, 2, PodPhase::Succeeded));
+            }
+            PodFeed(index.clone()).heard(2);
+            let over = AtomicBool::new(false);
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    for n in 0..TASKS {
+                        index.wrote_task(task(n, 3, WorkerPhase::Succeeded));
+                        index.change(|s| s.delete_pod(pod(n, 4, PodPhase::Succeeded)));
+                    }
+                    over.store(true, Ordering::Release);
+                });
+                while !over.load(Ordering::Acquire) {
+                    let workers = index.workers(&Selection::default());
+                    assert_eq!(workers.len(), 400);
+                    for worker in workers {
+                        assert_eq!(worker.view.state(), State::Succeeded, "{worker:?}");
+                    }
+                    let old = task(TASKS - 1, 1, WorkerPhase::Running);
+                    assert_eq!(index.workers_of(&old)[0].state(), State::Succeeded);
+                }
+            });
+        }
     }
 }

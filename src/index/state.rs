@@ -341,6 +341,15 @@ impl State {
         uids.filter_map(|uid| self.gone.get(uid).cloned()).collect()
     }
 
+    /// The live pods of this very task, and the tombstones of those that went. An older
+    /// task of its name may have left some.
+    pub(super) fn all_pods_of(&self, task: &Task) -> Vec<Arc<Pod>> {
+        let mut pods = self.pods_of(&task.name);
+        pods.extend(self.gone_of(&task.name));
+        pods.retain(|p| *p.task_uid == *task.uid);
+        pods
+    }
+
     pub(super) fn pods_of_repository(&self, repository: &str) -> usize {
         self.by_repository.get(repository).copied().unwrap_or(0)
     }

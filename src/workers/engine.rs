@@ -345,9 +345,15 @@ impl Engine {
     }
 
     async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
+        // The task and its pods of one moment: what an older task lacks, its pods no
+        // longer tell once a newer one has recorded it.
+        let Some(seen) = self.shared.index.task_with_pods(&task) else {
+            return;
+        };
         let planned = Instant::now();
         let now = self.time.now();
-        let plan = self.compute(&name, &task, now);
+        let plan = self.compute(&name, &seen, now);
+        let task = seen.task;
         let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * plan.status.counts.total;
         self.next_plan.insert(name.clone(), next);
         if let Some(at) = plan.wake_at {
@@ -399,21 +405,18 @@ impl Engine {
         }
     }
 
-    fn compute(&mut self, name: &Arc<str>, task: &Task, now: i64) -> Plan {
-        let (mut pods, mut gone) = self.shared.index.pods_of(name);
-        // An older WorkerTask of this name may still have pods around.
-        pods.retain(|p| *p.task_uid == *task.uid);
-        gone.retain(|p| *p.task_uid == *task.uid);
+    fn compute(&mut self, name: &Arc<str>, seen: &index::TaskWithPods, now: i64) -> Plan {
+        let index::TaskWithPods { task, pods, gone } = seen;
         let clocks = &self.shared.clocks;
-        let times = self.ledger.observe(task, &[&pods, &gone], now);
+        let times = self.ledger.observe(task, &[pods, gone], now);
         let since = |pod: &Pod, stage| times.since(pod, stage).unwrap_or(now);
         let (notified, refused) = (self.shared.notified(), self.shared.refused());
         let (notified, refused) = (notified.get(name), refused.get(name));
         let limits = &self.shared.limits;
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let seen = Observed {
-            pods: &pods,
-            gone: &gone,
+            pods,
+            gone,
             drained: &|pod| self.shared.is_drained(pod, now - since(pod, Stage::Ended)),
             since: &since,
             waited: &|index| times.waited(index),
