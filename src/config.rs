@@ -9,7 +9,13 @@ mod load;
 mod telemetry;
 mod worker;
 
-use std::{collections::HashMap, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use crate::domain::{
     quantity::{self, Quantity},
@@ -67,10 +73,10 @@ settings! {
     "LOG_FORMAT" "json" "json or text" "how it is logged";
     "POD_NAME" "" "a name" "this replica; default: the host name";
     "POD_UID" "" "a uid" "this replica's pod, for its proof of death";
-    "POD_IP" "127.0.0.1" "an address" "where other replicas reach this one";
+    "POD_IP" "127.0.0.1" "an IP address" "where other replicas reach this one";
     "SERVICE_ACCOUNT" "" "a name" "this replica's own, which no worker gets";
     "LEASE_NAME" "ottoscaler-leader" "a name" "the Lease the replicas compete for";
-    "LEASE_DURATION" "6s" "whole seconds" "how long a silent leader keeps the Lease";
+    "LEASE_DURATION" "6s" "whole seconds, up to 1h" "how long a silent leader keeps the Lease";
     "LEASE_RENEW_DEADLINE" "4s" "a duration" "how long a leader acts after its last renewal";
     "LEASE_RETRY_PERIOD" "1s" "a duration" "between renewals and between attempts";
     "HANDOVER_TIMEOUT" "20s" "a duration" "for draining before the Lease is released";
@@ -209,9 +215,14 @@ impl Config {
         };
         lease.validate()?;
         let host = Some(get.text("OTTO_HANDLER_HOST")).filter(|h| h != "none");
+        // An IPv6 address stands in brackets: its last group is no port.
+        let is_host = |h: &str| match h.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(ip) => ip.parse::<Ipv6Addr>().is_ok(),
+            None => !h.is_empty() && !h.contains([':', '/', ' ']),
+        };
         let is_address = |host: &String| {
             host.rsplit_once(':')
-                .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
+                .is_some_and(|(h, p)| is_host(h) && p.parse::<u16>().is_ok())
         };
         if !host.as_ref().is_none_or(is_address) {
             return Err(get.invalid("OTTO_HANDLER_HOST"));
@@ -222,12 +233,7 @@ impl Config {
             }
             name => name,
         };
-        let ip = get.text("POD_IP");
-        let host_part = if ip.contains(':') {
-            format!("[{ip}]")
-        } else {
-            ip
-        };
+        let ip: IpAddr = get.parse("POD_IP")?;
         let telemetry = telemetry::telemetry(&get)?;
         let foreign = telemetry::foreign_targets(&telemetry.log_level);
         let foreign = (!foreign.is_empty()).then(|| {
@@ -244,7 +250,8 @@ impl Config {
             replica: Replica {
                 pod_name,
                 pod_uid: get.optional("POD_UID"),
-                address: format!("{host_part}:{grpc_port}"),
+                // An IPv6 address gets its brackets.
+                address: SocketAddr::new(ip, grpc_port).to_string(),
             },
             lease,
             worker: worker::policy(&get)?,
@@ -284,6 +291,11 @@ impl Config {
     }
 }
 
+/// Of LEASE_DURATION.
+const LONGEST_LEASE: Duration = Duration::from_secs(3_600);
+/// Of LEASE_RETRY_PERIOD: below it a slow answer of the API server costs the term.
+const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+
 impl Lease {
     /// A leader must stop acting before anyone else may start, with room for
     /// more than one renewal.
@@ -295,20 +307,25 @@ impl Lease {
                 takes,
             })
         };
-        if self.duration.subsec_nanos() != 0 || self.duration.is_zero() {
+        // A crash must not leave the work undone for longer than anybody wants.
+        if self.duration.subsec_nanos() != 0
+            || self.duration.is_zero()
+            || self.duration > LONGEST_LEASE
+        {
             return bad(
                 "LEASE_DURATION",
                 self.duration,
-                "a positive number of whole seconds".to_owned(),
+                format!("whole seconds, from 1 to {}", LONGEST_LEASE.as_secs()),
             );
         }
         if self.renew_deadline >= self.duration {
             let takes = format!("less than LEASE_DURATION ({} s)", self.duration.as_secs());
             return bad("LEASE_RENEW_DEADLINE", self.renew_deadline, takes);
         }
-        if self.retry_period.is_zero() || self.retry_period * 2 > self.renew_deadline {
+        if self.retry_period < SHORTEST_RETRY || self.retry_period * 2 > self.renew_deadline {
             let takes = format!(
-                "at most half of LEASE_RENEW_DEADLINE ({} ms)",
+                "from {} ms to half of LEASE_RENEW_DEADLINE ({} ms)",
+                SHORTEST_RETRY.as_millis(),
                 self.renew_deadline.as_millis()
             );
             return bad("LEASE_RETRY_PERIOD", self.retry_period, takes);
@@ -536,10 +553,64 @@ mod tests {
             with(&[("LEASE_RETRY_PERIOD", "3s")]).unwrap_err().name,
             "LEASE_RETRY_PERIOD"
         );
+        for duration in ["1500ms", "0s", "3601s", "99999999h"] {
+            assert_eq!(
+                with(&[("LEASE_DURATION", duration)]).unwrap_err().name,
+                "LEASE_DURATION"
+            );
+        }
+        for (renew, retry, name, takes) in [
+            (
+                "60s",
+                "10s",
+                "LEASE_RENEW_DEADLINE",
+                "less than LEASE_DURATION (60 s)",
+            ),
+            (
+                "40s",
+                "21s",
+                "LEASE_RETRY_PERIOD",
+                "half of LEASE_RENEW_DEADLINE (40000 ms)",
+            ),
+            ("40s", "1ns", "LEASE_RETRY_PERIOD", "from 100 ms"),
+        ] {
+            let refused = with(&[
+                ("LEASE_DURATION", "60s"),
+                ("LEASE_RENEW_DEADLINE", renew),
+                ("LEASE_RETRY_PERIOD", retry),
+            ])
+            .unwrap_err();
+            assert_eq!(refused.name, name);
+            assert!(refused.takes.contains(takes), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_written_in_brackets() {
+        for (ip, address) in [("10.0.0.1", "10.0.0.1:9090"), ("fd00::1", "[fd00::1]:9090")] {
+            assert_eq!(with(&[("POD_IP", ip)]).unwrap().replica.address, address);
+        }
+        for ip in ["[fd00::1]", "fd00::1:9090:x", "10.0.0", "a host"] {
+            assert_eq!(with(&[("POD_IP", ip)]).unwrap_err().name, "POD_IP");
+        }
+        let handler = |host| with(&[("OTTO_HANDLER_HOST", host)]).map(|c| c.handler.host);
         assert_eq!(
-            with(&[("LEASE_DURATION", "1500ms")]).unwrap_err().name,
-            "LEASE_DURATION"
+            handler("[fd00::1]:8080"),
+            Ok(Some("[fd00::1]:8080".to_owned()))
         );
+        for host in [
+            "fd00::1:8080",
+            "fd00::1",
+            "[fd00::1]",
+            "[x]:8080",
+            "http://h:8080",
+        ] {
+            assert_eq!(
+                handler(host).unwrap_err().name,
+                "OTTO_HANDLER_HOST",
+                "{host}"
+            );
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use lead::Ended;
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +48,8 @@ const ABORT_WITHIN: Duration = Duration::from_secs(2);
 /// Before the first contest, for the kubelet to tell of our own container.
 const OWN_PROOF_WITHIN: Duration = Duration::from_secs(2);
 const ASK_EVERY: Duration = Duration::from_millis(250);
+/// Between two signs of life of an election that waits.
+const SHOW_LIFE: Duration = Duration::from_secs(1);
 /// After the end, until every node knows that calls must no longer come here
 /// (EndpointSlices reach them by watches).
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -297,9 +299,19 @@ impl Contender {
             };
             tokio::select! {
                 () = shutdown.cancelled() => return None,
-                () = sleep(pause + jitter()) => {}
+                () = self.rest(pause + jitter()) => {}
                 Ok(()) = wake.changed() => {}
             }
+        }
+    }
+
+    /// Waits, and shows life meanwhile: how long a round may wait is the Lease's
+    /// timings to say, and no sign that the election is wedged.
+    async fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            sleep_until(until.min(Instant::now() + SHOW_LIFE)).await;
+            self.beat.strike();
         }
     }
 

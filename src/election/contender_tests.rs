@@ -84,6 +84,69 @@ async fn an_api_server_away_for_an_hour_does_not_make_the_election_look_dead() {
     }
 }
 
+/// A candidate that waits for a held Lease, then the leader that it becomes, then one
+/// that nobody answers.
+#[tokio::test(start_paused = true)]
+async fn the_election_looks_alive_with_any_timings_that_are_accepted() {
+    use crate::election::{
+        test_contender::{Manner, held, start_with},
+        test_server::{Asked, Fate},
+    };
+    const WEDGED: Duration = Duration::from_secs(20);
+    let ms = Duration::from_millis;
+    for (duration, renew, retry) in [
+        (60_000, 40_000, 10_000),
+        (3_600_000, 3_599_999, 1_799_999),
+        (60_000, 200, 100),
+        (6_000, 4_000, 1_000),
+        (1_000, 999, 499),
+    ] {
+        let timings = |name: &str| {
+            let value = match name {
+                "LEASE_NAME" => return Some("l".to_owned()),
+                "LEASE_DURATION" => duration,
+                "LEASE_RENEW_DEADLINE" => renew,
+                "LEASE_RETRY_PERIOD" => retry,
+                _ => return None,
+            };
+            Some(format!("{value}ms"))
+        };
+        let config = config::Config::from_lookup(&timings);
+        assert!(config.is_ok(), "{duration} {renew} {retry}: {config:?}");
+        let Ok(config) = config else { return };
+        let drains = Manner::Drains(Duration::ZERO);
+        let one = start_with(&held(), drains, None, config.lease, ms(2_000));
+        let mut longest = Duration::ZERO;
+        let mut watch = async |phase: Duration| {
+            let until = Instant::now() + phase;
+            while Instant::now() < until {
+                sleep(ms(250)).await;
+                longest = longest.max(one.beat.silence());
+            }
+        };
+        // It waits for the whole duration, its own or the holder's, then takes over.
+        watch(ms(duration.max(6_000)) + ms(5_000)).await;
+        let seen = one.seen.lock().map(|seen| seen.clone());
+        assert!(
+            one.metric("ottoscaler_leader 1"),
+            "{duration} {renew} {retry}: nobody took over; {seen:?}"
+        );
+        watch(ms(retry) * 5).await;
+        one.server.on(|asked: &Asked| {
+            if asked.is_lease_call() {
+                Fate::Lost
+            } else {
+                Fate::Answered
+            }
+        });
+        watch(ms(renew) + Duration::from_secs(60)).await;
+        assert!(
+            longest < WEDGED / 2,
+            "{duration} {renew} {retry}: silent for {longest:?}"
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pause_is_told_when_the_lease_begins_or_ends_it_and_only_then() {
     let one = contender(&away(false));

@@ -415,8 +415,8 @@ async fn the_beat_tells_life_and_its_silence_death() {
         sleep(MS(100)).await;
         longest = longest.max(one.beat.silence());
     }
-    // While it waits it rests, as long as it may.
-    assert!(longest > S(4) && longest < S(5) + AT_ONCE, "{longest:?}");
+    // However long it waits.
+    assert!(longest <= S(1) + AT_ONCE, "{longest:?}");
     one.tenure_after(0).await;
     for _ in 0..600 {
         sleep(MS(100)).await;

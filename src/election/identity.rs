@@ -34,7 +34,12 @@ mod tests {
     fn an_identity_tells_pod_and_address() {
         let id = fresh("otto-0", "[fd00::1]:9090");
         assert_eq!(parse(&id), Some(("otto-0", "[fd00::1]:9090")));
-        assert!(fresh(&"p".repeat(300), "10.0.0.1:9090").len() <= 128);
+        let longest = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
+        for address in ["10.0.0.1:9090", longest] {
+            let id = fresh(&"p".repeat(300), address);
+            assert!(id.len() <= 128, "{id}");
+            assert_eq!(parse(&id).map(|(_, a)| a), Some(address));
+        }
     }
 
     #[test]

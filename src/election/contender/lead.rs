@@ -7,18 +7,14 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube_leader_election::{LeaseLock, LeaseLockResult};
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Contender, term_of};
 use crate::{
     cluster::Loggable,
     domain::term::Term,
-    election::{LeaderClient, Reign, Tenure, fence::Validity},
+    election::{Beat, LeaderClient, Reign, Tenure, fence::Validity},
 };
 
 const RELEASE_TRIES: u32 = 3;
@@ -73,6 +69,7 @@ impl Contender {
             validity.end();
         }
         self.show(lease, None);
+        self.beat.strike();
         tenure.lost.cancel();
         let has_ended = end(&mut work, self.abort_within).await;
         validity.end();
@@ -81,7 +78,7 @@ impl Contender {
             return Ended::Lost("its work does not end");
         }
         if matches!(ended, Ended::HandedOver) {
-            release(lock).await;
+            release(lock, &self.beat).await;
         }
         ended
     }
@@ -127,7 +124,7 @@ impl Contender {
             };
             tokio::select! {
                 why = taken => return why,
-                () = sleep(pause.min(validity.left())) => {}
+                () = self.rest(pause.min(validity.left())) => {}
             }
             if validity.left().is_zero() {
                 return "it could not be renewed in time";
@@ -185,8 +182,9 @@ async fn end(work: &mut JoinSet<()>, within: Duration) -> bool {
 }
 
 /// A renewal that was cut off may still arrive before it: then it is tried again.
-async fn release(lock: &LeaseLock) {
+async fn release(lock: &LeaseLock, beat: &Beat) {
     for _ in 0..RELEASE_TRIES {
+        beat.strike();
         match lock.step_down().await {
             Ok(()) => return,
             Err(error) => tracing::info!(error = %Loggable(&error), "not released"),
