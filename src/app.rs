@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     domain::template::Policy,
     election::{self, Clients, Clock, Clocks, Contender, Pause, PauseSwitch, Reign, Tenure},
-    grpc::{Health, Probe, Router, Server},
+    grpc::{self, Guest, Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder, HandlerClient, Nobody, Show},
     supervisor::{Signals, Supervisor},
@@ -50,6 +50,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             &config.replica.pod_name,
             &config.namespace,
         )?;
+        grpc::raise_open_files();
         let result = Box::pin(serve(config, apart)).await;
         // The flush blocks; it must not hold a worker thread.
         tokio::task::spawn_blocking(move || traces.flush()).await?;
@@ -139,9 +140,9 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         health: health.clone(),
         drain: shutdown.clone(),
     };
-    let listener = Server::listen(serve.grpc_port).await?;
-    let health_listener = Server::listen(serve.health_port).await?;
-    let metrics_listener = Server::listen(serve.metrics_port).await?;
+    let listener = Server::listen(serve.grpc_port, Guest::grpc())?;
+    let health_listener = Server::listen(serve.health_port, Guest::health())?;
+    let metrics_listener = Server::listen(serve.metrics_port, Guest::metrics())?;
     tracing::info!(
         grpc_port = serve.grpc_port,
         health_port = serve.health_port,

@@ -10,6 +10,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use crate::grpc::MAX_ANSWER;
 use crate::proto::{
     PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
     ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -17,6 +18,9 @@ use crate::proto::{
     ottoscaler_service_client::OttoscalerServiceClient,
 };
 
+/// Of an answer; a server refuses longer ones than most clients take unless it is
+/// told.
+const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
 /// Between two tries of a call that met nobody.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
 /// Between a stream that broke and the next.
@@ -85,8 +89,7 @@ impl Client {
     }
 
     fn service(&self) -> OttoscalerServiceClient<Channel> {
-        OttoscalerServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(64 * 1024 * 1024)
+        OttoscalerServiceClient::new(self.channel.clone()).max_decoding_message_size(LONGEST_ANSWER)
     }
 
     fn request<T>(&self, message: T, request_id: Option<&str>, bounded: bool) -> Request<T> {
@@ -218,7 +221,9 @@ impl Client {
         message: WorkerStatusRequest,
     ) -> Result<WorkerStatusResponse, Status> {
         self.repeat(|| {
-            let request = self.request(message.clone(), None, true);
+            let mut request = self.request(message.clone(), None, true);
+            let longest = LONGEST_ANSWER.into();
+            request.metadata_mut().insert(MAX_ANSWER, longest);
             let mut service = self.service();
             async move { service.get_worker_status(request).await }
         })

@@ -6,7 +6,10 @@ use futures::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::errors::{self, answered};
+use super::{
+    errors::{self, answered},
+    reads::Reads,
+};
 use crate::{
     domain::request::Selection,
     election::{NO_REASON, Pause, PauseSwitch},
@@ -24,6 +27,7 @@ pub(super) struct Admin {
     pub(super) pause: Pause,
     pub(super) switch: PauseSwitch,
     pub(super) show: Show,
+    pub(super) index: Reads,
     pub(super) drain: CancellationToken,
 }
 
@@ -73,6 +77,7 @@ impl OttoscalerAdminService for Admin {
         } else {
             Selection::parse(&task_id, &worker_pod_name, "")
                 .map_err(errors::status)
+                .and_then(|selection| self.index.synced().map(|_| selection))
                 .and_then(|selection| self.show.lines(selection, follow, self.drain.clone()))
         };
         Ok(Response::new(Box::pin(answered(lines)?)))

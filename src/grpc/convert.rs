@@ -1,4 +1,6 @@
 //! Wire messages ↔ plain data.
+use std::collections::HashMap;
+
 use crate::{
     domain::{
         request::{Outcome, OutcomeKind, ScaleRequest},
@@ -58,6 +60,23 @@ pub(super) fn response(outcome: Outcome, started_at: jiff::Timestamp) -> proto::
 
 pub(super) fn worker(worker: &Worker) -> proto::WorkerPodStatus {
     let Worker { task, view } = worker;
+    labelled(task, view.record.index, shown(task, view))
+}
+
+/// With the labels of its pod, which follow from the task and the index.
+pub(super) fn labelled(
+    task: &Task,
+    index: u32,
+    shown: proto::WorkerPodStatus,
+) -> proto::WorkerPodStatus {
+    proto::WorkerPodStatus {
+        labels: task.worker_labels(index).into_iter().collect(),
+        ..shown
+    }
+}
+
+/// All of a worker but its labels.
+pub(super) fn shown(task: &Task, view: &WorkerView) -> proto::WorkerPodStatus {
     let WorkerView { pod_name, record } = view;
     proto::WorkerPodStatus {
         pod_name: pod_name.clone(),
@@ -68,9 +87,7 @@ pub(super) fn worker(worker: &Worker) -> proto::WorkerPodStatus {
         completed_at: time(record.finished),
         node_name: record.node.clone(),
         pod_ip: record.ip.clone(),
-        labels: Task::worker_labels(task, record.index)
-            .into_iter()
-            .collect(),
+        labels: HashMap::new(),
         error_message: error_message(view),
         worker_index: i32::try_from(record.index).unwrap_or(i32::MAX),
         attempt: i32::try_from(record.attempt).unwrap_or(i32::MAX),

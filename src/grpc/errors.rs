@@ -1,13 +1,14 @@
 //! Refusals as gRPC errors that tell the client what it can do.
 //!
-//! INVALID_ARGUMENT carries a BadRequest for each field, UNAVAILABLE a RetryInfo;
-//! NOT_LEADER is the reason of an ErrorInfo, so that a follower knows to look
-//! again.
+//! INVALID_ARGUMENT carries a BadRequest for each field; UNAVAILABLE and, where
+//! there will be room again, RESOURCE_EXHAUSTED a RetryInfo. NOT_LEADER is the reason
+//! of an ErrorInfo, so that a follower knows to look again.
 use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+use super::status::MAX_ANSWER;
 use crate::domain::request::Refusal;
 
 const DOMAIN: &str = "ottoscaler.io";
@@ -66,9 +67,37 @@ pub(super) fn of_hop(status: Status) -> Status {
 }
 
 fn unavailable(reason: &str, message: String) -> Status {
+    again(Code::Unavailable, reason, message)
+}
+
+/// This replica has no room for the call now.
+pub(super) fn exhausted(message: impl Into<String>) -> Status {
+    again(Code::ResourceExhausted, "BUSY", message.into())
+}
+
+/// An answer that the client would refuse.
+pub(super) fn too_long(workers: usize, bytes: usize, longest: usize) -> Status {
+    let message = format!(
+        "the answer for {workers} workers has {bytes} bytes, of which gRPC clients take {longest}: \
+         select by task_id or status_filter, or let the client take more and say so in the \
+         metadata {MAX_ANSWER}"
+    );
+    let metadata = HashMap::from([("bytes".to_owned(), bytes.to_string())]);
+    let details = ErrorDetails::with_error_info("ANSWER_TOO_LONG", DOMAIN, metadata);
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// This replica has not seen the cluster yet: it can answer no reader.
+pub(super) fn not_synced() -> Status {
+    let message = "this replica has not seen the cluster yet; try again, or another replica";
+    unavailable("NOT_SYNCED", message.to_owned())
+}
+
+/// The same call may succeed later.
+fn again(code: Code, reason: &str, message: String) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
     details.set_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(Code::Unavailable, message, details)
+    Status::with_error_details(code, message, details)
 }
 
 /// Whether a replica that answered so may be asked again, or another one: the

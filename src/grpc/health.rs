@@ -1,18 +1,21 @@
 //! gRPC health: `liveness` and `readiness` for the kubelet, `""` and the service
 //! for clients. All are NOT_SERVING until something is known.
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
+use futures::{Stream, stream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic_health::{
-    ServingStatus,
-    server::{HealthReporter, HealthService},
+use tonic::{Request, Response, Status};
+use tonic_health::pb::{
+    self, HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
 use crate::{election::Beat, index::Index};
 
 pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
-/// The election shows life at least once a retry period; so long without is
-/// wedged.
+/// The election shows life every second while it waits, whatever the timings of the
+/// Lease, and before each round of calls, which takes some 6 s at most. So long
+/// without is wedged.
 const WEDGED: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -36,21 +39,40 @@ impl Probe {
     }
 }
 
-/// Publishes the judgement.
+/// What is published: everything that was judged last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Judgement {
+    alive: bool,
+    ready: bool,
+}
+
+impl Judgement {
+    /// Of a name that clients ask for; None: nobody has it.
+    fn of(self, name: &str) -> Option<ServingStatus> {
+        let good = match name {
+            "liveness" => self.alive,
+            "" | SERVICE | "readiness" => self.ready,
+            _ => return None,
+        };
+        Some(if good {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        })
+    }
+}
+
+/// Publishes the judgement, by grpc.health.v1.
 #[derive(Debug, Clone)]
-pub struct Health(HealthReporter);
+pub struct Health(watch::Sender<Judgement>);
 
 impl Default for Health {
     fn default() -> Self {
-        Self(HealthReporter::new())
+        Self(watch::channel(Judgement::default()).0)
     }
 }
 
 impl Health {
-    pub(super) fn service(&self) -> HealthService {
-        HealthService::from_health_reporter(self.0.clone())
-    }
-
     /// Runs until cancelled.
     pub async fn run(&self, probe: Probe, cancel: CancellationToken) {
         let mut every = tokio::time::interval(LOOK_EVERY);
@@ -63,22 +85,61 @@ impl Health {
                 () = probe.index.wait_synced(), if !probe.index.synced() => {}
                 () = probe.drain.cancelled(), if !told => told = true,
             }
-            let word = |good: bool| {
-                if good {
-                    ServingStatus::Serving
-                } else {
-                    ServingStatus::NotServing
-                }
+            let now = Judgement {
+                alive: probe.is_alive(),
+                ready: probe.is_ready(),
             };
-            self.0
-                .set_service_status("liveness", word(probe.is_alive()))
-                .await;
-            for name in ["", SERVICE, "readiness"] {
-                self.0
-                    .set_service_status(name, word(probe.is_ready()))
-                    .await;
-            }
+            self.0.send_if_modified(|last| {
+                let is_news = *last != now;
+                *last = now;
+                is_news
+            });
         }
+    }
+}
+
+fn answer(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+#[tonic::async_trait]
+impl pb::health_server::Health for Health {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let status = self.0.borrow().of(&request.get_ref().service);
+        let status = status.ok_or_else(|| Status::not_found("unknown service"))?;
+        Ok(Response::new(answer(status)))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    /// The status as it is, then each change of it. A name that nobody has is
+    /// SERVICE_UNKNOWN, and the stream goes on, as the protocol says.
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let name = request.into_inner().service;
+        let mut judged = self.0.subscribe();
+        judged.mark_changed();
+        let changes = stream::unfold((judged, None), move |(mut judged, last)| {
+            let name = name.clone();
+            async move {
+                loop {
+                    judged.changed().await.ok()?;
+                    let known = judged.borrow_and_update().of(&name);
+                    let now = known.unwrap_or(ServingStatus::ServiceUnknown);
+                    if last != Some(now) {
+                        return Some((Ok(answer(now)), (judged, Some(now))));
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(changes)))
     }
 }
 
@@ -89,8 +150,15 @@ mod tests {
         atomic::{AtomicU64, Ordering},
     };
 
+    use futures::StreamExt as _;
+    use pb::health_server::Health as _;
+
     use super::*;
-    use crate::election::{Clock, Time};
+    use crate::{
+        cluster::watch::Sink as _,
+        election::{Clock, Time},
+        index::{PodFeed, TaskFeed},
+    };
 
     /// Milliseconds since boot, as the test says.
     struct At(AtomicU64);
@@ -124,5 +192,49 @@ mod tests {
         // A drain is no death.
         probe.drain.cancel();
         assert!(probe.is_alive() && !probe.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_of_health_tells_changes_only() {
+        let (health, index) = (Health::default(), Index::default());
+        let probe = Probe {
+            index: index.clone(),
+            beat: Beat::new(Clock::default()),
+            drain: CancellationToken::new(),
+        };
+        let drain = probe.drain.clone();
+        let (mut told, mut unknown) = (Vec::new(), Vec::new());
+        let watch = async |name: &str, told: &mut Vec<i32>| {
+            let service = name.to_owned();
+            let request = Request::new(HealthCheckRequest { service });
+            let Ok(watched) = health.watch(request).await else {
+                return;
+            };
+            let mut watched = watched.into_inner();
+            while let Some(Ok(answer)) = watched.next().await {
+                told.push(answer.status);
+            }
+        };
+        let life = async {
+            let day = Duration::from_secs(60);
+            tokio::time::sleep(day).await;
+            TaskFeed(index.clone()).reset(vec![], 1);
+            PodFeed(index.clone()).reset(vec![], 1);
+            // While it is heard of, as by bookmarks.
+            for _ in 0..100 {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            drain.cancel();
+            tokio::time::sleep(day).await;
+        };
+        tokio::select! {
+            () = life => {}
+            () = health.run(probe, CancellationToken::new()) => {}
+            () = watch("readiness", &mut told) => {}
+            () = watch("nobody", &mut unknown) => {}
+        }
+        let [not_serving, serving] = [ServingStatus::NotServing, ServingStatus::Serving];
+        assert_eq!(told, [not_serving, serving, not_serving].map(i32::from));
+        assert_eq!(unknown, [i32::from(ServingStatus::ServiceUnknown)]);
     }
 }

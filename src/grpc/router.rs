@@ -13,6 +13,7 @@ use tonic::Status;
 
 use super::{
     call::{Answer, Call, Verb},
+    deadline::LONGEST_CALL,
     errors,
     forward::Forward,
 };
@@ -65,7 +66,7 @@ impl Router {
     }
 
     pub(super) fn deadline(timeout: Option<Duration>) -> Instant {
-        let timeout = timeout.unwrap_or(DEFAULT_DEADLINE);
+        let timeout = timeout.map_or(DEFAULT_DEADLINE, |t| t.min(LONGEST_CALL));
         Instant::now() + timeout.saturating_sub(MARGIN).max(timeout / 2)
     }
 
@@ -80,7 +81,7 @@ impl Router {
                 Ok(Try::Answered(answer)) => return Ok(*answer),
                 Ok(Try::Refused(status)) => return Err(status),
                 Ok(Try::Nobody(status)) => status,
-                Err(_) => errors::not_leader("no leader answered in time; try again"),
+                Err(_) => self.nobody_in_time(),
             };
             // A marked call goes back: the follower that sent it looks again.
             if call.forwarded.is_some() || call.deadline <= Instant::now() + LOOK_AGAIN {
@@ -139,6 +140,15 @@ impl Router {
             },
             () = moved => Try::Nobody(errors::not_leader("the leader changed")),
         }
+    }
+
+    fn nobody_in_time(&self) -> Status {
+        let leader = self.leadership.current();
+        let why = leader.and_then(|l| self.forward.why(&l.address));
+        errors::not_leader(match why {
+            Some(why) => format!("no leader answered in time ({why}); try again"),
+            None => "no leader answered in time; try again".to_owned(),
+        })
     }
 
     /// Not for another leader that was at this address.

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     domain::request::{Outcome, OutcomeKind, ScaleRequest},
     election::{Leader, Pause, PauseSwitch},
-    grpc::{Health, Server},
+    grpc::{Guest, Health, Server},
     index::Index,
     proto,
 };
@@ -99,8 +99,9 @@ struct Replica {
 
 /// Leads term 1 by `asked`, if given.
 async fn replica(asked: Option<Arc<Asked>>) -> Replica {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let listener = Server::listen(0, Guest::grpc()).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
     let (views, router) = router(&address);
     if let Some(asked) = asked {
         views.send_replace(here(&address, 1));
@@ -157,6 +158,16 @@ async fn a_call_crosses_one_hop_with_all_that_belongs_to_it() {
             .unwrap()
             .contains("0af7651916cd43dd8448eb211c80319c")
     );
+}
+
+#[tokio::test]
+async fn a_call_crosses_the_hop_to_an_ipv6_address() {
+    let asked = Arc::new(Asked::default());
+    let led = replica(Some(asked.clone())).await;
+    let (_, port) = led.address.rsplit_once(':').unwrap();
+    let (views, follower) = router("[fd00::1]:9090");
+    views.send_replace(leader(&format!("[::1]:{port}"), 1));
+    assert!(follower.route(call(LONG)).await.is_ok());
 }
 
 #[tokio::test]
@@ -359,6 +370,64 @@ async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
         .unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.get_details_retry_info().is_some());
+}
+
+/// The leader's address refuses, and 500 calls wait for it.
+#[tokio::test]
+async fn calls_that_wait_share_one_attempt_to_connect_and_its_backoff() {
+    let asked = Arc::new(Asked::default());
+    let alive = replica(Some(asked.clone())).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap().to_string();
+    drop(closed);
+    let (views, router) = router("127.0.0.1:1");
+    views.send_replace(leader(&address, 0));
+    let calls = futures::future::join_all((0..500).map(|_| router.route(call(LONG))));
+    let change = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let attempts = router.forward.attempts();
+        let began = Instant::now();
+        views.send_replace(leader(&alive.address, 1));
+        (attempts, began)
+    };
+    let (answers, (attempts, began)) = tokio::join!(calls, change);
+    // 0, 100 ms, 300 ms, 700 ms, 1.5 s, 2.5 s.
+    assert!((4..=7).contains(&attempts), "{attempts} in 2 s");
+    assert!(answers.iter().all(Result::is_ok));
+    // Nobody waited for the backoff to hear of the new leader.
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(asked.requests.lock().unwrap().len(), 500);
+    assert_eq!(router.forward.attempts(), attempts + 1);
+}
+
+/// Takes connections and closes them: a proxy without a backend, say.
+#[tokio::test]
+async fn a_leader_that_hangs_up_is_not_stormed() {
+    let hangs_up = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (views, router) = router("127.0.0.1:1");
+    let address = hangs_up.local_addr().unwrap().to_string();
+    views.send_replace(leader(&address, 0));
+    let mut taken = 0;
+    let calls =
+        futures::future::join_all((0..500).map(|_| router.route(call(Duration::from_secs(2)))));
+    let take = async {
+        while hangs_up.accept().await.is_ok() {
+            taken += 1;
+        }
+    };
+    let answers = tokio::select! {
+        answers = calls => answers,
+        () = take => panic!("it ended"),
+    };
+    // One of ours each time, and what calls under way try over it.
+    assert!(taken <= 25, "{taken} connections in 2 s");
+    for status in answers.into_iter().filter_map(Result::err) {
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    }
 }
 
 #[tokio::test]

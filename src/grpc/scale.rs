@@ -1,13 +1,15 @@
 //! ScaleUp and ScaleDown: check, route, convert.
 use std::time::Duration;
 
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{
     Service,
     call::{Call, Verb},
-    convert, errors,
+    convert,
+    deadline::Deadline,
+    errors,
     forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, TERM, put},
     router::Router,
 };
@@ -39,7 +41,7 @@ impl Service {
         verb: Verb,
         request: Request<proto::ScaleRequest>,
     ) -> Result<Response<proto::ScaleResponse>, Status> {
-        let (metadata, _, wire) = request.into_parts();
+        let (metadata, extensions, wire) = request.into_parts();
         let checked = convert::request(wire.clone(), String::new(), None);
         match verb {
             Verb::Up => checked.check_scale_up(&self.policy),
@@ -59,7 +61,7 @@ impl Service {
                 .filter(|id| !id.is_empty() && id.len() <= 128)
                 .unwrap_or_else(new_request_id),
             traceparent: telemetry::traceparent(&Span::current()).or_else(|| text("traceparent")),
-            deadline: Router::deadline(grpc_timeout(&metadata)),
+            deadline: Router::deadline(extensions.get::<Deadline>().map(|d| d.left())),
             forwarded: metadata
                 .contains_key(FORWARDED)
                 .then(|| text(TERM).unwrap_or_default()),
@@ -89,38 +91,4 @@ fn new_request_id() -> String {
     use std::hash::{BuildHasher as _, Hasher as _, RandomState};
     let random = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", random(), random())
-}
-
-/// The client's deadline (gRPC over HTTP/2: `<digits><H|M|S|m|u|n>`).
-fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let n: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(n.saturating_mul(3_600)),
-        "M" => Duration::from_secs(n.saturating_mul(60)),
-        "S" => Duration::from_secs(n),
-        "m" => Duration::from_millis(n),
-        "u" => Duration::from_micros(n),
-        "n" => Duration::from_nanos(n),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_clients_deadline_is_read() {
-        let with = |text: &str| {
-            let mut m = MetadataMap::new();
-            m.insert("grpc-timeout", text.parse().unwrap());
-            grpc_timeout(&m)
-        };
-        assert_eq!(with("1500m"), Some(Duration::from_millis(1_500)));
-        assert_eq!(with("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(with("soon"), None);
-    }
 }

@@ -1,13 +1,15 @@
 //! The listening side: one function lists the whole stack.
-use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
-use super::{Health, Router, Service, admin::Admin, call::Verb, errors::answered, status, watch};
+use super::{
+    Guest, Health, Listener, Router, Service, admin::Admin, call::Verb, errors, errors::answered,
+    limits::Limits, listen::Peer, reads::Reads, status, untaken::Untaken, watch::Watch,
+};
 use crate::{
     domain::template::Policy,
     election::{Pause, PauseSwitch},
@@ -24,16 +26,30 @@ use crate::{
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// A request is at most two maps of 128 KiB and some text.
 const MAX_REQUEST: usize = 1024 * 1024;
-/// Calls of one connection under way.
+/// Of all other requests, which carry little but names.
+const MAX_NAMES: usize = 64 * 1024;
+/// Calls of one connection under way, and of all.
 const MAX_STREAMS: u32 = 1_000;
+const MAX_CALLS: usize = 4_000;
+/// Bytes of status answers that clients have yet to take.
+const MAX_ANSWERS: usize = 64 * 1024 * 1024;
+/// Streams of WatchWorkers. Over 10,000 workers each holds about a megabyte.
+const MAX_WATCHES: usize = 64;
+/// The same on the port for probes.
+const MAX_PROBES: usize = 256;
+/// Bytes of all requests that have yet to be answered: 500 held calls of 64 KiB. Each
+/// is in memory about three times while it crosses the hop.
+const MAX_REQUESTS: usize = 32 * 1024 * 1024;
+/// For a request to be sent whole: 1 MiB at 50 KiB a second.
+const REQUEST_WITHIN: Duration = Duration::from_secs(20);
 /// For calls to end after the drain.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// The server cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
-    #[error("cannot listen on {0}: {1}; is the port taken?")]
-    Listen(SocketAddr, std::io::Error),
+    #[error("cannot listen on port {0}: {1}; is the port taken?")]
+    Listen(u16, std::io::Error),
     #[error("the gRPC server stopped: {0}")]
     Transport(#[from] transport::Error),
     #[error("reflection: {0}")]
@@ -57,33 +73,30 @@ pub struct Server {
 impl Server {
     /// # Errors
     /// The port cannot be listened on.
-    pub async fn listen(port: u16) -> Result<TcpListener, Stopped> {
-        let address = SocketAddr::from(([0, 0, 0, 0], port));
-        TcpListener::bind(address)
-            .await
-            .map_err(|e| Stopped::Listen(address, e))
+    pub fn listen(port: u16, guest: Guest) -> Result<Listener, Stopped> {
+        Listener::bind(port, guest).map_err(|e| Stopped::Listen(port, e))
     }
 
     /// Serves until `stop`, then for the last calls.
     ///
     /// # Errors
     /// See [`Stopped`].
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        stop: CancellationToken,
-    ) -> Result<(), Stopped> {
+    pub async fn serve(self, listener: Listener, stop: CancellationToken) -> Result<(), Stopped> {
+        let reads = Reads::new(self.index);
         let service = Service {
             router: self.router,
-            index: self.index,
+            index: reads.clone(),
             policy: self.policy,
             pause: self.pause.clone(),
             drain: self.drain.clone(),
+            answers: Untaken::new(MAX_ANSWERS),
+            watches: Untaken::new(MAX_WATCHES),
         };
         let admin = Admin {
             pause: self.pause,
             switch: self.switch,
             show: self.show,
+            index: reads,
             drain: self.drain,
         };
         let reflection = || {
@@ -91,26 +104,31 @@ impl Server {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let serve = transport::Server::builder()
+        let serve = transport()
             // Outermost: a span for every call, in the caller's trace.
             .trace_fn(span)
-            // Dead peers are noticed, so that held calls end with their client.
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE / 2))
-            .tcp_nodelay(true)
-            // One client cannot take all memory.
-            .max_concurrent_streams(MAX_STREAMS)
+            .layer(Limits::new(MAX_CALLS, MAX_REQUESTS, REQUEST_WITHIN))
             .add_service(
                 OttoscalerServiceServer::new(service)
                     .max_decoding_message_size(MAX_REQUEST)
                     .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
                     .send_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
-            .add_service(OttoscalerAdminServiceServer::new(admin))
-            .add_service(HealthServer::new(self.health.service()))
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
+            .add_service(
+                OttoscalerAdminServiceServer::new(admin).max_decoding_message_size(MAX_NAMES),
+            )
+            .add_service(HealthServer::new(self.health).max_decoding_message_size(MAX_NAMES))
+            .add_service(
+                reflection()
+                    .build_v1()?
+                    .max_decoding_message_size(MAX_NAMES),
+            )
+            .add_service(
+                reflection()
+                    .build_v1alpha()?
+                    .max_decoding_message_size(MAX_NAMES),
+            )
+            .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
         bounded(serve, stop).await
     }
 
@@ -120,18 +138,27 @@ impl Server {
     /// See [`Stopped`].
     pub async fn serve_health(
         health: Health,
-        listener: TcpListener,
+        listener: Listener,
         stop: CancellationToken,
     ) -> Result<(), Stopped> {
-        let serve = transport::Server::builder()
-            .add_service(HealthServer::new(health.service()))
-            .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
+        let serve = transport()
+            .layer(Limits::new(MAX_PROBES, MAX_NAMES, REQUEST_WITHIN))
+            .add_service(HealthServer::new(health).max_decoding_message_size(MAX_NAMES))
+            .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
         bounded(serve, stop).await
     }
 }
 
-fn incoming(listener: TcpListener) -> tokio_stream::wrappers::TcpListenerStream {
-    tokio_stream::wrappers::TcpListenerStream::new(listener)
+/// What holds for the connections of both ports.
+fn transport() -> transport::Server {
+    transport::Server::builder()
+        // Dead peers are noticed, so that held calls end with their client.
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE / 2))
+        // One client cannot take all memory.
+        .max_concurrent_streams(MAX_STREAMS)
+        // hyper's own default, which tonic takes away (RUSTSEC-2024-0003).
+        .http2_max_local_error_reset_streams(Some(1_024))
 }
 
 /// A graceful stop can hang on an idle connection (hyper#4170): it is bounded.
@@ -196,8 +223,20 @@ impl OttoscalerService for Service {
         &self,
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<Self::WatchWorkersStream>, Status> {
-        let selection = answered(status::selection(request.get_ref()))?;
-        let events = watch::watch(self.index.clone(), selection, self.drain.clone());
-        Ok(Response::new(Box::pin(events)))
+        let watch = status::selection(request.get_ref()).and_then(|selection| {
+            let index = self.index.synced()?.clone();
+            let peer = request.extensions().get::<Peer>();
+            let place = self.watches.hold(1, peer).ok_or_else(|| {
+                errors::exhausted(format!(
+                    "this replica has {MAX_WATCHES} watches under way; ask another one, or later"
+                ))
+            })?;
+            Ok(Watch::new(index, selection, self.drain.clone(), place))
+        });
+        Ok(Response::new(Box::pin(answered(watch)?.events())))
     }
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

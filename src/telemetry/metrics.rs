@@ -10,7 +10,6 @@ use prometheus_client::{
     metrics::{MetricType, gauge::ConstGauge},
     registry::Registry,
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// What [`encode`] writes
@@ -41,11 +40,15 @@ pub fn register(registry: &mut Registry) {
 ///
 /// # Errors
 /// The listener failed.
-pub async fn serve(
+pub async fn serve<L>(
     registry: Registry,
-    listener: TcpListener,
+    listener: L,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) -> std::io::Result<()>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
     let app = Router::new()
         .route("/metrics", routing::get(metrics))
         .with_state(Arc::new(registry));
