@@ -299,8 +299,14 @@ impl Planner<'_> {
         }
         // By an earlier attempt whose worker has neither ended nor gone.
         let mut earlier = self.live.of(record.index);
-        let blocked = earlier.any(|p| p.attempt < record.attempt && !p.worker_has_ended());
-        if blocked {
+        let blocks = |p: &&Arc<Pod>| p.attempt < record.attempt && !p.worker_has_ended();
+        if let Some(pod) = earlier.find(blocks).cloned() {
+            if self.is_silent(&pod) {
+                record.phase = WorkerPhase::Failed;
+                "NodeLost".clone_into(&mut record.reason);
+                LOST.clone_into(&mut record.message);
+                record.finished = Some(self.now);
+            }
             return;
         }
         self.creates.push(Attempt {

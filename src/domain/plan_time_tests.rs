@@ -459,6 +459,27 @@ fn a_deleted_worker_on_a_lost_node_is_lost_in_time_and_so_is_one_that_scale_down
     }
 }
 
+/// It may still run: no other is made beside it, and nobody knows when it goes.
+#[test]
+fn growth_behind_a_pod_on_a_lost_node_fails_in_time() {
+    let mut leader = grown_after_shrinking();
+    leader.store(1);
+    assert_eq!(leader.worker(2).attempt, 2);
+    leader.pods.push(Pod {
+        node_lost: Some(3),
+        deleting: true,
+        ..pod(2, 1, PodPhase::Running)
+    });
+    let plan = leader.store(1);
+    assert_eq!(
+        (plan.creates, leader.worker(2).phase),
+        (vec![], WorkerPhase::Queued)
+    );
+    let plan = leader.store(LIMITS.node_lost_timeout);
+    assert_eq!((plan.creates, plan.unstored_ends), (vec![], [2].into()));
+    assert_eq!(leader.worker(2).reason, "NodeLost");
+}
+
 #[test]
 fn a_pull_error_counts_from_the_first_one_and_the_kubelets_next_try_cures_it() {
     let mut leader = Leader::new(1);
