@@ -63,6 +63,30 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// `apart`: where the election runs.
 async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let kube = cluster::client::config()
+        .await
+        .context("no credentials for the API server")?;
+    let clocks = Clocks::default();
+    // Renewals have connections of their own, too.
+    let lease_client = {
+        let _entered = apart.enter();
+        clocks.client(kube.clone())?
+    };
+    let work_client = clocks.client(kube)?;
+    Box::pin(serve_with(config, apart, clocks, lease_client, work_client)).await
+}
+
+/// The same with clients of the API server.
+async fn serve_with(
+    config: Config,
+    apart: Handle,
+    clocks: Clocks,
+    lease_client: kube::Client,
+    work_client: kube::Client,
+) -> anyhow::Result<()> {
     let Config {
         namespace,
         serve,
@@ -73,22 +97,8 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         paused,
         handler,
         telemetry: _,
-        warnings,
+        warnings: _,
     } = config;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    let kube = cluster::client::config()
-        .await
-        .context("no credentials for the API server")?;
-    // Renewals have connections of their own, too.
-    let clocks = Clocks::default();
-    let lease_client = {
-        let _entered = apart.enter();
-        clocks.client(kube.clone())?
-    };
-    let work_client = clocks.client(kube)?;
-
     let shutdown = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut tasks = Supervisor::new(shutdown.clone());
@@ -354,3 +364,7 @@ where
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }
+
+#[cfg(test)]
+#[path = "app_tests.rs"]
+mod tests;

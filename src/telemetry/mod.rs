@@ -20,10 +20,13 @@ use opentelemetry::{KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tonic::transport::ClientTlsConfig;
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{FilterExt as _, filter_fn},
+    EnvFilter, Layer,
+    filter::{FilterExt as _, FilterFn, filter_fn},
+    fmt::MakeWriter,
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     util::SubscriberInitExt as _,
 };
 
@@ -78,28 +81,44 @@ pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Res
             )
         }
     };
-    // Spans of the libraries below us say nothing that ours do not.
-    let own = || filter_fn(|meta| meta.target().starts_with(OWN_TARGET));
     let otel = provider.as_ref().map(|p| {
         tracing_opentelemetry::layer()
             .with_tracer(p.tracer("ottoscaler"))
             .with_filter(own())
     });
+    tracing_subscriber::registry()
+        .with(otel)
+        .with(lines(settings, std::io::stderr)?)
+        .try_init()?;
+    Ok(Guard(provider))
+}
+
+/// Our own events and spans, at the level that is set; those of libraries are left out.
+fn own() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    filter_fn(|meta| meta.target().starts_with(OWN_TARGET))
+}
+
+/// Writes the log.
+///
+/// # Errors
+/// The level is no filter.
+pub(crate) fn lines<S>(
+    settings: &Telemetry,
+    writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
+) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
     let logged = EnvFilter::try_new(&settings.log_level)?.and(own());
-    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let stderr = match settings.log_format {
-        LogFormat::Json => stderr
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    Ok(match settings.log_format {
+        LogFormat::Json => lines
             .json()
             .with_span_list(false)
             .with_filter(logged)
             .boxed(),
-        LogFormat::Text => stderr.with_filter(logged).boxed(),
-    };
-    tracing_subscriber::registry()
-        .with(otel)
-        .with(stderr)
-        .try_init()?;
-    Ok(Guard(provider))
+        LogFormat::Text => lines.with_filter(logged).boxed(),
+    })
 }
 
 /// Sends spans to the collector at `endpoint`, over TLS where its scheme is https. It
