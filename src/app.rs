@@ -330,10 +330,7 @@ impl Leading {
         .await;
         let tasks_at = watch::number(&tasks.version);
         let feed = TaskFeed(self.index.clone());
-        for object in tasks.unread {
-            Sink::<WorkerTask>::unread(&feed, object);
-        }
-        feed.some(tasks.all, tasks_at);
+        feed.some(tasks.all, tasks.unread, tasks_at);
         let pods_at = watch::number(&pods.version);
         PodFeed(self.index.clone()).listed(pods.all, pods.unread, pods_at);
     }

@@ -396,10 +396,19 @@ impl Task {
         self.spec.bytes() + workers
     }
 
-    /// Drops what nobody asks an index for: a request's metadata, and the build config of a
+    /// Why it gets no pods: its name is not the one that its task id gives. Somebody else made
+    /// it, for the names of its pods say whose they are.
+    pub fn misnamed(&self) -> Option<String> {
+        let name = names::task_name(&self.spec.task_id);
+        (name != self.name)
+            .then(|| format!("a WorkerTask of this taskId must have the name {name}"))
+    }
+
+    /// Drops what nobody asks an index for: a request's metadata and reason, and the build config of a
     /// task that gets no more pods.
     pub fn drop_maps(&mut self) {
         self.spec.metadata = BTreeMap::new();
+        self.spec.reason = String::new();
         if self.status.phase.is_finished() {
             self.spec.build_config = BTreeMap::new();
         }
@@ -432,6 +441,23 @@ mod tests {
         assert_eq!(wanted(&spec), [1, 2, 3, 4, 5, 6, 7]);
         spec.workers = 0;
         assert!(wanted(&spec).is_empty());
+    }
+
+    #[test]
+    fn a_task_of_a_name_that_its_id_does_not_give_gets_no_pods() {
+        let named = |name: &str, task_id: &str| {
+            let mut task = Task {
+                name: name.into(),
+                ..Task::default()
+            };
+            task.spec.task_id = task_id.into();
+            task.misnamed()
+        };
+        assert_eq!(named("build-42", "build-42"), None);
+        assert_eq!(named(&names::task_name("Build_42"), "Build_42"), None);
+        let why = named("build-42", "Build_42").unwrap_or_default();
+        assert!(why.ends_with(&names::task_name("Build_42")), "{why}");
+        assert!(named("", "t").is_some());
     }
 
     #[test]

@@ -301,10 +301,7 @@ impl World {
             });
             return;
         };
-        for object in listed.unread {
-            TaskFeed(index.clone()).unread(object);
-        }
-        TaskFeed(index.clone()).some(listed.tasks, listed.version);
+        TaskFeed(index.clone()).some(listed.tasks, listed.unread, listed.version);
         PodFeed(index).reset(listed.pods, listed.version);
         self.leader.caught_up = true;
         self.seen.relists += 2;

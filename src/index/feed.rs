@@ -30,7 +30,8 @@ impl Sink<PodView> for PodFeed {
         let listed = pods.iter().map(|p| p.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
         for object in unread {
-            Sink::<PodView>::unread(self, object);
+            let is_late = || version < self.0.told().1;
+            self.0.take_unread(object, is_late, State::unread_pod);
         }
         for pod in pods {
             // A list beside the watch may be older than what that has told.
@@ -60,7 +61,7 @@ impl Sink<PodView> for PodFeed {
     }
 
     fn unread(&self, object: Unread) {
-        self.0.take_unread(object, State::unread_pod);
+        self.0.take_unread(object, || false, State::unread_pod);
     }
 
     fn unread_deleted(&self, object: Unread) {
@@ -79,7 +80,11 @@ impl Sink<PodView> for PodFeed {
 impl TaskFeed {
     /// Takes those that a selective list as of `version` has. What it lacks may be
     /// there still: it says nothing of how far the watch has come.
-    pub fn some(&self, some: Vec<Task>, version: u64) {
+    pub fn some(&self, some: Vec<Task>, unread: Vec<Unread>, version: u64) {
+        for object in unread {
+            let is_late = || version < self.0.told().0;
+            self.0.take_unread(object, is_late, State::unread_task);
+        }
         for task in some {
             // A list beside the watch may be older than what that has told.
             self.0.take_task(task, |told| version < told);
@@ -97,10 +102,7 @@ impl Sink<WorkerTask> for TaskFeed {
     fn listed(&self, tasks: Vec<Task>, unread: Vec<Unread>, version: u64) {
         let listed = tasks.iter().map(|t| t.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
-        for object in unread {
-            Sink::<WorkerTask>::unread(self, object);
-        }
-        self.some(tasks, version);
+        self.some(tasks, unread, version);
         let mut lost = Vec::new();
         self.0.change(|s| {
             lost = s.retain_tasks(&listed, version);
@@ -125,7 +127,7 @@ impl Sink<WorkerTask> for TaskFeed {
     }
 
     fn unread(&self, object: Unread) {
-        self.0.take_unread(object, State::unread_task);
+        self.0.take_unread(object, || false, State::unread_task);
     }
 
     fn unread_deleted(&self, object: Unread) {
@@ -149,9 +151,19 @@ impl Sink<WorkerTask> for TaskFeed {
 
 impl Index {
     /// Takes an object that cannot be decoded; each version of it is told and counted once.
-    fn take_unread(&self, object: Unread, take: impl FnOnce(&mut State, Unread) -> Option<Change>) {
+    /// `is_late`: the watch has told more than the list that has it, so one that is not known
+    /// by now has gone.
+    fn take_unread(
+        &self,
+        object: Unread,
+        is_late: impl FnOnce() -> bool,
+        take: impl FnOnce(&mut State, Unread) -> Option<Change>,
+    ) {
         let told = object.clone();
         self.change(|s| {
+            if is_late() && !s.knows(&object) {
+                return None;
+            }
             let change = take(s, object);
             if change.is_some() {
                 object::log(&told);

@@ -226,6 +226,15 @@ impl State {
         known.is_some_and(|p| p.uid == pod.uid)
     }
 
+    /// An object of this name and uid is known, in whatever state.
+    pub(super) fn knows(&self, object: &Unread) -> bool {
+        let (name, uid) = (&*object.name, &*object.uid);
+        self.tasks.get(name).is_some_and(|t| t.uid == uid)
+            || self.pods.get(name).is_some_and(|p| p.uid == uid)
+            || self.unread_tasks.has(name, uid)
+            || self.unread_pods.has(name, uid)
+    }
+
     /// The pod's task is.
     fn is_known(&self, pod: &Pod) -> bool {
         let task = self.tasks.get(&pod.task);

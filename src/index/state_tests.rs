@@ -314,6 +314,7 @@ fn maps_that_nobody_asks_an_index_for_are_not_held_and_what_all_tasks_take_is_kn
         let long = |key: &str| [(key.to_owned(), "v".repeat(10_000))].into();
         task.spec.workers = 10;
         (task.spec.build_config, task.spec.metadata) = (long("K"), long("m"));
+        task.spec.reason = "r".repeat(1_000);
         task.status.phase = phase;
         task
     };
@@ -321,6 +322,7 @@ fn maps_that_nobody_asks_an_index_for_are_not_held_and_what_all_tasks_take_is_kn
     s.apply_task(task(1, TaskPhase::Running));
     let spec = |s: &State| s.tasks["t"].spec.clone();
     assert!(spec(&s).metadata.is_empty() && spec(&s).build_config.len() == 1);
+    assert!(spec(&s).reason.is_empty());
     // A running task counts as what it may come to.
     let taken = s.bytes;
     assert!((23_500..30_000).contains(&taken.unfinished), "{taken:?}");

@@ -148,3 +148,28 @@ fn a_checkpoint_is_short() {
     let (_, at) = read(&file(&[30; 80]), &Checkpoint::start(0)).unwrap();
     assert!(at.encode().len() < 150, "{}", at.encode());
 }
+
+#[test]
+fn a_checkpoint_that_somebody_changed_is_none_and_no_number_in_it_is_too_large() {
+    for text in [
+        "",
+        "garbage",
+        "{}",
+        "[1]",
+        r#"{"next":0,"epoch":0,"restart":0}"#,
+        r#"{"next":-1,"epoch":0,"restart":0}"#,
+        r#"{"next":18446744073709551615,"epoch":0,"restart":0}"#,
+        r#"{"next":1,"epoch":4294967295,"restart":0}"#,
+        r#"{"next":1,"epoch":0,"restart":-1}"#,
+        r#"{"next":1,"epoch":0,"restart":0,"place":{"after":7}}"#,
+    ] {
+        assert_eq!(Checkpoint::parse(text), None, "{text}");
+    }
+    // Whatever passes can be counted on from, and looked back from.
+    let far = r#"{"next":4503599627370495,"epoch":1073741823,"restart":2147483647,
+        "place":{"after":{"nanos":-9223372036854775808,"hash":18446744073709551615,"nth":18446744073709551615}}}"#;
+    let mut far = Checkpoint::parse(far).unwrap();
+    assert!(far.place.as_ref().is_some_and(|p| p.since().is_some()));
+    far.pass_gap(None, 0);
+    assert_eq!(far.epoch, 1 << 30);
+}

@@ -22,6 +22,13 @@ const METADATA: &str =
 #[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, which.index, which.attempt)))]
 pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End {
     let Attempt { index, attempt } = which;
+    if let Some(why) = task.misnamed() {
+        return End::Refused(why);
+    }
+    if task.status.phase.is_finished() {
+        // The index has dropped what its pods are made from.
+        return End::Later("its task has finished".to_owned());
+    }
     let template = match Template::parse(&task.spec.build_config, &shared.policy) {
         Ok(template) => template,
         // The policy became stricter since the task was taken.
