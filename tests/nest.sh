@@ -7,17 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tests/tools.sh
 needs node:nodejs npm:npm
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
-key=$(cat tests/nest/package*.json tests/nest/tsconfig.json tests/nest/src/* | sha256sum | cut -c1-16)
-built=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/nest/$key
-if [ ! -e "$built/done" ]; then
-  echo "building the NestJS handler …"
-  rm -rf "$built"
-  mkdir -p "$built"
-  cp -r tests/nest/. "$built"
-  (cd "$built" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error && npx --no-install tsc) > "$built/log" 2>&1 ||
-    { tail -20 "$built/log"; exit 1; }
-  touch "$built/done"
-fi
+built=$(tests/nest/build.sh)
 work=$(mktemp -d)
 trap 'kill "$handler" 2> /dev/null || true; rm -rf "$work"' EXIT
 port=$(node -e 'const s = require("net").createServer().listen(0, "127.0.0.1", () => { console.log(s.address().port); s.close(); })')
