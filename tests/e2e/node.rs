@@ -2,7 +2,12 @@
 //! logs, Jaeger. The oracles are the printers' truth, the handler's record and the
 //! API server's audit log.
 mod failures;
+mod foreign;
+mod growth;
 mod logs;
+mod matrix;
+mod mutated;
+mod policies;
 mod rollout;
 
 use std::{

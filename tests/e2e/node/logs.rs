@@ -8,7 +8,11 @@ use std::{
 use ottoscaler_partners::audit;
 use serde_json::{Value, json};
 
-use super::{DONE, Installed, NAMESPACE, SOON, installed, program, wait_for};
+use super::{
+    DONE, Installed, NAMESPACE, SOON, installed,
+    matrix::{WAITS, shell},
+    program, wait_for,
+};
 use crate::support::count_of;
 
 /// Of the record, where its newest lines are looked for.
@@ -50,7 +54,7 @@ impl Drop for Manners<'_> {
 }
 
 /// Brings the replicas back, whatever happened.
-struct Nobody<'a>(&'a Installed);
+pub(super) struct Nobody<'a>(&'a Installed);
 
 impl Drop for Nobody<'_> {
     fn drop(&mut self) {
@@ -59,6 +63,18 @@ impl Drop for Nobody<'_> {
 }
 
 impl Installed {
+    /// Takes all replicas away; nobody reads a log until what it returns is dropped.
+    pub(super) fn without_replicas(&self) -> Nobody<'_> {
+        let nobody = Nobody(self);
+        self.replicas_are(0);
+        wait_for("no replica is left", DONE, || {
+            let label = "app.kubernetes.io/name";
+            let pods = self.cluster.pods(NAMESPACE, label, "ottoscaler");
+            pods.is_empty().then_some(())
+        });
+        nobody
+    }
+
     fn replicas_are(&self, count: usize) {
         let to = format!("--replicas={count}");
         let scale = ["-n", NAMESPACE, "scale", "deployment/ottoscaler", &to];
@@ -264,6 +280,39 @@ fn any_replica_shows_a_tasks_lines_as_they_come() {
         .run(&[&ctl, "--server", &i.service, "-o", "json", "logs", "shown"]);
     let note: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(note["kind"], "NOTE", "{note}");
+}
+
+/// For ottoctl to end by itself.
+const RETURNS: &str = "20";
+
+#[test]
+fn logs_without_follow_return_while_the_workers_run() {
+    let i = installed();
+    i.scale_up(
+        "glanced",
+        2,
+        &shell(&format!("echo one; echo two; {WAITS}")),
+    );
+    i.wait_lines("glanced", 2, 2);
+    let ctl = program("ottoctl");
+    for (replica, address) in i.three_replicas(SOON) {
+        let show = [&ctl, "--server", &address, "-o", "json", "logs", "glanced"];
+        let out = i
+            .cluster
+            .try_run(&[&["timeout", RETURNS][..], &show].concat());
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert_eq!(out.status.code(), Some(0), "{replica}: {text}");
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).unwrap())
+            .collect();
+        for worker in ["otto-agent-glanced-1", "otto-agent-glanced-2"] {
+            let of = lines.iter().filter(|l| l["worker"] == worker);
+            let messages: Vec<&Value> = of.map(|l| &l["message"]).collect();
+            assert_eq!(messages, ["one", "two"], "{replica}");
+        }
+    }
+    i.ottoctl(&i.service, &["cancel", "glanced"]);
 }
 
 /// The node rotates a log of 500 KiB, and looks every 10 s.
