@@ -1,15 +1,16 @@
 //! gRPC health: `liveness` and `readiness` for the kubelet, `""` and the service
 //! for clients. All are NOT_SERVING until something is known.
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tonic_health::pb::{
     self, HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
 };
 
+use super::errors;
 use crate::{election::Beat, index::Index};
 
 pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
@@ -17,6 +18,8 @@ pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
 /// Lease, and before each round of calls, which takes some 6 s at most. So long
 /// without is wedged.
 const WEDGED: Duration = Duration::from_secs(20);
+/// Watches of health at a time.
+const MAX_WATCHES: usize = 256;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What health is judged by.
@@ -64,11 +67,18 @@ impl Judgement {
 
 /// Publishes the judgement, by grpc.health.v1.
 #[derive(Debug, Clone)]
-pub struct Health(watch::Sender<Judgement>);
+pub struct Health {
+    judged: watch::Sender<Judgement>,
+    /// Places for watches, of all ports.
+    watches: Arc<Semaphore>,
+}
 
 impl Default for Health {
     fn default() -> Self {
-        Self(watch::channel(Judgement::default()).0)
+        Self {
+            judged: watch::channel(Judgement::default()).0,
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+        }
     }
 }
 
@@ -89,7 +99,7 @@ impl Health {
                 alive: probe.is_alive(),
                 ready: probe.is_ready(),
             };
-            self.0.send_if_modified(|last| {
+            self.judged.send_if_modified(|last| {
                 let is_news = *last != now;
                 *last = now;
                 is_news
@@ -110,7 +120,7 @@ impl pb::health_server::Health for Health {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let status = self.0.borrow().of(&request.get_ref().service);
+        let status = self.judged.borrow().of(&request.get_ref().service);
         let status = status.ok_or_else(|| Status::not_found("unknown service"))?;
         Ok(Response::new(answer(status)))
     }
@@ -124,9 +134,15 @@ impl pb::health_server::Health for Health {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let name = request.into_inner().service;
-        let mut judged = self.0.subscribe();
+        let place = self.watches.clone().try_acquire_owned();
+        let place = place.map_err(|_| {
+            errors::exhausted("this replica's health is watched by as many as it takes")
+        })?;
+        let mut judged = self.judged.subscribe();
         judged.mark_changed();
         let changes = stream::unfold((judged, None), move |(mut judged, last)| {
+            // Held for as long as the stream is.
+            let _held = &place;
             let name = name.clone();
             async move {
                 loop {
@@ -236,5 +252,22 @@ mod tests {
         let [not_serving, serving] = [ServingStatus::NotServing, ServingStatus::Serving];
         assert_eq!(told, [not_serving, serving, not_serving].map(i32::from));
         assert_eq!(unknown, [i32::from(ServingStatus::ServiceUnknown)]);
+    }
+
+    #[tokio::test]
+    async fn watches_of_health_are_bounded_and_checks_are_answered_beside_them() {
+        let health = Health::default();
+        let ask = || Request::new(HealthCheckRequest::default());
+        let mut watched = Vec::new();
+        for _ in 0..MAX_WATCHES {
+            watched.extend(health.watch(ask()).await);
+        }
+        assert_eq!(watched.len(), MAX_WATCHES);
+        let refused = health.watch(ask()).await.map(|_| ());
+        let code = refused.map_err(|status| status.code());
+        assert_eq!(code, Err(tonic::Code::ResourceExhausted));
+        assert!(health.check(ask()).await.is_ok());
+        watched.pop();
+        assert!(health.watch(ask()).await.is_ok());
     }
 }

@@ -35,8 +35,10 @@ const MAX_CALLS: usize = 4_000;
 const MAX_ANSWERS: usize = 64 * 1024 * 1024;
 /// Streams of WatchWorkers. Over 10,000 workers each holds about a megabyte.
 const MAX_WATCHES: usize = 64;
-/// The same on the port for probes.
-const MAX_PROBES: usize = 256;
+/// The same on the port for probes. All its connections together cannot take as many,
+/// so that no caller's can keep the kubelet's probe from its answer.
+const MAX_PROBE_STREAMS: u32 = 4;
+const MAX_PROBES: usize = 512;
 /// Bytes of all requests that have yet to be answered: 500 held calls of 64 KiB. Each
 /// is in memory about three times while it crosses the hop.
 const MAX_REQUESTS: usize = 32 * 1024 * 1024;
@@ -104,7 +106,7 @@ impl Server {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let serve = transport()
+        let serve = transport(MAX_STREAMS)
             // Outermost: a span for every call, in the caller's trace.
             .trace_fn(span)
             .layer(Limits::new(MAX_CALLS, MAX_REQUESTS, REQUEST_WITHIN))
@@ -141,7 +143,7 @@ impl Server {
         listener: Listener,
         stop: CancellationToken,
     ) -> Result<(), Stopped> {
-        let serve = transport()
+        let serve = transport(MAX_PROBE_STREAMS)
             .layer(Limits::new(MAX_PROBES, MAX_NAMES, REQUEST_WITHIN))
             .add_service(HealthServer::new(health).max_decoding_message_size(MAX_NAMES))
             .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
@@ -149,14 +151,14 @@ impl Server {
     }
 }
 
-/// What holds for the connections of both ports.
-fn transport() -> transport::Server {
+/// What holds for the connections of both ports; `streams` of each at a time.
+fn transport(streams: u32) -> transport::Server {
     transport::Server::builder()
         // Dead peers are noticed, so that held calls end with their client.
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE / 2))
         // One client cannot take all memory.
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         // hyper's own default, which tonic takes away (RUSTSEC-2024-0003).
         .http2_max_local_error_reset_streams(Some(1_024))
 }
