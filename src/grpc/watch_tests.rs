@@ -80,7 +80,8 @@ fn a_stream_that_is_not_read_holds_little_of_ten_thousand_workers() {
         for watch in &mut unread {
             assert!(watch.next().now_or_never().flatten().is_some());
             let (events, known) = watch.held();
-            assert!(events <= CHUNK && known <= CHUNK + 1, "{events} {known}");
+            // Of ten tasks of a thousand workers, a part of the first.
+            assert!(events <= 300 && known <= 300, "{events} {known}");
             assert!(watch.due.len() <= 10);
         }
         version += 1;
