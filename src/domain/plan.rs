@@ -87,8 +87,8 @@ pub struct Plan {
     /// Workers whose end the leader decides and has yet to store: until then their pods may
     /// tell another end, so nobody is told.
     pub unstored_ends: BTreeSet<u32>,
-    /// Pods that are done with and still there, on nodes that do not answer. They hold no
-    /// place: nobody knows when they go.
+    /// Pods that are done with and still there: on nodes that do not answer, or because
+    /// containers of others take their time to end. They hold no place.
     pub absent: usize,
     /// When to plan again though nothing changed (seconds of the leader's clock).
     pub wake_at: Option<i64>,
@@ -436,7 +436,8 @@ impl Planner<'_> {
             let over = pod.attempt < stored.attempt
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
             if pod.deleting {
-                self.absent += usize::from(over && self.is_silent(pod));
+                let is_absent = pod.worker_has_ended() && pod.others_run || self.is_silent(pod);
+                self.absent += usize::from(over && is_absent);
                 continue;
             }
             let current = stored.uid.as_deref() == Some(pod.uid.as_str());

@@ -161,6 +161,7 @@ fn a_worker_that_ended_beside_an_injected_container_is_done_with_at_once() {
     });
     let later = plan_with(&t, std::slice::from_ref(&going), &[], true, 13);
     assert_eq!((&later.status, later.actions), (&t.status, vec![]));
+    assert_eq!(later.absent, 1, "it holds no place");
     assert_eq!(plan_with(&t, &[], &[going], true, 14).status, t.status);
 }
 
