@@ -41,6 +41,10 @@ pub(super) struct Client {
     traceparent: String,
 }
 
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 impl Client {
     pub(super) fn new(
         server: &str,
@@ -64,7 +68,6 @@ impl Client {
             .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
             .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES))
             .connect_lazy();
-        let random = || RandomState::new().build_hasher().finish();
         let traceparent = traceparent
             .filter(|t| t.split('-').count() == 4)
             .unwrap_or_else(|| {
@@ -86,6 +89,12 @@ impl Client {
 
     pub(super) fn trace_id(&self) -> &str {
         self.traceparent.split('-').nth(1).unwrap_or_default()
+    }
+
+    /// A new one for each command: whoever runs several of them in one trace, as every
+    /// worker may with its TRACEPARENT, asks for several things.
+    fn new_request_id(&self) -> String {
+        format!("ottoctl-{}-{:016x}", self.trace_id(), random())
     }
 
     fn service(&self) -> OttoscalerServiceClient<Channel> {
@@ -197,7 +206,7 @@ impl Client {
         message: ScaleRequest,
         request_id: Option<String>,
     ) -> Result<ScaleResponse, Status> {
-        let id = request_id.unwrap_or_else(|| format!("ottoctl-{}", self.trace_id()));
+        let id = request_id.unwrap_or_else(|| self.new_request_id());
         self.repeat(|| {
             let request = self.request(message.clone(), Some(&id), true);
             let mut service = self.service();
@@ -207,7 +216,7 @@ impl Client {
     }
 
     pub(super) async fn scale_down(&self, message: ScaleRequest) -> Result<ScaleResponse, Status> {
-        let id = format!("ottoctl-{}", self.trace_id());
+        let id = self.new_request_id();
         self.repeat(|| {
             let request = self.request(message.clone(), Some(&id), true);
             let mut service = self.service();
@@ -286,5 +295,23 @@ impl<'a> Reopening<'a> {
         }
         tokio::time::sleep(REOPEN_AFTER).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn commands_of_one_trace_are_requests_of_their_own() {
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let client = || {
+            let timeout = Duration::from_secs(1);
+            Client::new("127.0.0.1:1", timeout, Some(trace.to_owned())).unwrap()
+        };
+        let (one, other) = (client().new_request_id(), client().new_request_id());
+        assert_ne!(one, other);
+        assert!(one.contains("0af7651916cd43dd8448eb211c80319c"), "{one}");
     }
 }

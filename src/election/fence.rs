@@ -137,6 +137,20 @@ impl LeaderClient {
         }
     }
 
+    /// One whose validity never ends.
+    #[cfg(test)]
+    pub(crate) fn for_tests(client: kube::Client, namespace: &str, term: Term) -> Self {
+        let validity = Validity::new(Duration::from_secs(4), Clock::default());
+        validity.set(Duration::from_millis(u64::MAX));
+        Self::new(
+            client,
+            namespace,
+            term,
+            Arc::new(validity),
+            Metrics::default(),
+        )
+    }
+
     pub fn pods(&self) -> Api<Pod> {
         self.api()
     }

@@ -57,6 +57,13 @@ pub(super) fn not_leader(message: impl Into<String>) -> Status {
     unavailable(NOT_LEADER, message.into())
 }
 
+/// Whether a leader said this of the call itself, rather than that there is none.
+pub(super) fn is_leaders_word(status: &Status) -> bool {
+    status
+        .get_details_error_info()
+        .is_some_and(|info| info.reason != NOT_LEADER)
+}
+
 /// A failure of the hop is not the client's: it hears that it may try again, as
 /// from a replica.
 pub(super) fn of_hop(status: Status) -> Status {

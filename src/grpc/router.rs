@@ -73,6 +73,7 @@ impl Router {
     pub(super) async fn route(&self, call: Call) -> Result<Answer, Status> {
         let mut changes = self.leadership.watch();
         let mut local = self.local.subscribe();
+        let mut last = None;
         loop {
             changes.borrow_and_update();
             local.borrow_and_update();
@@ -81,12 +82,14 @@ impl Router {
                 Ok(Try::Answered(answer)) => return Ok(*answer),
                 Ok(Try::Refused(status)) => return Err(status),
                 Ok(Try::Nobody(status)) => status,
-                Err(_) => self.nobody_in_time(),
+                // What was said before tells more than that time is over.
+                Err(_) => last.take().unwrap_or_else(|| self.nobody_in_time()),
             };
             // A marked call goes back: the follower that sent it looks again.
             if call.forwarded.is_some() || call.deadline <= Instant::now() + LOOK_AGAIN {
                 return Err(nobody);
             }
+            last = Some(nobody).filter(errors::is_leaders_word);
             let changed = timeout(LOOK_AGAIN, async {
                 tokio::select! {
                     changed = changes.changed() => changed,
@@ -94,7 +97,7 @@ impl Router {
                 }
             });
             if let Ok(Err(_)) = changed.await {
-                return Err(nobody);
+                return Err(errors::not_leader("this replica stops; try again"));
             }
         }
     }
@@ -178,7 +181,7 @@ impl Router {
             call.traceparent.clone(),
         );
         let result = match call.verb {
-            Verb::Up => local.scale_up(request).await,
+            Verb::Up => local.scale_up(request, call.deadline).await,
             Verb::Down => local.scale_down(request).await,
         };
         match result {

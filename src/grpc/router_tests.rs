@@ -15,7 +15,10 @@ use crate::{
     election::{Leader, Pause, PauseSwitch},
     grpc::{Guest, Health, Server},
     index::Index,
-    proto,
+    proto::{
+        self, ottoscaler_service_client::OttoscalerServiceClient,
+        scale_response::Status as ScaleStatus,
+    },
 };
 
 /// A leader that remembers what it was asked.
@@ -27,7 +30,7 @@ struct Asked {
 
 #[tonic::async_trait]
 impl Scale for Asked {
-    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn scale_up(&self, request: ScaleRequest, _: Instant) -> Result<Outcome, Refusal> {
         self.requests.lock().unwrap().push(request);
         if let Some(refusal) = self.refuse_first.lock().unwrap().take() {
             return Err(refusal);
@@ -43,7 +46,31 @@ impl Scale for Asked {
     }
 
     async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
-        self.scale_up(request).await
+        self.scale_up(request, Instant::now()).await
+    }
+}
+
+/// A leader that makes use of all the time that the caller has.
+#[derive(Debug)]
+struct Patient;
+
+#[tonic::async_trait]
+impl Scale for Patient {
+    async fn scale_up(&self, _: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
+        tokio::time::sleep_until(deadline - Duration::from_millis(50)).await;
+        Ok(Outcome {
+            kind: OutcomeKind::Partial,
+            message: "1 of 1 workers wait".into(),
+            processed: 0,
+            pod_names: vec![],
+            // What no watch here ever shows.
+            task_version: 1_000,
+            pod_version: 1_000,
+        })
+    }
+
+    async fn scale_down(&self, _: ScaleRequest) -> Result<Outcome, Refusal> {
+        Err(Refusal::Unavailable("task \"t\" is being deleted".into()))
     }
 }
 
@@ -99,13 +126,17 @@ struct Replica {
 
 /// Leads term 1 by `asked`, if given.
 async fn replica(asked: Option<Arc<Asked>>) -> Replica {
+    serving(asked.map(|asked| asked as Arc<dyn Scale>)).await
+}
+
+async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
     let listener = Server::listen(0, Guest::grpc()).unwrap();
     let port = listener.local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     let (views, router) = router(&address);
-    if let Some(asked) = asked {
+    if let Some(scale) = scale {
         views.send_replace(here(&address, 1));
-        router.lead(asked);
+        router.lead(scale);
     }
     let config = crate::config::Config::from_lookup(&|_| None).unwrap();
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
@@ -168,6 +199,35 @@ async fn a_call_crosses_the_hop_to_an_ipv6_address() {
     let (views, follower) = router("[fd00::1]:9090");
     views.send_replace(leader(&format!("[::1]:{port}"), 1));
     assert!(follower.route(call(LONG)).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_waits_is_told_before_the_callers_deadline_also_over_the_hop() {
+    let led = serving(Some(Arc::new(Patient))).await;
+    let follower = replica(None).await;
+    follower.views.send_replace(leader(&led.address, 1));
+    for address in [&led.address, &follower.address] {
+        let url = format!("http://{address}");
+        let mut client = OttoscalerServiceClient::connect(url).await.unwrap();
+        let mut request = tonic::Request::new(call(LONG).request);
+        request.set_timeout(Duration::from_millis(1_500));
+        let answer = client.scale_up(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ScaleStatus::PartialSuccess);
+        assert!(answer.behind);
+    }
+}
+
+#[tokio::test]
+async fn what_a_leader_said_is_told_when_the_time_is_over() {
+    let (_views, router) = router("127.0.0.1:1");
+    router.lead(Arc::new(Patient));
+    let down = Call {
+        verb: Verb::Down,
+        ..call(Duration::from_millis(450))
+    };
+    let status = router.route(down).await.unwrap_err();
+    assert!(status.message().contains("being deleted"), "{status:?}");
+    assert!(status.get_details_retry_info().is_some());
 }
 
 #[tokio::test]

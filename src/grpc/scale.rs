@@ -1,6 +1,7 @@
 //! ScaleUp and ScaleDown: check, route, convert.
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 use tracing::Span;
 
@@ -66,9 +67,12 @@ impl Service {
                 .contains_key(FORWARDED)
                 .then(|| text(TERM).unwrap_or_default()),
         };
+        let deadline = call.deadline;
         let answer = self.router.route(call).await?;
         let reached = self.index.reached(answer.task_version, answer.pod_version);
-        let behind = tokio::time::timeout(CATCH_UP, reached).await.is_err();
+        // An answer that comes too late is none.
+        let until = deadline.min(Instant::now() + CATCH_UP);
+        let behind = timeout_at(until, reached).await.is_err();
         let mut response = Response::new(proto::ScaleResponse {
             behind,
             ..answer.response

@@ -65,12 +65,13 @@ impl Show {
         // Subscribed before the first look: nothing falls between.
         let changes = self.index.subscribe();
         let workers = self.index.workers(&selection);
-        let Some(task) = workers.first().map(|w| w.task.name.clone()) else {
+        let Some(task) = workers.first().map(|w| w.task.clone()) else {
             return Err(Status::not_found("no such task, or no such worker of it"));
         };
         let mut showing = Showing {
             show: self.clone(),
-            task: task.into(),
+            task: Arc::from(task.name.as_str()),
+            task_uid: task.uid.clone(),
             selection,
             follow,
             drain,
@@ -110,6 +111,8 @@ impl Show {
 struct Showing {
     show: Show,
     task: Arc<str>,
+    /// Another task may come to have the name.
+    task_uid: String,
     selection: Selection,
     follow: bool,
     drain: CancellationToken,
@@ -163,7 +166,7 @@ impl Showing {
                 .show
                 .index
                 .task(&self.task)
-                .is_none_or(|task| task.status.phase.is_finished())
+                .is_none_or(|task| task.uid != self.task_uid || task.status.phase.is_finished())
     }
 
     /// Opens the logs that are there by now.
@@ -171,6 +174,7 @@ impl Showing {
         for pod in self.show.index.pods_of(&self.task).0 {
             let is_selected = |name: &String| **name == *pod.name;
             if !pod.has_logs()
+                || *pod.task_uid != *self.task_uid
                 || !self.selection.pod_name.as_ref().is_none_or(is_selected)
                 || !self.seen.insert(pod.uid.clone())
             {

@@ -9,11 +9,13 @@ mod admission;
 mod asked;
 mod batch;
 mod create;
+mod created;
 mod delete;
 mod drained;
 mod effect;
 mod engine;
 mod manager;
+mod metrics;
 mod notify;
 mod pace;
 mod pod;
@@ -21,6 +23,8 @@ mod removals;
 mod scale;
 mod shared;
 mod status;
+#[cfg(test)]
+mod test_api;
 mod timetable;
 mod unseen;
 #[cfg(test)]
@@ -28,5 +32,6 @@ mod version_tests;
 
 pub use drained::Drained;
 pub use manager::{Manager, Parts};
-pub use notify::Tell;
+pub use metrics::Metrics;
+pub use notify::{Tell, Untold};
 pub use scale::Scale;

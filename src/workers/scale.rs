@@ -1,5 +1,5 @@
 //! ScaleUp and ScaleDown on the leader: write what is wanted, wait until it is.
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use kube::{
     Api,
@@ -19,7 +19,7 @@ use crate::{
     domain::{
         names,
         request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
-        task::{REMEMBERED_REQUESTS, Task, TaskSpec, WORKER_BYTES, WorkerPhase},
+        task::{Task, TaskSpec, Verb, WORKER_BYTES, WorkerPhase},
         victims,
         view::WorkerView,
     },
@@ -29,9 +29,9 @@ use crate::{
 
 /// ScaleUp answers when all workers are created, or after this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// For each worker, between two looks whether all are created: a look costs so
-/// much the more, the more there are.
-const LOOK: Duration = Duration::from_micros(50);
+/// The part of the caller's time, of a short one a quarter, that is left for the answer
+/// to be made and to arrive.
+const ANSWERING: Duration = Duration::from_millis(100);
 /// Between two looks whether history has made room.
 const SHED_LOOK: Duration = Duration::from_millis(100);
 /// Tries of a write that meets somebody else's.
@@ -40,7 +40,8 @@ const CONFLICTS: usize = 8;
 /// The leader's side of ScaleUp and ScaleDown.
 #[tonic::async_trait]
 pub trait Scale: Send + Sync + std::fmt::Debug + 'static {
-    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
+    /// Answers before `deadline`, after which nobody waits for the answer.
+    async fn scale_up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal>;
     async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
 }
 
@@ -51,6 +52,8 @@ enum Change {
     /// This very request was applied before.
     Repeated(Task),
     Nothing(Task),
+    /// None: the task is being deleted, and its workers with it.
+    Ending(Task),
 }
 
 impl Manager {
@@ -66,26 +69,34 @@ impl Manager {
         }
     }
 
-    async fn up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
         request.check_scale_up(&self.shared.policy)?;
-        let deadline = Instant::now() + ANSWER_WITHIN;
-        self.wait_for_room(&request, deadline).await?;
-        let change = {
-            // Never closed.
-            let _asks = self.shared.asks.acquire().await;
-            self.want(&request).await?
+        let last = last_moment(Instant::now(), deadline);
+        let room_by = last.min(Instant::now() + ANSWER_WITHIN);
+        self.wait_for_room(&request, room_by).await?;
+        let change = loop {
+            let change = {
+                // Never closed.
+                let _asks = self.shared.asks.acquire().await;
+                self.want(&request).await?
+            };
+            match change {
+                Change::Ending(task) => self.wait_gone(task, last).await?,
+                change => break change,
+            }
         };
         let made = matches!(change, Change::Made(_));
         let (task, changed) = match change {
             Change::Made(task) | Change::Grown(task) | Change::Repeated(task) => (task, true),
-            Change::Nothing(task) => (task, false),
+            Change::Nothing(task) | Change::Ending(task) => (task, false),
         };
         if made {
             self.shared.made(&task);
         }
         self.shared.index.wrote_task(task.clone());
+        let answer_by = last.min(Instant::now() + ANSWER_WITHIN);
         if !made
-            && timeout_at(deadline, self.shared.caught_up.cancelled())
+            && timeout_at(answer_by, self.shared.caught_up.cancelled())
                 .await
                 .is_err()
         {
@@ -93,8 +104,7 @@ impl Manager {
                 "this leader does not know its predecessor's workers yet; try again".to_owned(),
             ));
         }
-        let workers = self.wait_created(&task, deadline).await;
-        let outcome = self.outcome(&task, &workers, changed);
+        let outcome = self.created(&task, changed, answer_by).await;
         if outcome.kind == OutcomeKind::Partial {
             let note = Note {
                 warning: true,
@@ -144,6 +154,28 @@ impl Manager {
         }
     }
 
+    /// Returns once a task that is being deleted is gone: its name is free then.
+    async fn wait_gone(&self, task: Task, last: Instant) -> Result<(), Refusal> {
+        let (name, uid, id) = (
+            task.name.clone(),
+            task.uid.clone(),
+            task.spec.task_id.clone(),
+        );
+        let mut changes = self.shared.index.follow(&name);
+        self.shared.index.wrote_task(task);
+        let gone = async {
+            while self.shared.index.task(&name).is_some_and(|t| t.uid == uid) {
+                // Its other end is kept for as long as somebody follows.
+                let _ = changes.changed().await;
+            }
+        };
+        timeout_at(last, gone).await.map_err(|_| {
+            Refusal::Unavailable(format!(
+                "task {id:?} is being deleted, and its workers with it; try again once it is gone"
+            ))
+        })
+    }
+
     async fn down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
         request.check_scale_down()?;
         let wanted = request.worker_count.unsigned_abs();
@@ -159,22 +191,28 @@ impl Manager {
                 return Err(Refusal::NoSuchTask(request.task_id));
             };
             self.shared.index.wrote_task(task.clone());
-            let applied = task.spec.request_ids.contains(&request.request_id);
+            let nothing = |message: &str| {
+                let (kind, message) = (OutcomeKind::AlreadyProcessed, message.to_owned());
+                Ok(outcome_of(&task, kind, message, vec![], 0))
+            };
+            if task.deleting {
+                return nothing("the task is being deleted: all of its workers are ending");
+            }
             let workers = self.shared.index.workers_of(&task);
-            let victims = if applied || task.status.phase.is_finished() {
+            if task
+                .spec
+                .has_applied(&request.request_id, Verb::Down, wanted)
+            {
+                return Ok(ended_before(&task, workers, wanted));
+            }
+            let victims = if task.status.phase.is_finished() {
                 Vec::new()
             } else {
                 victims::victims(&task, &workers, wanted)
             };
             let ends = wanted == 0 && task.spec.workers > 0 && !task.status.phase.is_finished();
             if victims.is_empty() && !ends {
-                return Ok(outcome_of(
-                    &task,
-                    OutcomeKind::AlreadyProcessed,
-                    "nothing to end".to_owned(),
-                    vec![],
-                    0,
-                ));
+                return nothing("nothing to end");
             }
             let mut ended = task.spec.ended.clone();
             ended.extend(&victims);
@@ -183,12 +221,12 @@ impl Manager {
                 0 => 0,
                 _ => task.spec.workers - u32::try_from(victims.len()).unwrap_or(0),
             };
-            if let Some(task) = self
-                .change_wanted(&task, stay, ended, &request.request_id)
-                .await?
-            {
+            let ids = task
+                .spec
+                .with_applied(&request.request_id, Verb::Down, wanted);
+            if let Some(task) = self.change_wanted(&task, stay, ended, ids).await? {
                 self.shared.index.wrote_task(task.clone());
-                let message = format!("ending {} worker(s), {wanted} go on", victims.len());
+                let message = ending(victims.len(), wanted);
                 let names = workers
                     .into_iter()
                     .filter(|w| victims.contains(&w.record.index))
@@ -228,10 +266,14 @@ impl Manager {
             };
             // None: deleted meanwhile; make it.
             let Some(task) = known else { continue };
-            same_request(&task.spec, request)?;
-            if task.spec.request_ids.contains(&request.request_id) {
+            let same = same_request(&task.spec, request);
+            if same.is_ok() && task.spec.has_applied(&request.request_id, Verb::Up, wanted) {
                 return Ok(Change::Repeated(task));
             }
+            if task.deleting {
+                return Ok(Change::Ending(task));
+            }
+            same?;
             if wanted <= task.spec.workers
                 || task.status.phase.is_finished()
                 || task.spec.workers == 0
@@ -239,10 +281,10 @@ impl Manager {
                 return Ok(Change::Nothing(task));
             }
             let ended = task.spec.ended_after_growth(wanted);
-            if let Some(task) = self
-                .change_wanted(&task, wanted, ended, &request.request_id)
-                .await?
-            {
+            let ids = task
+                .spec
+                .with_applied(&request.request_id, Verb::Up, wanted);
+            if let Some(task) = self.change_wanted(&task, wanted, ended, ids).await? {
                 return Ok(Change::Grown(task));
             }
         }
@@ -268,7 +310,11 @@ impl Manager {
             triggered_by: request.triggered_by.clone(),
             reason: request.reason.clone(),
             metadata: request.metadata.clone(),
-            request_ids: vec![request.request_id.clone()],
+            request_ids: TaskSpec::default().with_applied(
+                &request.request_id,
+                Verb::Up,
+                request.worker_count.unsigned_abs(),
+            ),
             traceparent: request.traceparent.clone(),
         };
         let object = WorkerTask {
@@ -291,12 +337,8 @@ impl Manager {
         task: &Task,
         workers: u32,
         ended: BTreeSet<u32>,
-        request_id: &str,
+        request_ids: Vec<String>,
     ) -> Result<Option<Task>, Refusal> {
-        let mut request_ids = task.spec.request_ids.clone();
-        request_ids.push(request_id.to_owned());
-        let surplus = request_ids.len().saturating_sub(REMEMBERED_REQUESTS);
-        request_ids.drain(..surplus);
         let patch = json!({
             "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
             "spec": { "workers": workers, "ended": ended, "requestIds": request_ids },
@@ -311,86 +353,12 @@ impl Manager {
             Err(error) => Err(refusal(&error)),
         }
     }
-
-    /// Until each wanted worker has (had) its pod, or can have none.
-    async fn wait_created(&self, task: &Task, deadline: Instant) -> Vec<WorkerView> {
-        let mut changes = self.shared.index.follow(&task.name);
-        let between = LOOK * task.spec.workers;
-        loop {
-            let next_look = Instant::now() + between;
-            changes.mark_unchanged();
-            let current = self
-                .shared
-                .index
-                .task(&task.name)
-                .filter(|t| t.uid == task.uid);
-            let current = current.unwrap_or_else(|| Arc::new(task.clone()));
-            let mut workers = self.shared.index.workers_of(&current);
-            workers.retain(|w| task.spec.wants(w.record.index));
-            let waiting = workers
-                .iter()
-                .any(|w| w.record.uid.is_none() && !w.record.phase.is_final());
-            if !waiting {
-                return workers;
-            }
-            // Its other end is kept for as long as somebody follows; time ends the wait.
-            let change = timeout_at(deadline, async {
-                let _ = changes.changed().await;
-                sleep_until(next_look).await;
-            });
-            if change.await.is_err() {
-                return workers;
-            }
-        }
-    }
-
-    fn why_missing(&self, workers: &[WorkerView]) -> String {
-        let refused = workers
-            .iter()
-            .find(|w| w.record.uid.is_none() && w.record.phase == WorkerPhase::Failed);
-        match refused {
-            Some(w) => format!("were refused: {}", w.record.message),
-            None => self.shared.lacks(),
-        }
-    }
-
-    fn outcome(&self, task: &Task, workers: &[WorkerView], changed: bool) -> Outcome {
-        let made = workers.iter().filter(|w| w.record.uid.is_some());
-        let names: Vec<String> = made.map(|w| w.pod_name.clone()).collect();
-        let missing = workers.len() - names.len();
-        let versions = names
-            .iter()
-            .filter_map(|n| self.shared.index.pod(n))
-            .map(|p| p.resource_version);
-        let pod_version = versions.max().unwrap_or(0);
-        let (kind, message) = if missing > 0 {
-            (
-                OutcomeKind::Partial,
-                format!(
-                    "{missing} of {} workers {}",
-                    workers.len(),
-                    self.why_missing(workers)
-                ),
-            )
-        } else if changed {
-            (
-                OutcomeKind::Success,
-                format!("{} worker(s) created", names.len()),
-            )
-        } else {
-            (
-                OutcomeKind::AlreadyProcessed,
-                format!("the task has these {} worker(s)", names.len()),
-            )
-        };
-        outcome_of(task, kind, message, names, pod_version)
-    }
 }
 
 #[tonic::async_trait]
 impl Scale for Manager {
-    async fn scale_up(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
-        self.while_leading(self.up(request)).await
+    async fn scale_up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
+        self.while_leading(self.up(request, deadline)).await
     }
 
     async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
@@ -398,7 +366,29 @@ impl Scale for Manager {
     }
 }
 
-fn outcome_of(
+/// Until when an answer can be made that arrives before `deadline`.
+fn last_moment(now: Instant, deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(now);
+    now + left.saturating_sub(ANSWERING).max(left - left / 4)
+}
+
+fn ending(workers: usize, wanted: u32) -> String {
+    format!("ending {workers} worker(s), {wanted} go on")
+}
+
+/// What a repeat of a ScaleDown is answered: the workers that are taken by now.
+fn ended_before(task: &Task, workers: Vec<WorkerView>, wanted: u32) -> Outcome {
+    let is_taken = |w: &WorkerView| {
+        let was_stopped = w.record.stopping || w.record.phase == WorkerPhase::Terminated;
+        !task.spec.wants(w.record.index) && (was_stopped || !w.record.phase.is_final())
+    };
+    let taken = workers.into_iter().filter(is_taken);
+    let names: Vec<String> = taken.map(|w| w.pod_name).collect();
+    let message = ending(names.len(), wanted);
+    outcome_of(task, OutcomeKind::Success, message, names, 0)
+}
+
+pub(super) fn outcome_of(
     task: &Task,
     kind: OutcomeKind,
     message: String,
@@ -460,3 +450,7 @@ fn refusal(error: &kube::Error) -> Refusal {
         )),
     }
 }
+
+#[cfg(test)]
+#[path = "scale_tests.rs"]
+mod tests;

@@ -1,0 +1,437 @@
+//! An API server in memory for the whole manager: WorkerTasks and pods of one
+//! namespace, as far as the manager asks. Its watch is immediate: whatever it
+//! stores is in the index before the call is answered.
+#![expect(clippy::unwrap_used)]
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Drained, Manager, Metrics, Parts, Tell};
+use crate::{
+    cluster::{POD_KEY, watch::Sink as _},
+    config::Config,
+    election::{LeaderClient, Pause},
+    index::{Index, PodFeed, TaskFeed},
+};
+
+#[derive(Default)]
+struct State {
+    version: u64,
+    uids: u64,
+    tasks: BTreeMap<String, Value>,
+    pods: BTreeMap<String, Value>,
+    /// Pods that a quota lets be; None: any number.
+    quota: Option<usize>,
+    /// Names of the pods that were created, in order.
+    created: Vec<String>,
+}
+
+/// Answers calls and keeps an index up to date.
+pub(super) struct Api {
+    /// Of the replica that leads next.
+    index: Mutex<Index>,
+    state: Mutex<State>,
+}
+
+type Answer = (u16, Value);
+
+impl Api {
+    pub(super) fn new() -> Arc<Self> {
+        let api = Arc::new(Self {
+            index: Mutex::default(),
+            state: Mutex::default(),
+        });
+        api.restart();
+        api
+    }
+
+    pub(super) fn index(&self) -> Index {
+        self.index.lock().unwrap().clone()
+    }
+
+    /// From now on a replica watches that knows only what there is now.
+    pub(super) fn restart(&self) {
+        let index = Index::default();
+        let state = self.state.lock().unwrap();
+        let tasks = state.tasks.values().cloned();
+        let tasks = tasks.filter_map(|t| TaskFeed::keep(serde_json::from_value(t).unwrap()));
+        let pods = state.pods.values().cloned();
+        let pods = pods.filter_map(|p| PodFeed::keep(serde_json::from_value(p).unwrap()));
+        TaskFeed(index.clone()).reset(tasks.collect(), state.version);
+        PodFeed(index.clone()).reset(pods.collect(), state.version);
+        *self.index.lock().unwrap() = index;
+    }
+
+    fn client(self: &Arc<Self>) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await?.to_bytes();
+                // Time passes, also where it is paused.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
+                let (code, answer) = api.answer(parts.method.as_str(), path, query, &body);
+                Ok::<_, tower::BoxError>(
+                    Response::builder()
+                        .status(code)
+                        .body(axum::body::Body::from(answer.to_string()))?,
+                )
+            }
+        });
+        kube::Client::new(service, "n")
+    }
+
+    fn answer(&self, method: &str, path: &str, query: &str, body: &Value) -> Answer {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let at = parts
+            .iter()
+            .position(|p| matches!(*p, "workertasks" | "pods"));
+        let Some(at) = at else {
+            // Events.
+            return (201, body.clone());
+        };
+        let is_task = parts[at] == "workertasks";
+        let (name, is_status) = (parts.get(at + 1), parts.get(at + 2).is_some());
+        match (method, name) {
+            ("POST", _) if is_task => self.create_task(body),
+            ("POST", _) => self.create_pod(body),
+            ("GET", Some(name)) => {
+                let state = self.state.lock().unwrap();
+                let all = if is_task { &state.tasks } else { &state.pods };
+                let found = all.get(*name).cloned();
+                found.map_or_else(|| status(404, "NotFound"), |object| (200, object))
+            }
+            ("PATCH", Some(name)) => self.patch(is_task, is_status, name, body),
+            ("DELETE", Some(name)) if is_task => {
+                self.delete_task(name);
+                (200, json!({"kind": "Status", "status": "Success"}))
+            }
+            ("DELETE", Some(name)) => {
+                self.delete_pod(name);
+                (200, json!({"kind": "Status", "status": "Success"}))
+            }
+            ("DELETE", None) => self.delete_ended(query),
+            _ => status(405, "MethodNotAllowed"),
+        }
+    }
+
+    fn create_task(&self, body: &Value) -> Answer {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.state.lock().unwrap().tasks.contains_key(&name) {
+            return status(409, "AlreadyExists");
+        }
+        let mut task = body.clone();
+        self.state.lock().unwrap().birth(&mut task);
+        (201, self.put_task(task))
+    }
+
+    fn create_pod(&self, body: &Value) -> Answer {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        let mut pod = body.clone();
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.pods.contains_key(&name) {
+                return status(409, "AlreadyExists");
+            }
+            if state.quota.is_some_and(|quota| state.pods.len() >= quota) {
+                return status(403, "exceeded quota: pods");
+            }
+            state.birth(&mut pod);
+            state.created.push(name);
+        }
+        pod["status"] = json!({"phase": "Pending"});
+        (201, self.put_pod(pod))
+    }
+
+    fn patch(&self, is_task: bool, is_status: bool, name: &str, body: &Value) -> Answer {
+        let found = {
+            let state = self.state.lock().unwrap();
+            let all = if is_task { &state.tasks } else { &state.pods };
+            all.get(name).cloned()
+        };
+        let Some(mut object) = found else {
+            return status(404, "NotFound");
+        };
+        for key in ["uid", "resourceVersion"] {
+            let given = &body["metadata"][key];
+            if !given.is_null() && *given != object["metadata"][key] {
+                return status(409, "Conflict");
+            }
+        }
+        if is_status {
+            merge(&mut object["status"], &body["status"]);
+        } else {
+            merge(&mut object, body);
+        }
+        let stored = if is_task {
+            self.put_task(object)
+        } else {
+            self.put_pod(object)
+        };
+        (200, stored)
+    }
+
+    fn delete_ended(&self, query: &str) -> Answer {
+        let names: Vec<String> = {
+            let state = self.state.lock().unwrap();
+            let is_asked = |pod: &&Value| {
+                let key = pod["metadata"]["labels"][POD_KEY].as_str();
+                key.is_some_and(|key| query.contains(key)) && is_terminal(pod)
+            };
+            let pods = state.pods.values().filter(is_asked);
+            pods.map(|p| p["metadata"]["name"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let items: Vec<Value> = names
+            .iter()
+            .filter_map(|name| self.remove_pod(name))
+            .collect();
+        (
+            200,
+            json!({"kind": "PartialObjectMetadataList", "items": items}),
+        )
+    }
+
+    fn put_task(&self, mut task: Value) -> Value {
+        {
+            let mut state = self.state.lock().unwrap();
+            task["metadata"]["resourceVersion"] = json!(state.next());
+            let name = task["metadata"]["name"].as_str().unwrap().to_owned();
+            state.tasks.insert(name, task.clone());
+        }
+        TaskFeed(self.index()).applied(serde_json::from_value(task.clone()).unwrap());
+        self.tell_versions();
+        task
+    }
+
+    /// As bookmarks do.
+    fn tell_versions(&self) {
+        let version = self.state.lock().unwrap().version;
+        TaskFeed(self.index()).heard(version);
+        PodFeed(self.index()).heard(version);
+    }
+
+    fn put_pod(&self, mut pod: Value) -> Value {
+        {
+            let mut state = self.state.lock().unwrap();
+            pod["metadata"]["resourceVersion"] = json!(state.next());
+            let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+            state.pods.insert(name, pod.clone());
+        }
+        PodFeed(self.index()).applied(serde_json::from_value(pod.clone()).unwrap());
+        self.tell_versions();
+        pod
+    }
+
+    /// The task goes at once, as by a deletion in the background. Its pods stay
+    /// until [`Self::delete_pod`] is called for them, as the garbage collector does.
+    pub(super) fn delete_task(&self, name: &str) {
+        let task = {
+            let mut state = self.state.lock().unwrap();
+            let Some(mut task) = state.tasks.remove(name) else {
+                return;
+            };
+            task["metadata"]["resourceVersion"] = json!(state.next());
+            task
+        };
+        TaskFeed(self.index()).deleted(serde_json::from_value(task).unwrap());
+        self.tell_versions();
+    }
+
+    /// The task waits for its pods to go, as by a deletion in the foreground.
+    pub(super) fn delete_task_in_foreground(&self, name: &str) {
+        let mut task = self.task(name).unwrap();
+        task["metadata"]["deletionTimestamp"] = json!(jiff::Timestamp::now().to_string());
+        self.put_task(task);
+    }
+
+    /// A pod that runs is asked to end; any other goes at once.
+    pub(super) fn delete_pod(&self, name: &str) {
+        let Some(mut pod) = self.state.lock().unwrap().pods.get(name).cloned() else {
+            return;
+        };
+        if is_terminal(&pod) || pod["status"]["phase"] == "Pending" {
+            self.remove_pod(name);
+        } else if pod["metadata"]["deletionTimestamp"].is_null() {
+            let ends = jiff::Timestamp::now() + Duration::from_secs(30);
+            pod["metadata"]["deletionTimestamp"] = json!(ends.to_string());
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+            self.put_pod(pod);
+        }
+    }
+
+    /// The pod is gone, whatever it did, as by a deletion with force.
+    pub(super) fn remove_pod(&self, name: &str) -> Option<Value> {
+        let mut pod = self.state.lock().unwrap().pods.remove(name)?;
+        pod["metadata"]["resourceVersion"] = json!(self.state.lock().unwrap().next());
+        PodFeed(self.index()).deleted(serde_json::from_value(pod.clone()).unwrap());
+        self.tell_versions();
+        Some(pod)
+    }
+
+    pub(super) fn run_pod(&self, name: &str) {
+        let now = jiff::Timestamp::now().to_string();
+        self.set_status(
+            name,
+            json!({"phase": "Running", "containerStatuses": [
+                {"name": "worker", "state": {"running": {"startedAt": now}}}]}),
+        );
+    }
+
+    /// The worker's container ends, for a reason of the pod if one is given.
+    pub(super) fn end_pod(&self, name: &str, exit_code: i32, reason: &str) {
+        let now = jiff::Timestamp::now().to_string();
+        let phase = if exit_code == 0 {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+        let said = if exit_code == 0 { "Completed" } else { "Error" };
+        self.set_status(
+            name,
+            json!({"phase": phase, "reason": reason, "containerStatuses": [
+                {"name": "worker", "state": {"terminated": {"exitCode": exit_code,
+                    "reason": said, "startedAt": now, "finishedAt": now}}}]}),
+        );
+    }
+
+    fn set_status(&self, name: &str, status: Value) {
+        let mut pod = self.state.lock().unwrap().pods[name].clone();
+        pod["spec"]["nodeName"] = json!("node");
+        pod["status"] = status;
+        self.put_pod(pod);
+    }
+
+    pub(super) fn set_quota(&self, pods: Option<usize>) {
+        self.state.lock().unwrap().quota = pods;
+    }
+
+    pub(super) fn task(&self, name: &str) -> Option<Value> {
+        self.state.lock().unwrap().tasks.get(name).cloned()
+    }
+
+    /// Names of the pods that are there.
+    pub(super) fn pods(&self) -> Vec<String> {
+        self.state.lock().unwrap().pods.keys().cloned().collect()
+    }
+
+    /// Names of the pods that were created, in order.
+    pub(super) fn created(&self) -> Vec<String> {
+        self.state.lock().unwrap().created.clone()
+    }
+
+    pub(super) fn is_deleting(&self, pod: &str) -> bool {
+        let state = self.state.lock().unwrap();
+        let pod = state.pods.get(pod);
+        pod.is_some_and(|pod| !pod["metadata"]["deletionTimestamp"].is_null())
+    }
+}
+
+impl State {
+    fn next(&mut self) -> String {
+        self.version += 1;
+        self.version.to_string()
+    }
+
+    fn birth(&mut self, object: &mut Value) {
+        self.uids += 1;
+        object["metadata"]["uid"] = json!(format!("uid-{}", self.uids));
+        object["metadata"]["creationTimestamp"] = json!(jiff::Timestamp::now().to_string());
+    }
+}
+
+fn is_terminal(pod: &Value) -> bool {
+    matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    )
+}
+
+fn status(code: u16, reason: &str) -> Answer {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code,
+        "reason": reason, "message": reason, "status": "Failure"});
+    (code, status)
+}
+
+fn merge(target: &mut Value, patch: &Value) {
+    if !target.is_object() {
+        *target = json!({});
+    }
+    if let (Some(t), Some(p)) = (target.as_object_mut(), patch.as_object()) {
+        for (k, v) in p {
+            if v.is_null() {
+                t.remove(k);
+            } else if v.is_object() {
+                merge(t.entry(k).or_insert(json!({})), v);
+            } else {
+                t.insert(k.clone(), v.clone());
+            }
+        }
+    }
+}
+
+/// A manager that leads by this API server. It is lost, as by a kill, when dropped.
+pub(super) struct Leader {
+    pub(super) manager: Manager,
+    pub(super) pause: tokio::sync::watch::Sender<Option<Arc<str>>>,
+    pub(super) drained: Drained,
+    pub(super) metrics: Metrics,
+    _running: JoinSet<()>,
+}
+
+impl Leader {
+    /// Leads term `n`.
+    pub(super) fn start(api: &Arc<Api>, n: u32, tell: Arc<dyn Tell>) -> Self {
+        let config = Config::from_lookup(&|_| None).unwrap();
+        let term = format!("lease/{n}/h").parse().unwrap();
+        let (pause, paused) = Pause::channel(false);
+        let caught_up = CancellationToken::new();
+        caught_up.cancel();
+        let (drained, metrics) = (Drained::default(), Metrics::default());
+        let manager = Manager::new(&Parts {
+            client: LeaderClient::for_tests(api.client(), "n", term),
+            index: api.index(),
+            drained: drained.clone(),
+            policy: Arc::new(config.worker),
+            limits: config.limits,
+            metrics: metrics.clone(),
+            pause: paused,
+            caught_up,
+            drain: CancellationToken::new(),
+            lost: CancellationToken::new(),
+        });
+        let mut running = JoinSet::new();
+        let run = manager.clone();
+        running.spawn(async move { run.run(tell).await });
+        Self {
+            manager,
+            pause,
+            drained,
+            metrics,
+            _running: running,
+        }
+    }
+}
+
+/// Waits until it is so, for at most a minute of the test's time.
+pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let so = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let so = tokio::time::timeout(Duration::from_secs(60), so).await;
+    assert!(so.is_ok(), "never so: {what}");
+}
