@@ -12,7 +12,7 @@ use kube::Resource;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    COMMIT_SHA, LOG_CHECKPOINT, POD_KEY, REPOSITORY, TASK_ID, TERM, TRACEPARENT, crd::WorkerTask,
+    COMMIT_SHA, LOG_CHECKPOINT, LOG_EPOCH, POD_KEY, REPOSITORY, TASK_ID, TERM, TRACEPARENT, crd::WorkerTask,
 };
 use crate::domain::{
     containers::{Container, Declared, Facts, RestartPolicy, RestartRule, State, Terminated},
@@ -243,6 +243,9 @@ pub fn pod(view: PodView) -> Option<Pod> {
                 String::new()
             }
         }),
+        log_epoch: annotation(LOG_EPOCH)
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0),
         traceparent: text(TRACEPARENT).map(Arc::from),
         ..Pod::default()
     };

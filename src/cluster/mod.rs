@@ -14,6 +14,8 @@ pub use loggable::Loggable;
 /// Which leader wrote an object; the fence policy compares it with the Lease.
 pub const TERM: &str = "ottoscaler.io/term";
 pub const LOG_CHECKPOINT: &str = "ottoscaler.io/log-checkpoint";
+/// The last epoch that a reader of the pod's log has begun, or may have.
+pub const LOG_EPOCH: &str = "ottoscaler.io/log-epoch";
 pub const TASK_ID: &str = "ottoscaler.io/task-id";
 pub const REPOSITORY: &str = "ottoscaler.io/repository";
 pub const COMMIT_SHA: &str = "ottoscaler.io/commit-sha";

@@ -81,6 +81,8 @@ pub struct Pod {
     pub deleting: bool,
     /// The annotation `ottoscaler.io/log-checkpoint`.
     pub checkpoint: Option<String>,
+    /// The annotation `ottoscaler.io/log-epoch`; 0 without one.
+    pub log_epoch: u32,
     /// The task's trace.
     pub traceparent: Option<Arc<str>>,
     /// The label [`super::names::pod_key`], where somebody made it another pod's.

@@ -23,9 +23,11 @@ const MAX_EPOCH: u32 = 1 << 30;
 pub(super) struct Checkpoint {
     /// Sequence of the next entry, from 1.
     pub(super) next: u64,
-    /// Raised by each gap, and never the same after two of them: a receiver that keeps the
-    /// highest epoch and sequence takes what follows a gap, also where lines with these
-    /// sequences had come to it before and were not acknowledged.
+    /// Raised by each gap, and never the same after two of them, whoever told them: a
+    /// receiver that keeps the highest epoch and sequence takes what follows a gap, also
+    /// where lines with these sequences had come to it before and were not acknowledged.
+    /// So a gap's epoch is stored apart from the checkpoint before it is used
+    /// ([`Self::next_epoch`]): a checkpoint covers only what was acknowledged.
     pub(super) epoch: u32,
     /// Container instance.
     pub(super) restart: i32,
@@ -62,12 +64,19 @@ impl Checkpoint {
     }
 
     /// A record of our own, which is no line of the file, is behind us. `place`: what the
-    /// file has after it. `transitions`: of the leader's term, for who comes after it may
-    /// find another gap here.
-    pub(super) fn pass_gap(&mut self, place: Option<Place>, transitions: u32) {
+    /// file has after it.
+    pub(super) fn pass_gap(&mut self, place: Option<Place>, epoch: u32) {
         self.next += 1;
-        self.epoch = (self.epoch + 1).max(transitions);
+        self.epoch = epoch;
         self.place = place;
+    }
+
+    /// The least epoch that a gap may begin here. `reserved`: the highest that any reader of
+    /// this log has begun, or may have; `transitions`: of the leader's term, which versions
+    /// that reserved none counted by.
+    pub(super) fn next_epoch(&self, reserved: u32, transitions: u32) -> u32 {
+        let last = self.epoch.max(reserved);
+        last.saturating_add(1).max(transitions)
     }
 }
 

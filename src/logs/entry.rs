@@ -47,10 +47,9 @@ impl Entry {
         }
     }
 
-    /// The record of lines that the node no longer has.
-    pub(super) fn gap(read: &mut Checkpoint, gap: Gap, term: &Term) -> Self {
-        let transitions = u32::try_from(term.transitions).unwrap_or(0);
-        read.pass_gap(gap.place.clone(), transitions);
+    /// The record of lines that the node no longer has; it begins that epoch.
+    pub(super) fn gap(read: &mut Checkpoint, gap: Gap, epoch: u32) -> Self {
+        read.pass_gap(gap.place.clone(), epoch);
         Self {
             what: What::Gap(gap, jiff::Timestamp::now()),
             then: read.clone(),
@@ -284,7 +283,7 @@ mod tests {
         };
         let entries = [
             Entry::line(&mut read, line.clone(), anchor.clone()),
-            Entry::gap(&mut read, gap, &term),
+            Entry::gap(&mut read, gap, 3),
             Entry::line(&mut read, line, anchor),
         ];
         let decoded = entries.map(|e| {

@@ -14,9 +14,15 @@ use super::{
     gate::Gate,
     line::{Line, Splitter},
 };
-use crate::{cluster::LOG_CHECKPOINT, domain::pod, election::LeaderClient};
+use crate::{
+    cluster::{LOG_CHECKPOINT, LOG_EPOCH},
+    domain::pod,
+    election::LeaderClient,
+};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tries of a write that meets somebody else's.
+const CONFLICTS: usize = 5;
 
 /// A log could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,9 @@ pub(super) trait Source: Send + Sync + 'static {
     async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error>;
     /// Stores a checkpoint on the pod, if it is still this one.
     async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error>;
+    /// Stores on the pod, as it is known, an epoch of at least `least` that nobody has
+    /// stored before, and gives it once it is stored.
+    async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error>;
 }
 
 /// Reads through the API server.
@@ -128,6 +137,37 @@ impl Source for Cluster {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Err(Error::Gone),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error> {
+        let (mut version, mut stored) = (pod.resource_version.to_string(), pod.log_epoch);
+        for _ in 0..CONFLICTS {
+            let epoch = least.max(stored.saturating_add(1));
+            let patch = json!({ "metadata": {
+                "uid": pod.uid,
+                // A former leader's write that takes effect late must not lower it.
+                "resourceVersion": version,
+                "annotations": { LOG_EPOCH: epoch.to_string() },
+            }});
+            let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+            let save = self.pods.patch_metadata(&pod.name, &params, &patch);
+            match self.saves.pass(|| self.is_late(), save).await {
+                Ok(_) => return Ok(epoch),
+                Err(kube::Error::Api(status)) if status.code == 404 => return Err(Error::Gone),
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error.into()),
+            }
+            let now = self.pods.get_metadata_opt(&pod.name).await?;
+            let now = now.filter(|now| now.metadata.uid.as_deref() == Some(&*pod.uid));
+            let Some(now) = now else {
+                return Err(Error::Gone);
+            };
+            let annotations = now.metadata.annotations.unwrap_or_default();
+            let epoch = annotations.get(LOG_EPOCH).and_then(|e| e.parse().ok());
+            version = now.metadata.resource_version.unwrap_or_default();
+            stored = epoch.unwrap_or(0).max(stored);
+        }
+        Err(Error::Timeout)
     }
 }
 

@@ -11,6 +11,7 @@
 //! keepalive shows a peer's host that is gone on a connection that is silent; a peer that
 //! leaves calls unanswered is given up by their deadlines, and the connection with them.
 use std::{
+    error::Error as _,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -36,7 +37,7 @@ use crate::{
         otto_handler_log_service_client::OttoHandlerLogServiceClient, worker_status_ack,
     },
     telemetry,
-    workers::Tell,
+    workers::{Tell, Untold},
 };
 
 /// As the generated client has it; its entries are encoded by parts.
@@ -231,20 +232,49 @@ impl Answers {
     }
 }
 
+/// Whether a status says that otto-handler does not take this notification, or that it
+/// cannot be asked just now.
+fn not_taken(status: &Status) -> Untold {
+    let why = loggable(status);
+    // Made up here, of an error of the connection.
+    if status.source().is_some() {
+        return Untold::Away(why);
+    }
+    match status.code() {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unimplemented
+        | Code::ResourceExhausted
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::Ok => Untold::Away(why),
+        Code::Unknown
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Internal
+        | Code::DataLoss => Untold::Refused(why),
+    }
+}
+
 /// There is no otto-handler: whatever it is told is told.
 #[derive(Debug)]
 pub struct Nobody;
 
 #[tonic::async_trait]
 impl Tell for Nobody {
-    async fn tell(&self, _: WorkerStatusNotification) -> Result<(), String> {
+    async fn tell(&self, _: WorkerStatusNotification) -> Result<(), Untold> {
         Ok(())
     }
 }
 
 #[tonic::async_trait]
 impl Tell for HandlerClient {
-    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), String> {
+    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold> {
         let mut request = Request::new(notification);
         request.set_timeout(NOTIFY_TIMEOUT);
         telemetry::inject(request.metadata_mut(), None);
@@ -259,17 +289,17 @@ impl Tell for HandlerClient {
         match answer.await {
             Err(_) => {
                 self.reconnect_notify();
-                Err("no answer in time".to_owned())
+                Err(Untold::Away("no answer in time".to_owned()))
             }
             Ok(Err(status)) => {
                 // tonic ends a call at its deadline as cancelled.
                 if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
                     self.reconnect_notify();
                 }
-                Err(loggable(&status))
+                Err(not_taken(&status))
             }
             Ok(Ok(ack)) if ack.get_ref().status() == worker_status_ack::Status::Error => {
-                Err("answered ERROR".to_owned())
+                Err(Untold::Refused("answered ERROR".to_owned()))
             }
             Ok(Ok(_)) => Ok(()),
         }
@@ -279,7 +309,7 @@ impl Tell for HandlerClient {
 /// A failed call for the log: what the connection said, or the code that otto-handler
 /// answered; its own words may quote what it was sent.
 pub(super) fn loggable(status: &Status) -> String {
-    let source = std::error::Error::source(status);
+    let source = status.source();
     let innermost = std::iter::successors(source, |error| (*error).source()).last();
     match innermost {
         Some(error) => format!("{:?}: {error}", status.code()),

@@ -158,3 +158,15 @@ fn what_otto_handler_answered_is_not_logged() {
     )));
     assert_eq!(loggable(&broken), "Unavailable: connection refused");
 }
+
+#[test]
+fn an_answer_of_otto_handler_is_told_from_a_connection_that_broke() {
+    let broke = std::io::Error::other("reset by peer");
+    let broke = not_taken(&Status::from_error(Box::new(broke)));
+    assert!(matches!(broke, Untold::Away(_)), "{broke:?}");
+    let is_away = |status: Status| matches!(not_taken(&status), Untold::Away(_));
+    assert!(is_away(Status::unavailable("")));
+    // What an exception in a handler in NestJS becomes.
+    assert!(!is_away(Status::unknown("Internal server error")));
+    assert!(!is_away(Status::not_found("no such task")));
+}

@@ -4,7 +4,8 @@
 //! A container prints on two streams, in whole and partial records, any bytes, by a
 //! clock that stands still and goes back; its file is rotated; readers start from what
 //! was acknowledged, are cut off at any byte, and what they delivered is acknowledged up
-//! to anywhere. What must hold is in [`Receiver::take`] and at the end of [`run`].
+//! to anywhere. Readers may have the same term (a session that reads again), and terms
+//! begin anew where the Lease was made anew. What must hold is in [`Receiver::take`] and at the end of [`run`].
 use std::collections::BTreeMap;
 
 use super::{
@@ -98,8 +99,38 @@ impl Receiver {
     }
 }
 
-/// A reader that begins after `acked`, in a term of its own, and sees so many bytes.
-fn read(node: &Node, acked: &Checkpoint, bytes: usize, over: bool, term: u32) -> Vec<Entry> {
+/// How the epoch of a gap is chosen.
+#[derive(Debug, Clone, Copy)]
+enum Epochs {
+    /// Above all that any reader stored before it used them. This one is stored.
+    Stored(u32),
+    /// By the reader's term and what was acknowledged alone: not enough.
+    #[cfg(test)]
+    ByTerm,
+}
+
+impl Epochs {
+    fn next(&mut self, at: &Checkpoint, term: u32) -> u32 {
+        match self {
+            Self::Stored(reserved) => {
+                *reserved = at.next_epoch(*reserved, term);
+                *reserved
+            }
+            #[cfg(test)]
+            Self::ByTerm => at.next_epoch(0, term),
+        }
+    }
+}
+
+/// A reader that begins after `acked`, in that term, and sees so many bytes.
+fn read(
+    node: &Node,
+    acked: &Checkpoint,
+    bytes: usize,
+    over: bool,
+    term: u32,
+    epochs: &mut Epochs,
+) -> Vec<Entry> {
     let (mut at, mut entries, mut lost) = (acked.clone(), Vec::new(), false);
     loop {
         let sought = at.place.clone().filter(|_| !lost);
@@ -116,7 +147,8 @@ fn read(node: &Node, acked: &Checkpoint, bytes: usize, over: bool, term: u32) ->
         for line in lines {
             if let Step::New(anchor) = resume.step(&line) {
                 if std::mem::take(&mut lost) {
-                    at.pass_gap(Some(Place::Before(anchor.clone())), term);
+                    let epoch = epochs.next(&at, term);
+                    at.pass_gap(Some(Place::Before(anchor.clone())), epoch);
                     entries.push((Out::Gap(node.files.len()), at.clone()));
                 }
                 at.pass(anchor);
@@ -125,7 +157,8 @@ fn read(node: &Node, acked: &Checkpoint, bytes: usize, over: bool, term: u32) ->
         }
         if resume.is_flowing() || !is_whole {
             if lost && over {
-                at.pass_gap(None, term);
+                let epoch = epochs.next(&at, term);
+                at.pass_gap(None, epoch);
                 entries.push((Out::Gap(node.files.len()), at));
             }
             return entries;
@@ -136,6 +169,10 @@ fn read(node: &Node, acked: &Checkpoint, bytes: usize, over: bool, term: u32) ->
 
 /// Runs a script; panics where something does not hold.
 pub(super) fn run(script: &[u8]) {
+    run_with(script, Epochs::Stored(0));
+}
+
+fn run_with(script: &[u8], mut epochs: Epochs) {
     let mut script = script.iter().copied();
     let mut node = Node::default();
     let mut now = 1_790_000_000 * SECOND;
@@ -180,9 +217,13 @@ pub(super) fn run(script: &[u8]) {
                 }
             }
             _ => {
-                term += 1;
+                term = match byte() % 4 {
+                    0 => term,
+                    1 => 0,
+                    _ => term + 1,
+                };
                 let bytes = if op % 8 == 6 { byte() * 4 } else { usize::MAX };
-                let entries = read(&node, &acked, bytes, false, term);
+                let entries = read(&node, &acked, bytes, false, term, &mut epochs);
                 let is_gap = entries.iter().any(|(out, _)| matches!(out, Out::Gap(_)));
                 assert!(
                     !is_gap || node.files.len() > acked_in,
@@ -197,7 +238,7 @@ pub(super) fn run(script: &[u8]) {
             }
         }
     }
-    let entries = read(&node, &acked, usize::MAX, true, term + 1);
+    let entries = read(&node, &acked, usize::MAX, true, term, &mut epochs);
     entries.iter().for_each(|e| receiver.take(e));
 
     // What was taken are the files' lines in order, save that at a gap it goes on at the
@@ -239,5 +280,28 @@ mod tests {
         ) {
             super::run(&script);
         }
+    }
+
+    /// The model sees what it is for: where a gap's epoch follows from the reader's term,
+    /// another reader of that term, or of a Lease made anew, uses it for other lines.
+    #[test]
+    fn an_epoch_that_is_not_stored_is_used_twice() {
+        let mut random = 7_u64;
+        let mut byte = || {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            u8::try_from(random >> 56).unwrap_or_default()
+        };
+        let finds = |script: &[u8]| {
+            let run = || super::run_with(script, super::Epochs::ByTerm);
+            std::panic::catch_unwind(run).is_err()
+        };
+        let scripts = (0..2_000).map(|_| (0..200).map(|_| byte()).collect());
+        let found = scripts.filter(|script: &Vec<u8>| finds(script));
+        assert!(
+            found.take(3).count() == 3,
+            "the model finds no epoch used twice"
+        );
     }
 }

@@ -169,6 +169,10 @@ mod tests {
                 Err(Error::Timeout)
             }
         }
+
+        async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
+            Ok(least)
+        }
     }
 
     fn saver(fail: usize) -> (Saver<Store>, Arc<Store>) {

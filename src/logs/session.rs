@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use futures::FutureExt as _;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use super::{
     backlog::Backlog,
     checkpoint::Checkpoint,
     entry::{Entry, Maker, Outgoing},
-    follow::Source,
+    follow::{Error, Source},
     handler::{Answered, Answers, HandlerClient, loggable},
     saver::Saver,
     settings::{Pods, Settings},
@@ -25,6 +25,7 @@ use super::{
     window::Answer,
 };
 use crate::{
+    cluster::Loggable,
     config::AckMode,
     domain::{pod::Pod, term::Term},
     proto::{LogForwardResponse, log_forward_response::Status},
@@ -42,6 +43,8 @@ const UNREAD: u32 = 2;
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
 /// For otto-handler to end a stream of which all is answered.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
+/// For an epoch to be stored; it is tried again, for without it no line after a gap may go.
+const RESERVED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +101,8 @@ struct State<S, P> {
     read: Checkpoint,
     acked: Checkpoint,
     tail: Tail<S, P>,
+    /// The last epoch that this session has stored.
+    reserved: u32,
     /// There is no more to read.
     end: Option<End>,
     /// Since when nothing is read, for want of room.
@@ -219,6 +224,7 @@ impl<S: Source, P: Pods> Session<S, P> {
             read: from.clone(),
             saver: self.saver(&from),
             acked: from,
+            reserved: 0,
             end: None,
             held_up: None,
             pause_until: None,
@@ -303,7 +309,9 @@ impl<S: Source, P: Pods> Session<S, P> {
         let mut draining: Option<Instant> = None;
         loop {
             let all_is_settled = state.backlog.window.is_empty() && state.backlog.is_empty();
-            if let Some(end) = state.end.filter(|_| all_is_settled) {
+            // Whose log goes on elsewhere is not ended here.
+            let ends = |end: &End| all_is_settled && *end != End::HandedOver;
+            if let Some(end) = state.end.filter(ends) {
                 half_close(entries, answers).await;
                 return Broken::Finished(end);
             }
@@ -402,9 +410,14 @@ impl<S: Source, P: Pods> Session<S, P> {
                 Entry::line(&mut state.read, line, anchor)
             }
             Next::Gap(gap) => {
+                let Some(epoch) = self.new_epoch(state).await else {
+                    // The next leader finds this gap, too.
+                    state.tail.close();
+                    return state.end = Some(End::HandedOver);
+                };
                 state.counts.gaps += 1;
                 metrics.gap(gap.reason);
-                Entry::gap(&mut state.read, gap, &self.term)
+                Entry::gap(&mut state.read, gap, epoch)
             }
             Next::End => return state.end = Some(End::Drained),
             Next::Gone => {
@@ -415,6 +428,39 @@ impl<S: Source, P: Pods> Session<S, P> {
             }
         };
         state.backlog.push(entry).await;
+    }
+
+    /// An epoch that no reader of this log has used, nor will: it is stored before its first
+    /// use. None: there is no time left for it.
+    async fn new_epoch(&self, state: &mut State<S, P>) -> Option<u32> {
+        let transitions = u32::try_from(self.term.transitions).unwrap_or(0);
+        let mut failures = 0_u32;
+        loop {
+            let pod = self.pods.latest(&self.pod);
+            let pod = pod.unwrap_or_else(|| self.pod.clone());
+            let known = state.reserved.max(self.pod.log_epoch).max(pod.log_epoch);
+            let least = state.read.next_epoch(known, transitions);
+            let reserve = timeout(RESERVED_WITHIN, self.source.reserve(&pod, least));
+            let stored = self.drain.run_until_cancelled(reserve).await?;
+            let error = match stored.unwrap_or(Err(Error::Timeout)) {
+                Ok(epoch) => {
+                    state.reserved = epoch;
+                    return Some(epoch);
+                }
+                // Whose pod is gone has no reader after this one.
+                Err(Error::Gone) => {
+                    state.reserved = least;
+                    return Some(least);
+                }
+                Err(error) => error,
+            };
+            if failures == 0 {
+                tracing::warn!(pod = &*self.pod.name, error = %Loggable(&error), "the epoch of a gap was not stored; trying again");
+            }
+            let delay = Duration::from_millis(200 << failures.min(5)).min(MAX_BACKOFF);
+            failures = failures.saturating_add(1);
+            self.drain.run_until_cancelled(sleep(delay)).await?;
+        }
     }
 
     async fn refill(&self, state: &mut State<S, P>) {

@@ -33,6 +33,9 @@ struct File {
     breaks: Vec<usize>,
     opens: AtomicUsize,
     saved: Mutex<Option<String>>,
+    /// Epochs that were stored, and how often storing one fails before.
+    reserved: Mutex<Vec<u32>>,
+    unstored: AtomicUsize,
 }
 
 #[tonic::async_trait]
@@ -62,6 +65,18 @@ impl Source for File {
     async fn save(&self, _: &Pod, checkpoint: String) -> Result<(), Error> {
         *self.saved.lock().unwrap() = Some(checkpoint);
         Ok(())
+    }
+
+    async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
+        let fails = |left: usize| left.checked_sub(1);
+        let failed = self
+            .unstored
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fails);
+        if failed.is_ok() {
+            return Err(Error::Timeout);
+        }
+        self.reserved.lock().unwrap().push(least);
+        Ok(least)
     }
 }
 
@@ -438,6 +453,45 @@ async fn a_file_that_has_moved_on_gives_one_gap_record() {
     assert_eq!(end, End::Drained);
     let gaps = taken.iter().filter(|(_, m)| m.contains("missing")).count();
     assert_eq!((gaps, taken.len()), (1, 11), "{taken:?}");
+}
+
+#[tokio::test]
+async fn an_epoch_is_stored_before_it_is_used_and_is_above_all_that_were() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(80)[70..].to_vec(),
+        unstored: AtomicUsize::new(2),
+        ..Default::default()
+    };
+    let mut session = session(&host, file, Some(after(50)));
+    // A leader before had begun an epoch there, which was not acknowledged.
+    session.pod = Arc::new(Pod {
+        log_epoch: 7,
+        ..Pod::clone(&session.pod)
+    });
+    let source = session.source.clone();
+    let (ended, taken) = against(listener, |_| Some(Status::Ack), session.run()).await;
+    assert_eq!((ended.end, taken.len()), (End::Drained, 11));
+    assert_eq!(*source.reserved.lock().unwrap(), [8]);
+}
+
+#[tokio::test]
+async fn a_gap_whose_epoch_is_not_stored_is_left_to_the_next_leader() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(80)[70..].to_vec(),
+        unstored: AtomicUsize::new(usize::MAX),
+        ..Default::default()
+    };
+    let session = session(&host, file, Some(after(50)));
+    let drain = session.drain.clone();
+    let drains = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drain.cancel();
+    };
+    let both = futures::future::join(session.run(), drains);
+    let ((ended, ()), taken) = against(listener, |_| Some(Status::Ack), both).await;
+    assert_eq!((ended.end, taken), (End::HandedOver, vec![]));
 }
 
 #[tokio::test]

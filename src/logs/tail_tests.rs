@@ -136,6 +136,10 @@ impl Source for Arc<Node> {
     async fn save(&self, _: &Pod, _: String) -> Result<(), Error> {
         Ok(())
     }
+
+    async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
+        Ok(least)
+    }
 }
 
 fn reader(
