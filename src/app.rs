@@ -25,7 +25,7 @@ use crate::{
     logs::{self, Forwarder, HandlerClient, Nobody, Show},
     supervisor::{Signals, Supervisor},
     telemetry,
-    workers::{Drained, Manager, Parts, Tell},
+    workers::{self, Drained, Manager, Parts, Tell},
 };
 
 /// For what blocks a thread when all else has ended.
@@ -113,6 +113,8 @@ async fn serve_with(
     index.register(&mut registry);
     let logs = logs::Settings::new(&handler, &namespace, limits.log_drain_timeout);
     logs.register(&mut registry);
+    let worker_metrics = workers::Metrics::default();
+    worker_metrics.register(&mut registry);
     let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
     let (contender, leadership) = Contender::new(
         lease,
@@ -174,6 +176,7 @@ async fn serve_with(
         logs,
         policy,
         limits,
+        metrics: worker_metrics,
         pause,
         clocks,
     };
@@ -255,6 +258,7 @@ struct Leading {
     logs: logs::Settings,
     policy: Arc<Policy>,
     limits: crate::config::Limits,
+    metrics: workers::Metrics,
     pause: Pause,
     clocks: Clocks,
 }
@@ -270,6 +274,7 @@ impl Reign for Leading {
             drained: drained.clone(),
             policy: self.policy.clone(),
             limits: self.limits.clone(),
+            metrics: self.metrics.clone(),
             pause: self.pause.clone(),
             clocks: self.clocks.clone(),
             caught_up: caught_up.clone(),

@@ -12,7 +12,8 @@ use kube::Resource;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    COMMIT_SHA, LOG_CHECKPOINT, LOG_EPOCH, POD_KEY, REPOSITORY, TASK_ID, TERM, TRACEPARENT, crd::WorkerTask,
+    COMMIT_SHA, LOG_CHECKPOINT, LOG_EPOCH, POD_KEY, REPOSITORY, TASK_ID, TERM, TRACEPARENT,
+    crd::WorkerTask,
 };
 use crate::domain::{
     containers::{Container, Declared, Facts, RestartPolicy, RestartRule, State, Terminated},

@@ -6,6 +6,7 @@ pub mod conditions;
 pub mod containers;
 pub mod failure;
 pub mod janitor;
+pub mod last_word;
 pub mod lease;
 pub mod ledger;
 pub mod names;

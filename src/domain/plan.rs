@@ -21,6 +21,7 @@ use super::{
     queue::Attempt,
     retry::{self, Ending, Verdict},
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
+    transition,
     urgency::{self, Change},
     view,
 };
@@ -137,13 +138,11 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         if p.is_unstored_end(&stored, &record) {
             unstored_ends.insert(index);
         }
-        if let Some(told) = (seen.notified)(index).filter(|t| t.attempt == record.attempt)
-            && record
-                .notified
-                .is_none_or(|n| n.attempt < told.attempt || n.state < told.state)
-        {
-            record.notified = Some(told);
-        }
+        let pods = transition::Pods {
+            live: p.live,
+            gone: p.gone,
+        };
+        transition::carry(&mut record, &stored, (seen.notified)(index), pods);
         p.deletions(&stored, &mut record);
         workers.push(record);
     }

@@ -1,10 +1,15 @@
 //! A task and its workers, as the WorkerTask stores them.
+mod applied;
 mod kept;
+mod past;
 mod row;
 mod schema;
 mod stored;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -12,7 +17,9 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::names;
+pub use applied::Verb;
 pub use kept::Kept;
+pub use past::{MAX_PAST, Past};
 pub(super) use stored::fit;
 #[cfg(test)]
 pub(crate) use stored::tests::longest;
@@ -324,6 +331,8 @@ pub struct WorkerRecord {
     pub stopping: bool,
     /// The last transition that otto-handler took.
     pub notified: Option<Notified>,
+    /// Attempts before this one that otto-handler has not heard all of, oldest first.
+    pub past: Vec<Past>,
     /// No pod of this attempt before this time (backoff).
     pub not_before: Option<i64>,
     /// Failures counted against the retry budget so far.
@@ -351,6 +360,24 @@ pub enum NotifiedState {
     Completed,
     Failed,
     Terminated,
+}
+
+impl Notified {
+    /// Whether a worker comes to `next` after this. An attempt has one end: the three
+    /// ends are ordered for comparison, not in time.
+    pub fn is_before(self, next: Self) -> bool {
+        match next.attempt.cmp(&self.attempt) {
+            Ordering::Greater => true,
+            Ordering::Equal => next.state > self.state && !self.state.is_end(),
+            Ordering::Less => false,
+        }
+    }
+
+    /// The later one of two.
+    pub fn latest(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let both = one.into_iter().chain(other);
+        both.max_by_key(|n| (n.attempt, n.state))
+    }
 }
 
 impl NotifiedState {

@@ -53,6 +53,7 @@ pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
 fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let pods = |w: &WorkerRecord| WorkerRecord {
         notified: None,
+        past: Vec::new(),
         ..w.clone()
     };
     pods(known) != pods(new)

@@ -29,7 +29,7 @@ use crate::{
     domain::{
         names,
         pod::Pod,
-        task::{Task, TaskSpec},
+        task::{MAX_PAST, Notified, Task, TaskSpec},
         unread::Unread,
         victims,
     },
@@ -84,6 +84,9 @@ struct Seen {
     relabelled: usize,
     /// Tasks that were deleted and made again in one moment.
     remade: usize,
+    /// Attempts that otto-handler heard of after another leader had left them behind, or
+    /// while it was told of others.
+    retries: usize,
 }
 
 /// What a new leader lists beside its watches, on the way to its index.
@@ -103,6 +106,8 @@ struct World {
     listed: Option<Listed>,
     /// Calls of former leaders that are still on their way.
     stale: Vec<(leader::Work, String)>,
+    /// What otto-handler heard of each worker, each transition once.
+    heard: BTreeMap<(String, u32), Vec<Notified>>,
 }
 
 impl World {
@@ -115,6 +120,7 @@ impl World {
             leader: Leader::new(0, String::new()),
             listed: None,
             stale: Vec::new(),
+            heard: BTreeMap::new(),
         };
         world.change_leader();
         world
@@ -228,6 +234,9 @@ impl World {
 
     fn judge(&mut self, index: &Index, name: &str, tell: bool) {
         let ends = self.leader.plan(index, name, self.server.now, tell);
+        for (worker, transition) in std::mem::take(&mut self.leader.heard) {
+            self.hear(worker, transition);
+        }
         let ended = &self.replicas[self.leader.replica].ended;
         for uid in &ends.lost {
             assert!(
@@ -247,6 +256,36 @@ impl World {
         let is_gone = |uid: &&String| ended.contains(*uid) && gone.iter().any(|p| p.uid == **uid);
         self.seen.ends_of_gone += ends.known.iter().filter(is_gone).count();
         self.seen.lost += ends.lost.len();
+    }
+
+    /// Each attempt begins after the one before it was heard of, whoever tells it. Ends that
+    /// were decided and not stored are another matter.
+    fn hear(&mut self, worker: (String, u32), new: Notified) {
+        let heard = self.heard.entry(worker.clone()).or_default();
+        if heard.contains(&new) {
+            return;
+        }
+        if new.state.is_end() {
+            heard.push(new);
+            return;
+        }
+        let last = heard.iter().rfind(|n| !n.state.is_end());
+        assert!(
+            last.is_none_or(|last| last.is_before(new)),
+            "{new:?} of {worker:?} comes after {heard:?}"
+        );
+        let (uid, index) = worker.clone();
+        let is_missed = |attempt: &u32| {
+            let is_heard = heard.iter().any(|n| n.attempt == *attempt);
+            !is_heard && self.server.made_pod(&uid, index, *attempt)
+        };
+        let missed = (1..new.attempt).rev().take(MAX_PAST).find(is_missed);
+        assert!(
+            missed.is_none(),
+            "{worker:?}: {missed:?} is missing in {heard:?}, then {new:?}"
+        );
+        self.seen.retries += usize::from(new.attempt > 1);
+        heard.push(new);
     }
 
     fn call(&mut self) {
@@ -603,6 +642,7 @@ fn index_and_plan_do_not_drift_whatever_happens_to_watches_calls_and_leaders() {
         ("events that could not be decoded", seen.unread, least / 10),
         ("pods relabelled", seen.relabelled, least / 20),
         ("tasks remade", seen.remade, least / 20),
+        ("transitions of retries", seen.retries, least / 4),
     ] {
         assert!(count >= least, "only {count} {what}: {seen:?}");
     }

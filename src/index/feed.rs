@@ -141,10 +141,14 @@ impl Sink<WorkerTask> for TaskFeed {
             .reached
             .send_modify(|(tasks, _)| *tasks = version.max(*tasks));
         if self.0.read().has_unclaimed() {
+            let mut orphaned = BTreeSet::new();
             self.0.change(|s| {
-                s.heard_of_tasks(version);
+                orphaned = s.heard_of_tasks(version);
                 None
             });
+            for task in orphaned {
+                self.0.announce(task, true);
+            }
         }
     }
 }

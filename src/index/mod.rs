@@ -6,6 +6,7 @@
 //! a change is announced after it can be read; what one answer tells of a task and
 //! its pods was true at one moment. Readers share one lock, never held across an
 //! await.
+mod departed;
 #[cfg(test)]
 mod drift_tests;
 mod feed;
@@ -14,7 +15,7 @@ mod state;
 mod unread;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -84,6 +85,16 @@ pub struct TaskWithPods {
     pub gone: Vec<Arc<Pod>>,
 }
 
+/// A task that is being deleted, or was before it had finished.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    pub task: Arc<Task>,
+    /// Its pods that are there still.
+    pub live: Vec<Arc<Pod>>,
+    /// The last states of those that went.
+    pub gone: Vec<Arc<Pod>>,
+}
+
 /// A worker and the task it belongs to.
 #[derive(Debug, Clone)]
 pub struct Worker {
@@ -142,6 +153,13 @@ impl Index {
         self.read().tasks.get(name).cloned()
     }
 
+    /// The task with this id. Ids may share a name, by chance or on purpose: a name
+    /// holds 32 bits of a hash.
+    pub fn task_of_id(&self, id: &str) -> Option<Arc<Task>> {
+        self.task(&names::task_name(id))
+            .filter(|task| task.spec.task_id == id)
+    }
+
     /// By name, so that a task list is stable.
     pub fn tasks(&self) -> Vec<Arc<Task>> {
         self.read().tasks.values().cloned().collect()
@@ -179,6 +197,57 @@ impl Index {
     /// Registers what an operator sees of the index.
     pub fn register(&self, registry: &mut Registry) {
         self.0.undecodable.register(registry);
+    }
+
+    /// Whether [`Self::ending`] may find something: cheap, for mostly nothing does.
+    pub fn may_end(&self, name: &str) -> bool {
+        let state = self.read();
+        let task = state.tasks.get(name).filter(|t| !t.deleting);
+        state.departed.has_name(name) || task.is_none_or(|t| state.has_others_pods(t))
+    }
+
+    /// The tasks of this name that end by a deletion. Of one that went before this replica
+    /// came only its pods are known.
+    pub fn ending(&self, name: &str) -> Vec<Ending> {
+        let told = self.told().0;
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.depart_orphans(name, told);
+        let deleting = state.tasks.get(name).filter(|t| t.deleting).cloned();
+        let deleting = deleting.map(|task| (task, state.gone_of(name)));
+        let live = state.pods_of(name);
+        let all = deleting.into_iter().chain(state.departed.named(name));
+        all.map(|(task, known)| {
+            let of_task = |p: &&Arc<Pod>| *p.task_uid == *task.uid;
+            let live: Vec<_> = live.iter().filter(of_task).cloned().collect();
+            let is_gone = |p: &&Arc<Pod>| !live.iter().any(|l| l.uid == p.uid);
+            let gone = known.iter().filter(of_task).filter(is_gone).cloned();
+            Ending {
+                gone: gone.collect(),
+                task,
+                live,
+            }
+        })
+        .collect()
+    }
+
+    /// Names of tasks that may end by a deletion: such that went, such that go, and those
+    /// of pods whose task is not known.
+    pub fn ending_names(&self) -> BTreeSet<Arc<str>> {
+        let state = self.read();
+        let going = state.tasks.values().filter(|t| t.deleting);
+        let going = going.chain(state.departed.tasks());
+        let going = going.map(|t| Arc::from(t.name.as_str()));
+        let unknown = state.pods.values().filter(|p| !state.is_known(p));
+        going.chain(unknown.map(|p| p.task.clone())).collect()
+    }
+
+    /// Whether a task is there, or was a while ago, by its uid. Forgets those that went
+    /// long ago.
+    pub fn remembered(&self) -> HashSet<String> {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.departed.forget_old();
+        let tasks = state.tasks.values().chain(state.departed.tasks());
+        tasks.map(|t| t.uid.clone()).collect()
     }
 
     pub fn pod(&self, name: &str) -> Option<Arc<Pod>> {
@@ -361,6 +430,46 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::task::TaskSpec;
+
+    /// Two task ids with the same name.
+    fn colliding() -> (String, String) {
+        let mut seen = HashMap::new();
+        let ids = (0..).map(|n| format!("{}-{n}", "x".repeat(60)));
+        for id in ids {
+            if let Some(other) = seen.insert(names::task_name(&id), id.clone()) {
+                return (other, id);
+            }
+        }
+        unreachable!("names are finite")
+    }
+
+    #[test]
+    fn a_task_is_found_by_its_id_not_by_a_name_that_another_id_shares() {
+        let (known, other) = colliding();
+        assert_ne!(known, other);
+        let index = Index::default();
+        index.wrote_task(Task {
+            name: names::task_name(&known),
+            uid: "u".into(),
+            resource_version: 1,
+            spec: TaskSpec {
+                task_id: known.clone(),
+                workers: 2,
+                ..TaskSpec::default()
+            },
+            ..Task::default()
+        });
+        let workers = |id: &String| {
+            let task_id = Some(id.clone());
+            let selection = Selection {
+                task_id,
+                ..Selection::default()
+            };
+            index.workers(&selection).len()
+        };
+        assert_eq!((workers(&known), workers(&other)), (2, 0));
+    }
 
     #[test]
     fn who_follows_a_task_hears_of_no_other_and_is_forgotten_when_gone() {

@@ -4,6 +4,7 @@ use std::{
     sync::Arc,
 };
 
+use super::departed::Departed;
 use super::unread::Unreads;
 use crate::domain::{
     pod::Pod,
@@ -51,6 +52,8 @@ pub(super) struct State {
     unread_pods: Unreads,
     /// What the known tasks take.
     pub(super) bytes: Bytes,
+    /// Tasks that were deleted before they had finished.
+    pub(super) departed: Departed,
 }
 
 /// Bytes of stored tasks.
@@ -110,6 +113,10 @@ impl State {
             return None;
         }
         self.unread_tasks.read(&name, task.resource_version);
+        let former = self.tasks.get(&name).filter(|t| t.uid != task.uid).cloned();
+        if let Some(former) = former {
+            self.depart(&former);
+        }
         self.bury(&name, &task);
         self.adopt(&name, &task);
         task.bytes = task.stored_bytes();
@@ -134,6 +141,7 @@ impl State {
         }
         if let Some(task) = is_known.then(|| self.tasks.remove(name)).flatten() {
             self.bytes.subtract(&task);
+            self.depart(&task);
         }
         let name = Arc::from(name);
         self.unearth(&name, |pod| *pod.task_uid == *uid);
@@ -198,18 +206,47 @@ impl State {
         self.unread_tasks.iter()
     }
 
-    /// The tasks' watch has told everything up to `version` (one count for tasks
-    /// and pods): who is not known by now has gone, with all that his pods left.
-    pub(super) fn heard_of_tasks(&mut self, version: u64) {
-        while self.unclaimed.first().is_some_and(|(v, _)| *v <= version) {
-            let Some((_, uid)) = self.unclaimed.pop_first() else {
-                return;
-            };
-            if let Some(pod) = self.gone.get(&uid).filter(|p| !self.is_known(p)) {
-                let task = pod.task.clone();
-                self.unearth(&task, |pod| pod.uid == uid);
+    /// Remembers a task that goes before it has finished, or before its pods have gone.
+    fn depart(&mut self, task: &Task) {
+        let of_task = |p: &Arc<Pod>| *p.task_uid == *task.uid;
+        let live = self.pods_of(&task.name).into_iter().filter(of_task);
+        let gone = self.gone_of(&task.name).into_iter().filter(of_task);
+        let pods: Vec<_> = gone.chain(live).collect();
+        if !task.status.phase.is_finished() || !pods.is_empty() {
+            self.departed.add(task, pods);
+        }
+    }
+
+    /// Remembers pods of this name whose task went before this replica came: the tasks'
+    /// watch has told everything up to `version`.
+    pub(super) fn depart_orphans(&mut self, name: &str, version: u64) {
+        for pod in self.pods_of(name) {
+            let is_seen = !pod.task_uid.is_empty() && pod.resource_version <= version;
+            if is_seen && !self.is_known(&pod) {
+                self.departed.add_orphan(&pod);
             }
         }
+    }
+
+    /// The tasks' watch has told everything up to `version` (one count for tasks
+    /// and pods): who is not known by now has gone, with all that his pods left. The names
+    /// of such tasks.
+    pub(super) fn heard_of_tasks(&mut self, version: u64) -> BTreeSet<Arc<str>> {
+        let mut orphaned = BTreeSet::new();
+        while self.unclaimed.first().is_some_and(|(v, _)| *v <= version) {
+            let Some((_, uid)) = self.unclaimed.pop_first() else {
+                break;
+            };
+            if let Some(pod) = self.gone.get(&uid).filter(|p| !self.is_known(p)) {
+                let pod = pod.clone();
+                self.unearth(&pod.task, |pod| pod.uid == uid);
+                if !pod.task_uid.is_empty() {
+                    self.departed.add_orphan(&pod);
+                    orphaned.insert(pod.task.clone());
+                }
+            }
+        }
+        orphaned
     }
 
     pub(super) fn has_unclaimed(&self) -> bool {
@@ -235,8 +272,15 @@ impl State {
             || self.unread_pods.has(name, uid)
     }
 
+    /// Pods of another task have this one's name.
+    pub(super) fn has_others_pods(&self, task: &Task) -> bool {
+        let pods = self.by_task.get(task.name.as_str()).into_iter();
+        let mut pods = pods.flat_map(BTreeMap::values);
+        pods.any(|p| *p.task_uid != *task.uid)
+    }
+
     /// The pod's task is.
-    fn is_known(&self, pod: &Pod) -> bool {
+    pub(super) fn is_known(&self, pod: &Pod) -> bool {
         let task = self.tasks.get(&pod.task);
         task.is_some_and(|t| *t.uid == *pod.task_uid)
             || self.unread_tasks.has(&pod.task, &pod.task_uid)
@@ -275,6 +319,7 @@ impl State {
         }
         let (task, soon) = (pod.task.clone(), !pod.waits());
         let pod = Arc::new(pod);
+        self.departed.note(&pod);
         of_task.insert(pod.name.clone(), pod.clone());
         *self
             .by_repository
@@ -295,6 +340,7 @@ impl State {
         // A forced deletion may tell an older status than we know.
         let soon = !known.worker_has_ended();
         let last = if soon { Arc::new(last) } else { known.clone() };
+        self.departed.note(&last);
         let task = last.task.clone();
         self.remove(&last.name, &task);
         self.entomb(&last);

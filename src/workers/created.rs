@@ -64,6 +64,8 @@ impl Manager {
             WorkerPhase::Succeeded | WorkerPhase::Failed => true,
             // Wanted again: its next attempt follows.
             WorkerPhase::Terminated => false,
+            // A newer version looks after it.
+            WorkerPhase::Unknown => true,
             WorkerPhase::Queued | WorkerPhase::Pending | WorkerPhase::Running => {
                 let uid = w.record.uid.as_deref();
                 !w.record.stopping && uid.is_some_and(|uid| alive.contains(uid))

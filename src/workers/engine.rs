@@ -28,6 +28,7 @@ use super::{
 use crate::{
     domain::{
         janitor::{self, History},
+        last_word,
         ledger::{Ledger, Stage},
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
@@ -37,7 +38,7 @@ use crate::{
         urgency::{self, Change},
     },
     election::LeaderTime,
-    index,
+    index::{self, Ending},
 };
 
 /// Between two plans of a task: a burst of events is one plan; more of it for each
@@ -78,6 +79,8 @@ pub(super) struct Engine {
     held: HashMap<Arc<str>, Instant>,
     /// Tasks that are left alone, with the uid and version of what cannot be decoded.
     left: HashMap<Arc<str>, (String, u64)>,
+    /// The task that each name stands for in all of these, by uid.
+    uids: HashMap<Arc<str>, String>,
 }
 
 impl Engine {
@@ -98,6 +101,7 @@ impl Engine {
             paces: Paces::default(),
             held: HashMap::new(),
             left: HashMap::new(),
+            uids: HashMap::new(),
         }
     }
 
@@ -188,6 +192,9 @@ impl Engine {
         for task in self.shared.index.unread_tasks() {
             self.due.by(task.name, now);
         }
+        for name in self.shared.index.ending_names() {
+            self.due.by(name, now);
+        }
     }
 
     /// Looks again at what is under way, whatever the watches told, and removes
@@ -198,6 +205,14 @@ impl Engine {
         for task in tasks.iter().filter(|t| !t.status.phase.is_finished()) {
             self.due.by(Arc::from(task.name.as_str()), now);
         }
+        for name in self.shared.index.ending_names() {
+            self.due.by(name, now);
+        }
+        let remembered = self.shared.index.remembered();
+        self.offers.retain(|uid| remembered.contains(uid));
+        self.shared
+            .notified()
+            .retain(|uid, _| remembered.contains(&**uid));
         let unread = self.shared.index.unread_tasks();
         let most = self.shared.limits.max_stored_bytes;
         let most = History {
@@ -291,15 +306,38 @@ impl Engine {
                 self.leave(&name, &unread);
                 continue;
             }
-            match self.shared.index.task(&name) {
-                Some(task) if !task.deleting && !self.shared.may_judge(&task) => {
-                    if act {
-                        self.adopt(name, task);
-                    }
-                }
-                Some(task) if !task.deleting => self.plan(name, task, act).await,
-                _ => self.dropped(&name),
+            if self.shared.caught_up.is_cancelled() && self.shared.index.may_end(&name) {
+                self.say_last_words(&name).await;
             }
+            let task = self.shared.index.task(&name).filter(|t| !t.deleting);
+            // Of a task that went, or was made anew under its name, nothing is remembered.
+            let uid = task.as_ref().map(|t| t.uid.clone());
+            if self.uids.get(&name) != uid.as_ref() {
+                self.dropped(&name);
+                if let Some(uid) = uid {
+                    self.uids.insert(name.clone(), uid);
+                }
+            }
+            match task {
+                Some(task) if self.shared.may_judge(&task) => self.plan(name, task, act).await,
+                Some(task) if act => self.adopt(name, task),
+                _ => {}
+            }
+        }
+    }
+
+    /// Offers what there is to tell of tasks of this name that end by a deletion.
+    async fn say_last_words(&mut self, name: &Arc<str>) {
+        for Ending { task, live, gone } in self.shared.index.ending(name) {
+            let workers = {
+                let notified = self.shared.notified();
+                let told = notified.get(&*task.uid);
+                let told = |index| told?.get(&index).copied();
+                last_word::workers(&task, &live, &gone, &told, self.time.now())
+            };
+            // There is nothing left that could store an end.
+            let unstored = BTreeSet::new();
+            self.offers.offer(name, &task, &workers, &unstored).await;
         }
     }
 
@@ -337,10 +375,9 @@ impl Engine {
         self.held.remove(name);
         self.ledger.forget(name);
         self.is_absent(name, 0);
-        self.offers.forget(name);
+        self.uids.remove(name);
         self.admission.forget(name);
         self.left.remove(name);
-        self.shared.notified().remove(name);
         self.shared.refused().remove(name);
     }
 
@@ -411,7 +448,7 @@ impl Engine {
         let times = self.ledger.observe(task, &[pods, gone], now);
         let since = |pod: &Pod, stage| times.since(pod, stage).unwrap_or(now);
         let (notified, refused) = (self.shared.notified(), self.shared.refused());
-        let (notified, refused) = (notified.get(name), refused.get(name));
+        let (notified, refused) = (notified.get(&*task.uid), refused.get(name));
         let limits = &self.shared.limits;
         let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
         let seen = Observed {

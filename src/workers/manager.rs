@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drained::Drained,
     engine::Engine,
+    metrics::Metrics,
     notify::{self, Courier, Tell},
     shared::Shared,
 };
@@ -33,6 +34,7 @@ pub struct Parts {
     pub drained: Drained,
     pub policy: Arc<Policy>,
     pub limits: config::Limits,
+    pub metrics: Metrics,
     pub pause: Pause,
     /// Deadlines run on the leader's; it is compared with the API server's.
     pub clocks: Clocks,
@@ -72,6 +74,7 @@ impl Manager {
                 policy: parts.policy.clone(),
                 drained: parts.drained.clone(),
                 limits: parts.limits.clone(),
+                metrics: parts.metrics.clone(),
                 pause: parts.pause.clone(),
                 clocks: parts.clocks.clone(),
                 absent: AtomicUsize::new(0),

@@ -3,7 +3,10 @@
 //! What holds: of a worker at most one notification is under way; one that is
 //! not taken is tried again with backoff, and the worker's later ones wait for
 //! it; what was taken is stored with the task's next status write, so a new
-//! leader repeats at most what was not.
+//! leader repeats at most what was not. A worker is known by its task's uid: a task
+//! that was made anew under its id has workers of its own. What otto-handler refuses
+//! for TASK_TTL is given up, and so is what it cannot be told for so long of a task
+//! that is gone.
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -38,14 +41,25 @@ const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// Of a drain, for what is under way.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// Why a notification was not taken; it is worth another try.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// otto-handler cannot be reached, or does not answer.
+    #[error("{0}")]
+    Away(String),
+    /// otto-handler answered ERROR, or a status that says the same.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Where notifications go.
 #[tonic::async_trait]
 pub trait Tell: Send + Sync + 'static {
-    /// Whether otto-handler took it (RECEIVED or IGNORED).
+    /// Returns once otto-handler has taken it (RECEIVED or IGNORED).
     ///
     /// # Errors
-    /// otto-handler is away or answered ERROR; try again.
-    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), String>;
+    /// See [`Untold`].
+    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold>;
 }
 
 /// A worker with something to tell.
@@ -61,8 +75,8 @@ pub(super) struct Offer {
 #[derive(Debug)]
 pub(super) struct Offers {
     inbox: mpsc::Sender<Offer>,
-    /// The last transition that was offered.
-    offered: HashMap<Arc<str>, HashMap<u32, Notified>>,
+    /// The last transition that was offered, by the task's uid.
+    offered: HashMap<String, HashMap<u32, Notified>>,
 }
 
 pub(super) fn channel() -> (Offers, mpsc::Receiver<Offer>) {
@@ -89,7 +103,7 @@ impl Offers {
             let Some(latest) = transition::latest(record) else {
                 continue;
             };
-            let known = self.offered.entry(name.clone()).or_default();
+            let known = self.offered.entry(task.uid.clone()).or_default();
             if known.insert(record.index, latest) == Some(latest) {
                 continue;
             }
@@ -105,17 +119,22 @@ impl Offers {
         ends
     }
 
-    /// Of a task that went.
-    pub(super) fn forget(&mut self, name: &Arc<str>) {
-        self.offered.remove(name);
+    /// Forgets tasks that went, by uid.
+    pub(super) fn retain(&mut self, is_remembered: impl Fn(&str) -> bool) {
+        self.offered.retain(|uid, _| is_remembered(uid));
     }
 }
 
+/// The task's uid, and the worker's index.
 type Worker = (Arc<str>, u32);
 
 struct Waiting {
     offer: Offer,
+    /// Of the next notification, in a row.
     failures: u32,
+    /// Since when it fails, and since when otto-handler refuses it.
+    failing: Option<Instant>,
+    refused: Option<Instant>,
 }
 
 pub(super) struct Courier {
@@ -125,7 +144,7 @@ pub(super) struct Courier {
     waiting: HashMap<Worker, Waiting>,
     /// Those that wait for their turn; the others are under way.
     due: Timetable<Worker>,
-    under_way: JoinSet<(Worker, Notified, Result<(), String>)>,
+    under_way: JoinSet<(Worker, Notified, Result<(), Untold>)>,
 }
 
 impl Courier {
@@ -172,16 +191,23 @@ impl Courier {
 
     /// A newer record replaces an older one; what is under way goes on.
     fn take(&mut self, offer: Offer) {
-        let key = (offer.name.clone(), offer.record.index);
+        let key = (Arc::from(offer.task.uid.as_str()), offer.record.index);
         match self.waiting.get_mut(&key) {
             Some(waiting) => {
-                let notified = newest(waiting.offer.record.notified, offer.record.notified);
+                let known = waiting.offer.record.notified;
+                let notified = Notified::latest(known, offer.record.notified);
                 waiting.offer = offer;
                 waiting.offer.record.notified = notified;
             }
             None => {
                 self.due.by(key.clone(), Instant::now());
-                self.waiting.insert(key, Waiting { offer, failures: 0 });
+                let waiting = Waiting {
+                    offer,
+                    failures: 0,
+                    failing: None,
+                    refused: None,
+                };
+                self.waiting.insert(key, waiting);
             }
         }
     }
@@ -209,51 +235,94 @@ impl Courier {
 
     fn ended(
         &mut self,
-        ended: Result<(Worker, Notified, Result<(), String>), tokio::task::JoinError>,
+        ended: Result<(Worker, Notified, Result<(), Untold>), tokio::task::JoinError>,
     ) {
         let Ok((key, told, result)) = ended else {
             return;
         };
-        let Some(waiting) = self.waiting.get_mut(&key) else {
+        match result {
+            Ok(()) => self.took(&key, told),
+            Err(error) => self.not_taken(&key, &error),
+        }
+    }
+
+    /// The worker is told of up to that transition.
+    fn took(&mut self, key: &Worker, told: Notified) {
+        let Some(waiting) = self.waiting.get_mut(key) else {
             return;
         };
-        match result {
-            Ok(()) => {
-                waiting.failures = 0;
-                waiting.offer.record.notified = newest(waiting.offer.record.notified, Some(told));
-                match transition::next(&waiting.offer.record) {
-                    Some(_) => self.due.by(key.clone(), Instant::now()),
-                    None => drop(self.waiting.remove(&key)),
-                }
-                self.shared.took(&key.0, key.1, told);
-            }
-            Err(error) => {
-                if waiting.failures == 0 {
-                    tracing::warn!(task = %key.0, worker = key.1, error, "otto-handler did not take a notification; trying again");
-                }
-                let delay = Duration::from_millis(100 << waiting.failures.min(8)).min(MAX_BACKOFF);
-                waiting.failures += 1;
-                self.due.by(key, Instant::now() + delay);
-            }
+        waiting.failures = 0;
+        (waiting.failing, waiting.refused) = (None, None);
+        let record = &mut waiting.offer.record;
+        record.notified = Notified::latest(record.notified, Some(told));
+        let name = waiting.offer.name.clone();
+        match transition::next(record) {
+            Some(_) => self.due.by(key.clone(), Instant::now()),
+            None => drop(self.waiting.remove(key)),
         }
+        self.shared.took(&name, &key.0, key.1, told);
+    }
+
+    fn not_taken(&mut self, key: &Worker, error: &Untold) {
+        let Some(waiting) = self.waiting.get_mut(key) else {
+            return;
+        };
+        let now = Instant::now();
+        let failing = *waiting.failing.get_or_insert(now);
+        let refused = match error {
+            Untold::Refused(_) => Some(*waiting.refused.get_or_insert(now)),
+            Untold::Away(_) => None,
+        };
+        let task = self.shared.index.task(&waiting.offer.name);
+        let is_gone = task.is_none_or(|t| t.uid != waiting.offer.task.uid);
+        // A task that is there waits for an otto-handler that is away.
+        let since = refused.or_else(|| is_gone.then_some(failing));
+        let name = &waiting.offer.name;
+        if since.is_some_and(|since| now - since >= self.shared.limits.task_ttl) {
+            let latest = transition::latest(&waiting.offer.record);
+            tracing::error!(task = %name, worker = key.1, %error, "otto-handler was told of a worker in vain until TASK_TTL; given up");
+            self.shared.metrics.given_up.inc();
+            match latest {
+                Some(latest) => self.took(key, latest),
+                None => drop(self.waiting.remove(key)),
+            }
+            return;
+        }
+        if waiting.failures == 0 {
+            tracing::warn!(task = %name, worker = key.1, %error, "otto-handler did not take a notification; trying again");
+        }
+        let delay = Duration::from_millis(100 << waiting.failures.min(8)).min(MAX_BACKOFF);
+        waiting.failures = waiting.failures.saturating_add(1);
+        self.due.by(key.clone(), now + delay);
     }
 }
 
-fn newest(a: Option<Notified>, b: Option<Notified>) -> Option<Notified> {
-    a.into_iter().chain(b).max_by_key(|n| (n.attempt, n.state))
-}
-
+/// What is told of a transition: of the attempt that passed it, which may be one before
+/// the newest.
 fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerStatusNotification {
-    let (status, at) = match told.state {
-        NotifiedState::Created => (StatusType::Created, record.created),
-        NotifiedState::Running => (StatusType::Running, record.started),
-        NotifiedState::Completed => (StatusType::Completed, record.finished),
-        NotifiedState::Failed => (StatusType::Failed, record.finished),
-        NotifiedState::Terminated => (StatusType::Terminated, record.finished),
+    let past = record.past.iter().find(|p| p.attempt == told.attempt);
+    let past = past.filter(|_| told.attempt != record.attempt);
+    let [created, started, finished] = match past {
+        Some(past) => [past.created, past.started, past.finished],
+        None => [record.created, record.started, record.finished],
     };
+    let (status, at) = match told.state {
+        NotifiedState::Created => (StatusType::Created, created),
+        NotifiedState::Running => (StatusType::Running, started),
+        NotifiedState::Completed => (StatusType::Completed, finished),
+        NotifiedState::Failed => (StatusType::Failed, finished),
+        NotifiedState::Terminated => (StatusType::Terminated, finished),
+    };
+    // Of an attempt that is long gone at least when the next one was queued is known.
+    let at = at.or_else(|| past.and(record.queued));
     let at = at
         .and_then(|s| jiff::Timestamp::from_second(s).ok())
         .unwrap_or_else(jiff::Timestamp::now);
+    let (reason, exit_code) = match past {
+        Some(_) if told.state.is_end() => ("ScaledDown", None),
+        Some(_) => ("", None),
+        None => (record.reason.as_str(), record.exit_code),
+    };
     let mut metadata = HashMap::from([
         ("attempt".to_owned(), told.attempt.to_string()),
         // The same on every repeat.
@@ -266,13 +335,9 @@ fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerSta
         ),
     ]);
     if told.state.is_end() {
-        metadata.extend(
-            record
-                .exit_code
-                .map(|code| ("exit-code".to_owned(), code.to_string())),
-        );
-        if !record.reason.is_empty() {
-            metadata.insert("reason".to_owned(), record.reason.clone());
+        metadata.extend(exit_code.map(|code| ("exit-code".to_owned(), code.to_string())));
+        if !reason.is_empty() {
+            metadata.insert("reason".to_owned(), reason.to_owned());
         }
     }
     WorkerStatusNotification {
@@ -280,7 +345,7 @@ fn notification(task: &Task, record: &WorkerRecord, told: Notified) -> WorkerSta
         task_id: task.spec.task_id.clone(),
         status: status.into(),
         timestamp: at.to_string(),
-        reason: record.reason.clone(),
+        reason: reason.to_owned(),
         metadata,
     }
 }
@@ -334,11 +399,20 @@ mod tests {
         offers
             .offer(&name, &task, &[worker.clone()], &all_stored)
             .await;
-        offers.forget(&name);
-        offers.offer(&name, &task, &[worker], &all_stored).await;
+        let anew = Arc::new(Task {
+            uid: "another".into(),
+            ..Task::default()
+        });
+        offers.offer(&name, &anew, &[worker], &all_stored).await;
+        offers.retain(|uid| uid == "another");
+        assert_eq!(offers.offered.len(), 1);
         assert_eq!(
             (inbox.try_recv().is_ok(), inbox.try_recv().is_ok()),
             (true, true)
         );
     }
 }
+
+#[cfg(test)]
+#[path = "notify_tests.rs"]
+mod history_tests;

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod as K8sPod;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::drained::Drained;
+use super::{drained::Drained, metrics::Metrics};
 use crate::{
     cluster::{
         crd::WorkerTask,
@@ -26,7 +26,7 @@ use crate::{
     telemetry,
 };
 
-/// By task, then worker index.
+/// By the task's uid, then worker index: a name may be another task's by now.
 pub(super) type Told = HashMap<Arc<str>, HashMap<u32, Notified>>;
 /// By task, then worker index and attempt.
 pub(super) type Refused = HashMap<Arc<str>, HashMap<(u32, u32), String>>;
@@ -51,6 +51,7 @@ pub(super) struct Shared {
     pub(super) shed: Notify,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
+    pub(super) metrics: Metrics,
     /// The index knows all that the predecessor wrote.
     pub(super) caught_up: CancellationToken,
     pub(super) drain: CancellationToken,
@@ -175,13 +176,14 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn took(&self, task: &Arc<str>, index: u32, told: Notified) {
+    /// otto-handler took this, of the task with that name and uid.
+    pub(super) fn took(&self, name: &Arc<str>, uid: &Arc<str>, index: u32, told: Notified) {
         self.notified()
-            .entry(task.clone())
+            .entry(uid.clone())
             .or_default()
             .insert(index, told);
         // An end may wait for this to be stored; of the rest each plan would look at all.
-        self.index.announce(task.clone(), told.state.is_end());
+        self.index.announce(name.clone(), told.state.is_end());
     }
 }
 

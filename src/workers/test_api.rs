@@ -19,7 +19,7 @@ use super::{Drained, Manager, Metrics, Parts, Tell};
 use crate::{
     cluster::{POD_KEY, watch::Sink as _},
     config::Config,
-    election::{LeaderClient, Pause},
+    election::{Clocks, LeaderClient, Pause},
     index::{Index, PodFeed, TaskFeed},
 };
 
@@ -386,7 +386,6 @@ fn merge(target: &mut Value, patch: &Value) {
 pub(super) struct Leader {
     pub(super) manager: Manager,
     pub(super) pause: tokio::sync::watch::Sender<Option<Arc<str>>>,
-    pub(super) drained: Drained,
     pub(super) metrics: Metrics,
     _running: JoinSet<()>,
 }
@@ -399,15 +398,16 @@ impl Leader {
         let (pause, paused) = Pause::channel(false);
         let caught_up = CancellationToken::new();
         caught_up.cancel();
-        let (drained, metrics) = (Drained::default(), Metrics::default());
+        let metrics = Metrics::default();
         let manager = Manager::new(&Parts {
             client: LeaderClient::for_tests(api.client(), "n", term),
             index: api.index(),
-            drained: drained.clone(),
+            drained: Drained::default(),
             policy: Arc::new(config.worker),
             limits: config.limits,
             metrics: metrics.clone(),
             pause: paused,
+            clocks: Clocks::default(),
             caught_up,
             drain: CancellationToken::new(),
             lost: CancellationToken::new(),
@@ -418,7 +418,6 @@ impl Leader {
         Self {
             manager,
             pause,
-            drained,
             metrics,
             _running: running,
         }

@@ -12,7 +12,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, WorkerPhase, WorkerRecord,
+    MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, Past, WorkerPhase, WorkerRecord,
     stored::{Reason, Table},
 };
 
@@ -39,10 +39,15 @@ pub(super) struct Row {
     /// Which attempt's logs were cut, if not this one's; [`super::stored::Stored`] tells
     /// whose.
     cut: Option<u32>,
+    past: Option<Attempts>,
 }
 
 /// How many times a row has at most.
 const TIMES: usize = 7;
+
+/// Attempts before, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Attempts(Vec<Past>);
 
 /// Seconds after `since`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +97,7 @@ impl Row {
             failures: (w.failures > 0).then_some(w.failures),
             tries: (w.tries > 0).then_some(w.tries),
             cut: w.cut.filter(|cut| *cut != w.attempt),
+            past: (!w.past.is_empty()).then_some(Attempts(w.past)),
         }
     }
 
@@ -118,6 +124,7 @@ impl Row {
             failures: self.failures.unwrap_or(0),
             tries: self.tries.unwrap_or(0),
             cut: self.cut,
+            past: self.past.map_or(Vec::new(), |past| past.0),
             ..WorkerRecord::default()
         };
         for (n, at) in times(&mut record).into_iter().enumerate() {
@@ -159,7 +166,8 @@ impl Display for Row {
         put(f, "after", self.after)?;
         put(f, "failures", self.failures)?;
         put(f, "tries", self.tries)?;
-        put(f, "cut", self.cut)
+        put(f, "cut", self.cut)?;
+        put(f, "past", self.past.as_ref())
     }
 }
 
@@ -205,6 +213,8 @@ pub(super) fn parse(text: &str) -> Option<(Row, String)> {
             "failures" => decides(take(&mut row.failures, text)),
             "tries" => decides(take(&mut row.tries, text)),
             "cut" => decides(take(&mut row.cut, text)),
+            // Told again at worst.
+            "past" => row.past = value(text),
             "times" => {
                 row.times = value(text);
                 decides(row.times.as_ref().is_some_and(Times::is_understood));
@@ -288,6 +298,24 @@ impl FromStr for Times {
     }
 }
 
+impl Display for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, past) in self.0.iter().enumerate() {
+            let comma = if n > 0 { "," } else { "" };
+            write!(f, "{comma}{past}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Attempts {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.split(',').filter_map(value).collect()))
+    }
+}
+
 fn told_as(told: Notified, attempt: u32, phase: WorkerPhase) -> String {
     if told.attempt == attempt && phase.end() == Some(told.state) {
         return ALL.to_owned();
@@ -324,7 +352,8 @@ impl JsonSchema for Row {
                 queued, created, scheduled, prepared, started, first line, finished; times: each of \
                 them in seconds after that; stopping: ScaleDown took it; told: what otto-handler took \
                 last, attempt and state, or all; after: no pod before then; failures counted so far; tries that never started \
-                since; cut: the attempt whose logs were.",
+                since; cut: the attempt whose logs were; past: attempts before, of which otto-handler \
+                has not heard all.",
             "maxLength": 1024,
             // The form only: a newer version may have more phases and keys.
             "pattern": "^[0-9]{1,9} [A-Z][A-Za-z]{0,31}( [^ ]+)*$",

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    Condition, Counts, Kept, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
+    Condition, Counts, Kept, MAX_PAST, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
     row::{self, Row},
     schema,
 };
@@ -81,11 +81,22 @@ pub(super) struct Reason {
     pub(super) rest: BTreeMap<String, Value>,
 }
 
+/// Attempts before the newest ones, of all workers of a task; of those beyond it only the
+/// newest attempt is told.
+const MAX_ALL_PAST: usize = 800;
+
 /// Leaves out what would not be kept.
 pub(in crate::domain) fn fit(workers: &mut [WorkerRecord]) {
     for worker in workers.iter_mut().filter(|w| w.reason.len() > REASON) {
         let end = worker.reason.floor_char_boundary(REASON);
         worker.reason.truncate(end);
+    }
+    let mut past = 0;
+    for worker in workers.iter_mut() {
+        let surplus = worker.past.len().saturating_sub(MAX_PAST);
+        worker.past.drain(..surplus);
+        worker.past.truncate(MAX_ALL_PAST - past);
+        past += worker.past.len();
     }
     let (mut messages, mut reasons) = (HashSet::new(), HashSet::new());
     let (mut untold, mut other) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::domain::task::{
-    MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, REMEMBERED_REQUESTS, TaskSpec,
+    MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, Past, REMEMBERED_REQUESTS, TaskSpec,
     WorkerPhase,
 };
 
@@ -24,6 +24,20 @@ fn phase() -> impl Strategy<Value = WorkerPhase> {
     prop::sample::select(WorkerPhase::ALL.to_vec())
 }
 
+fn past() -> impl Strategy<Value = Past> {
+    let times = prop::array::uniform3(time());
+    (1_u32..4, times, any::<bool>()).prop_map(|(attempt, times, terminated)| {
+        let [created, started, finished] = times;
+        Past {
+            attempt,
+            created,
+            started,
+            finished,
+            terminated,
+        }
+    })
+}
+
 fn record() -> impl Strategy<Value = WorkerRecord> {
     let times = prop::array::uniform7(time());
     let texts = ("[a-c]?", "[a-z]{0,2}", "[n-p]?", "[0-9]?");
@@ -35,6 +49,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
         any::<bool>(),
         (prop::option::of(0_u32..4), 0_u32..3),
         prop::option::of(any::<i32>()),
+        prop::collection::vec(past(), 0..6),
     );
     (phase(), 1_u32..4, times, texts, rest).prop_map(|(phase, attempt, times, texts, rest)| {
         let [
@@ -47,7 +62,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             finished,
         ] = times;
         let (reason, message, node, ip) = texts;
-        let (told, not_before, failures, stopping, (cut, tries), exit_code) = rest;
+        let (told, not_before, failures, stopping, (cut, tries), exit_code, past) = rest;
         WorkerRecord {
             attempt,
             phase,
@@ -70,6 +85,7 @@ fn record() -> impl Strategy<Value = WorkerRecord> {
             failures,
             tries,
             cut,
+            past,
             ..WorkerRecord::default()
         }
     })
@@ -309,6 +325,16 @@ pub(crate) fn longest() -> (TaskSpec, TaskStatus) {
         failures: 10,
         tries: 99,
         cut: (n % 2 == 0).then_some(10),
+        past: vec![
+            Past {
+                attempt: 10,
+                created: Some(1_764_032_000),
+                started: Some(1_764_032_999),
+                finished: Some(1_764_118_400),
+                terminated: true,
+            };
+            MAX_PAST
+        ],
         ..WorkerRecord::default()
     });
     let mut status = status(workers.collect());

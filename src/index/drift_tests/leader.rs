@@ -165,6 +165,8 @@ pub(super) struct Leader {
     pub(super) drained: HashSet<String>,
     told: HashMap<(String, u32), Notified>,
     ledger: Ledger,
+    /// What otto-handler took since it was looked at: uid of the task, index.
+    pub(super) heard: Vec<((String, u32), Notified)>,
     /// The earliest time that a plan waits for.
     pub(super) wake_at: Option<i64>,
 }
@@ -181,6 +183,7 @@ impl Leader {
             drained: HashSet::new(),
             told: HashMap::new(),
             ledger: Ledger::default(),
+            heard: Vec::new(),
             wake_at: None,
         }
     }
@@ -260,7 +263,9 @@ impl Leader {
         self.wake_at = self.wake_at.into_iter().chain(plan.wake_at).min();
         for record in plan.status.workers.iter().filter(|_| tell) {
             if let Some(next) = transition::next(record) {
-                self.told.insert((task.uid.clone(), record.index), next);
+                let worker = (task.uid.clone(), record.index);
+                self.told.insert(worker.clone(), next);
+                self.heard.push((worker, next));
             }
         }
         for which in plan.creates {

@@ -339,6 +339,11 @@ impl Server {
         since.min().map_or(0, |at| self.now - at)
     }
 
+    /// A worker's attempt ever had a pod.
+    pub(super) fn made_pod(&self, task_uid: &str, index: u32, attempt: u32) -> bool {
+        self.made.contains(&(task_uid.to_owned(), index, attempt))
+    }
+
     fn put_pod(&mut self, pod: PodView) -> PodView {
         let version = self.next();
         self.pods.put(version, pod)
