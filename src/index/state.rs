@@ -112,6 +112,7 @@ impl State {
         {
             return None;
         }
+        self.forget_older(&name, &task.uid, task.resource_version);
         self.unread_tasks.read(&name, task.resource_version);
         let former = self.tasks.get(&name).filter(|t| t.uid != task.uid).cloned();
         if let Some(former) = former {
@@ -155,7 +156,19 @@ impl State {
             return None;
         }
         let name = object.name.clone();
+        self.forget_older(&name, &object.uid, object.version);
         self.unread_tasks.take(object).then(|| Change::soon(name))
+    }
+
+    /// A task that cannot be decoded has gone where another one has its name by now, and so
+    /// has all that its pods left.
+    fn forget_older(&mut self, name: &Arc<str>, uid: &str, version: u64) {
+        let older = self.unread_tasks.get(name);
+        let older = older.filter(|u| u.uid != uid && u.version < version);
+        if let Some(gone) = older.map(|u| u.uid.clone()) {
+            self.unread_tasks.forget(name, &gone);
+            self.unearth(name, |pod| *pod.task_uid == *gone);
+        }
     }
 
     /// The same of a pod; one that is not ours is of no interest.

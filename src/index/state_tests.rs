@@ -375,3 +375,26 @@ fn whose_a_pod_is_its_task_says_whatever_its_annotations_do() {
     s.apply_pod(told(6, "forged again"));
     assert!(of_task(&s) && s.pods_of_repository("forged again") == 0);
 }
+
+#[test]
+fn what_the_pods_of_an_unread_task_left_goes_when_another_task_has_its_name() {
+    let of_first = |version| Pod {
+        task_uid: "first".into(),
+        ..pod(version, PodPhase::Running)
+    };
+    for is_unread in [false, true] {
+        let mut s = State::default();
+        s.unread_task(unread("t", "first", 1));
+        s.apply_pod(of_first(5));
+        // The pods' watch is ahead of the tasks' list.
+        s.delete_pod(of_first(9));
+        assert_eq!(s.gone_of("t").len(), 1);
+        if is_unread {
+            s.unread_task(unread("t", "tu", 7));
+        } else {
+            s.apply_task(known_task(7));
+        }
+        s.delete_task("t", "tu");
+        assert!(s == State::default(), "{:?}", s.graves());
+    }
+}
