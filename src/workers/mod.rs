@@ -8,6 +8,8 @@
 mod admission;
 mod asked;
 mod batch;
+#[cfg(test)]
+mod clock_tests;
 mod create;
 mod created;
 mod delete;

@@ -4,7 +4,10 @@
 #![expect(clippy::unwrap_used)]
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,14 +15,15 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tower::Layer as _;
 
 use super::{Drained, Manager, Metrics, Parts, Tell};
 use crate::{
     cluster::{POD_KEY, watch::Sink as _},
     config::Config,
-    election::{Clocks, LeaderClient, Pause},
+    election::{Clock, Clocks, LeaderClient, Pause, Time},
     index::{Index, PodFeed, TaskFeed},
 };
 
@@ -40,6 +44,11 @@ pub(super) struct Api {
     /// Of the replica that leads next.
     index: Mutex<Index>,
     state: Mutex<State>,
+    /// The right time, which moves on with the test's.
+    began: (jiff::Timestamp, Instant),
+    /// How far its clock, and its nodes', are off (seconds).
+    pub(super) off: AtomicI64,
+    pub(super) nodes_off: AtomicI64,
 }
 
 type Answer = (u16, Value);
@@ -49,9 +58,27 @@ impl Api {
         let api = Arc::new(Self {
             index: Mutex::default(),
             state: Mutex::default(),
+            began: (jiff::Timestamp::now(), Instant::now()),
+            off: AtomicI64::new(0),
+            nodes_off: AtomicI64::new(0),
         });
         api.restart();
         api
+    }
+
+    /// By a clock that is so far off.
+    fn time(&self, off: &AtomicI64) -> jiff::Timestamp {
+        let off = jiff::SignedDuration::from_secs(off.load(Ordering::Relaxed));
+        self.began.0 + self.began.1.elapsed() + off
+    }
+
+    /// A leader's clocks, the one that people set so far off.
+    pub(super) fn clocks(&self, off: i64) -> Clocks {
+        let wall = Wall {
+            began: self.began,
+            off: jiff::SignedDuration::from_secs(off),
+        };
+        Clocks::new(Clock::new(Arc::new(wall)))
     }
 
     pub(super) fn index(&self) -> Index {
@@ -71,7 +98,7 @@ impl Api {
         *self.index.lock().unwrap() = index;
     }
 
-    fn client(self: &Arc<Self>) -> kube::Client {
+    fn client(self: &Arc<Self>, clocks: &Clocks) -> kube::Client {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let api = api.clone();
@@ -83,14 +110,16 @@ impl Api {
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
                 let (code, answer) = api.answer(parts.method.as_str(), path, query, &body);
+                let date = api.time(&api.off).strftime("%a, %d %b %Y %H:%M:%S GMT");
                 Ok::<_, tower::BoxError>(
                     Response::builder()
                         .status(code)
+                        .header("date", date.to_string())
                         .body(axum::body::Body::from(answer.to_string()))?,
                 )
             }
         });
-        kube::Client::new(service, "n")
+        kube::Client::new(clocks.layer(service), "n")
     }
 
     fn answer(&self, method: &str, path: &str, query: &str, body: &Value) -> Answer {
@@ -119,6 +148,10 @@ impl Api {
                 (200, json!({"kind": "Status", "status": "Success"}))
             }
             ("DELETE", Some(name)) => {
+                let found = self.state.lock().unwrap().pods.get(*name).cloned();
+                if found.is_some_and(|pod| !meets(&pod, &body["preconditions"])) {
+                    return status(409, "Conflict");
+                }
                 self.delete_pod(name);
                 (200, json!({"kind": "Status", "status": "Success"}))
             }
@@ -133,7 +166,8 @@ impl Api {
             return status(409, "AlreadyExists");
         }
         let mut task = body.clone();
-        self.state.lock().unwrap().birth(&mut task);
+        let now = self.time(&self.off);
+        self.state.lock().unwrap().birth(&mut task, now);
         (201, self.put_task(task))
     }
 
@@ -148,7 +182,7 @@ impl Api {
             if state.quota.is_some_and(|quota| state.pods.len() >= quota) {
                 return status(403, "exceeded quota: pods");
             }
-            state.birth(&mut pod);
+            state.birth(&mut pod, self.time(&self.off));
             state.created.push(name);
         }
         pod["status"] = json!({"phase": "Pending"});
@@ -164,11 +198,8 @@ impl Api {
         let Some(mut object) = found else {
             return status(404, "NotFound");
         };
-        for key in ["uid", "resourceVersion"] {
-            let given = &body["metadata"][key];
-            if !given.is_null() && *given != object["metadata"][key] {
-                return status(409, "Conflict");
-            }
+        if !meets(&object, &body["metadata"]) {
+            return status(409, "Conflict");
         }
         if is_status {
             merge(&mut object["status"], &body["status"]);
@@ -253,7 +284,7 @@ impl Api {
     /// The task waits for its pods to go, as by a deletion in the foreground.
     pub(super) fn delete_task_in_foreground(&self, name: &str) {
         let mut task = self.task(name).unwrap();
-        task["metadata"]["deletionTimestamp"] = json!(jiff::Timestamp::now().to_string());
+        task["metadata"]["deletionTimestamp"] = json!(self.time(&self.off).to_string());
         self.put_task(task);
     }
 
@@ -265,7 +296,7 @@ impl Api {
         if is_terminal(&pod) || pod["status"]["phase"] == "Pending" {
             self.remove_pod(name);
         } else if pod["metadata"]["deletionTimestamp"].is_null() {
-            let ends = jiff::Timestamp::now() + Duration::from_secs(30);
+            let ends = self.time(&self.off) + Duration::from_secs(30);
             pod["metadata"]["deletionTimestamp"] = json!(ends.to_string());
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
             self.put_pod(pod);
@@ -282,7 +313,7 @@ impl Api {
     }
 
     pub(super) fn run_pod(&self, name: &str) {
-        let now = jiff::Timestamp::now().to_string();
+        let now = self.time(&self.nodes_off).to_string();
         self.set_status(
             name,
             json!({"phase": "Running", "containerStatuses": [
@@ -292,7 +323,7 @@ impl Api {
 
     /// The worker's container ends, for a reason of the pod if one is given.
     pub(super) fn end_pod(&self, name: &str, exit_code: i32, reason: &str) {
-        let now = jiff::Timestamp::now().to_string();
+        let now = self.time(&self.nodes_off).to_string();
         let phase = if exit_code == 0 {
             "Succeeded"
         } else {
@@ -312,6 +343,20 @@ impl Api {
         pod["spec"]["nodeName"] = json!("node");
         pod["status"] = status;
         self.put_pod(pod);
+    }
+
+    /// The worker succeeds, and the watch has yet to tell; it does when that is called.
+    pub(super) fn end_pod_unseen(&self, name: &str) -> impl FnOnce() + use<> {
+        let mut state = self.state.lock().unwrap();
+        let version = state.next();
+        let pod = state.pods.get_mut(name).unwrap();
+        pod["metadata"]["resourceVersion"] = json!(version);
+        pod["status"]["phase"] = json!("Succeeded");
+        let running = &mut pod["status"]["containerStatuses"][0]["state"];
+        *running = json!({"terminated": {"exitCode": 0, "reason": "Completed",
+            "startedAt": running["running"]["startedAt"]}});
+        let (pod, index) = (pod.clone(), self.index());
+        move || PodFeed(index).applied(serde_json::from_value(pod).unwrap())
     }
 
     pub(super) fn set_quota(&self, pods: Option<usize>) {
@@ -345,10 +390,37 @@ impl State {
         self.version.to_string()
     }
 
-    fn birth(&mut self, object: &mut Value) {
+    fn birth(&mut self, object: &mut Value, now: jiff::Timestamp) {
         self.uids += 1;
         object["metadata"]["uid"] = json!(format!("uid-{}", self.uids));
-        object["metadata"]["creationTimestamp"] = json!(jiff::Timestamp::now().to_string());
+        object["metadata"]["creationTimestamp"] = json!(now.to_string());
+    }
+}
+
+/// The object is the one, and of the version, that is named.
+fn meets(object: &Value, named: &Value) -> bool {
+    ["uid", "resourceVersion"]
+        .iter()
+        .all(|key| named[key].is_null() || named[key] == object["metadata"][key])
+}
+
+/// The clock that people set; nobody sets the test's own.
+struct Wall {
+    began: (jiff::Timestamp, Instant),
+    off: jiff::SignedDuration,
+}
+
+impl Time for Wall {
+    fn boot(&self) -> Duration {
+        self.began.1.elapsed()
+    }
+
+    fn started(&self) -> jiff::Timestamp {
+        self.began.0
+    }
+
+    fn wall(&self) -> jiff::Timestamp {
+        self.began.0 + self.began.1.elapsed() + self.off
     }
 }
 
@@ -393,21 +465,34 @@ pub(super) struct Leader {
 impl Leader {
     /// Leads term `n`.
     pub(super) fn start(api: &Arc<Api>, n: u32, tell: Arc<dyn Tell>) -> Self {
-        let config = Config::from_lookup(&|_| None).unwrap();
+        Self::start_with(api, n, tell, api.clocks(0), &[])
+    }
+
+    /// The same with such clocks and settings.
+    pub(super) fn start_with(
+        api: &Arc<Api>,
+        n: u32,
+        tell: Arc<dyn Tell>,
+        clocks: Clocks,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let lookup = |name: &str| settings.iter().find(|(n, _)| *n == name);
+        let lookup = |name: &str| lookup(name).map(|(_, value)| (*value).to_owned());
+        let config = Config::from_lookup(&lookup).unwrap();
         let term = format!("lease/{n}/h").parse().unwrap();
         let (pause, paused) = Pause::channel(false);
         let caught_up = CancellationToken::new();
         caught_up.cancel();
         let metrics = Metrics::default();
         let manager = Manager::new(&Parts {
-            client: LeaderClient::for_tests(api.client(), "n", term),
+            client: LeaderClient::for_tests(api.client(&clocks), "n", term),
             index: api.index(),
             drained: Drained::default(),
             policy: Arc::new(config.worker),
             limits: config.limits,
             metrics: metrics.clone(),
             pause: paused,
-            clocks: Clocks::default(),
+            clocks,
             caught_up,
             drain: CancellationToken::new(),
             lost: CancellationToken::new(),
