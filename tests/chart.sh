@@ -120,7 +120,9 @@ lease_timings_that_cannot_be_safe_are_refused() {
   refused lease.renewDeadline --set lease.renewDeadline=6s
   refused lease.retryPeriod --set lease.retryPeriod=2100ms
   refused lease.duration --set lease.duration=1500ms
+  refused lease.duration --set lease.duration=2h
   refused lease.retryPeriod --set lease.retryPeriod=0
+  refused lease.retryPeriod --set lease.retryPeriod=50ms
   render --set lease.duration=1m --set lease.renewDeadline=40s --set lease.retryPeriod=10s
   equals "$(setting LEASE_DURATION) $(setting LEASE_RENEW_DEADLINE) $(setting LEASE_RETRY_PERIOD)" '1m 40s 10s'
 }

@@ -68,14 +68,14 @@ OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
 {{- $duration := include "ottoscaler.milliseconds" .Values.lease.duration | atoi }}
 {{- $deadline := include "ottoscaler.milliseconds" .Values.lease.renewDeadline | atoi }}
 {{- $retry := include "ottoscaler.milliseconds" .Values.lease.retryPeriod | atoi }}
-{{- if or (eq $duration 0) (ne (mod $duration 1000) 0) }}
-{{- fail (printf "lease.duration: %v is not a positive number of whole seconds" .Values.lease.duration) }}
+{{- if or (eq $duration 0) (ne (mod $duration 1000) 0) (gt $duration 3600000) }}
+{{- fail (printf "lease.duration: %v is not whole seconds, from 1 to 3600" .Values.lease.duration) }}
 {{- end }}
 {{- if ge $deadline $duration }}
 {{- fail (printf "lease.renewDeadline: %v is not less than lease.duration (%v)" .Values.lease.renewDeadline .Values.lease.duration) }}
 {{- end }}
-{{- if or (eq $retry 0) (gt (mul 2 $retry) $deadline) }}
-{{- fail (printf "lease.retryPeriod: %v is not at most half of lease.renewDeadline (%v)" .Values.lease.retryPeriod .Values.lease.renewDeadline) }}
+{{- if or (lt $retry 100) (gt (mul 2 $retry) $deadline) }}
+{{- fail (printf "lease.retryPeriod: %v is not from 100ms to half of lease.renewDeadline (%v)" .Values.lease.retryPeriod .Values.lease.renewDeadline) }}
 {{- end }}
 {{- $marker := lookup "rbac.authorization.k8s.io/v1" "Role" .Release.Namespace "ottoscaler" }}
 {{- if $marker }}
