@@ -56,17 +56,17 @@ image() { # name
   rm -rf "$context"
 }
 
-# A docker-archive names its tags in manifest.json.
+# A docker-archive names its tags in manifest.json. The archive is packed anew: `tar --delete`
+# fails on large ones ("Unexpected EOF in archive").
 tag_with_version() { # image archive
   local work version
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$repo/Cargo.toml" | head -n 1)
   work=$(mktemp -d "$images/tag.XXXXXX")
-  tar -xf "$2" -C "$work" manifest.json
+  tar -xf "$2" -C "$work"
   chmod u+w "$work/manifest.json"
   sed -i "s#\"RepoTags\":\[\(\"[^\"]*\"\)\]#\"RepoTags\":[\1,\"docker.io/library/$1:$version\"]#" "$work/manifest.json"
   grep -q "$1:$version" "$work/manifest.json" || { rm -rf "$work"; die "image $1: no tag in its archive's manifest"; }
-  tar --delete -f "$2" manifest.json
-  tar -rf "$2" --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -C "$work" manifest.json
+  (cd "$work" && tar -cf "$2" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -- *)
   rm -rf "$work"
 }
 
