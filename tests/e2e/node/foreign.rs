@@ -66,7 +66,11 @@ fn a_task_that_nobody_can_read_is_refused_and_where_it_is_stored_holds_nobody_up
 
     // As an older CRD let it in.
     let open = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema",
-        "value": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}]);
+        "value": {"type": "object", "properties": {
+            "spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+            // By its phase a task is selected.
+            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                "properties": {"phase": {"type": "string"}}}}}}]);
     let patch = ["patch", "crd", CRD, "--type=json", "-p", &open.to_string()];
     i.cluster.kubectl(&patch);
     wait_for("the API server takes it", SOON, || {
