@@ -50,6 +50,8 @@ settings! {
     "NAMESPACE" "default" "a namespace" "where the Lease, WorkerTasks and pods live";
     "OTTO_AGENT_IMAGE" "busybox:latest" "an image" "what workers run";
     "WORKER_IMAGE_PULL_POLICY" "IfNotPresent" "Always, IfNotPresent or Never" "when the node pulls the image";
+    "WORKER_CPU_REQUEST" "10m" "a quantity" "CPU that a worker asks its node for; lowered to the limit where that is less";
+    "WORKER_MEMORY_REQUEST" "16Mi" "a quantity" "memory that a worker asks its node for; lowered to the limit where that is less";
     "WORKER_CPU_LIMIT" "500m" "a quantity" "CPU of a worker";
     "WORKER_MEMORY_LIMIT" "128Mi" "a quantity" "memory of a worker";
     "WORKER_USER_ID" "65532" "a user id" "user of the worker's container";
@@ -88,6 +90,7 @@ settings! {
     "MAX_STORED_TASK_BYTES" "64Mi" "a quantity" "what all tasks may take in etcd; the oldest finished ones go first, then ScaleUp is refused";
     "TASK_TTL" "24h" "a duration" "how long a finished task is kept; longer while logs of its pods wait";
     "PENDING_TIMEOUT" "15m" "a duration" "for a pod to start";
+    "REFUSED_TIMEOUT" "2m" "a duration" "until a worker fails whose pod goes on being refused, other than by a quota";
     "LOG_DRAIN_TIMEOUT" "15m" "a duration" "for a finished worker's logs to be acknowledged";
     "NODE_LOST_TIMEOUT" "5m" "a duration" "until workers of a lost node fail";
     "LOG_ACK_TIMEOUT" "30s" "a duration" "for otto-handler to answer a log entry";
@@ -160,6 +163,7 @@ pub struct Limits {
     pub max_stored_bytes: usize,
     pub task_ttl: Duration,
     pub pending_timeout: Duration,
+    pub refused_timeout: Duration,
     pub log_drain_timeout: Duration,
     pub node_lost_timeout: Duration,
     /// False: there is no otto-handler, and logs stay with their pods.
@@ -267,6 +271,7 @@ impl Config {
                 )?,
                 task_ttl: get.duration("TASK_TTL")?,
                 pending_timeout: get.duration("PENDING_TIMEOUT")?,
+                refused_timeout: get.duration("REFUSED_TIMEOUT")?,
                 log_drain_timeout: get.duration("LOG_DRAIN_TIMEOUT")?,
                 node_lost_timeout: get.duration("NODE_LOST_TIMEOUT")?,
                 logs_forwarded: host.is_some(),

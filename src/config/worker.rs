@@ -19,17 +19,19 @@ pub(super) fn policy(get: &Reader<'_>) -> Result<Policy, Invalid> {
         )?,
         user_id: user_id(get, allow_root)?,
         cpu: bounds(
-            "10m",
-            cpu(get, "WORKER_CPU_LIMIT")?,
-            cpu(get, "MAX_WORKER_CPU")?,
-            "MAX_WORKER_CPU",
-        ),
+            get,
+            cpu,
+            ["WORKER_CPU_REQUEST", "WORKER_CPU_LIMIT", "MAX_WORKER_CPU"],
+        )?,
         memory: bounds(
-            "16Mi",
-            bytes(get, "WORKER_MEMORY_LIMIT")?,
-            bytes(get, "MAX_WORKER_MEMORY")?,
-            "MAX_WORKER_MEMORY",
-        ),
+            get,
+            bytes,
+            [
+                "WORKER_MEMORY_REQUEST",
+                "WORKER_MEMORY_LIMIT",
+                "MAX_WORKER_MEMORY",
+            ],
+        )?,
         images: patterns("ALLOWED_IMAGES"),
         pull_secrets: patterns("ALLOWED_PULL_SECRETS"),
         commands: patterns("ALLOWED_COMMANDS"),
@@ -74,15 +76,30 @@ fn is_deadline(seconds: u64) -> bool {
     (1..=u64::from(MAX_I32)).contains(&seconds)
 }
 
-/// Little is asked for by default, so that many idle workers fit a node.
-fn bounds(request: &str, limit: Quantity, max: Quantity, setting: &'static str) -> Bounds {
-    let request = Quantity::parse(request).map_or_else(|| limit.clone(), |r| r.min(limit.clone()));
-    Bounds {
-        request,
-        max: max.max(limit.clone()),
-        limit,
-        setting,
+/// Little is asked for by default, so that many idle workers fit a node. The default gives way
+/// to a lower limit; a request that somebody set does not.
+fn bounds(
+    get: &Reader<'_>,
+    amount: fn(&Reader<'_>, &str) -> Result<Quantity, Invalid>,
+    [request, limit, setting]: [&'static str; 3],
+) -> Result<Bounds, Invalid> {
+    let (least, most, max) = (
+        amount(get, request)?,
+        amount(get, limit)?,
+        amount(get, setting)?,
+    );
+    if least > most && get.optional(request).is_some() {
+        return Err(Invalid {
+            takes: format!("at most {limit} ({most})"),
+            ..get.invalid(request)
+        });
     }
+    Ok(Bounds {
+        request: least.min(most.clone()),
+        max: max.max(most.clone()),
+        limit: most,
+        setting,
+    })
 }
 
 #[cfg(test)]
@@ -115,6 +132,31 @@ mod tests {
         let policy = with(&[("WORKER_MEMORY_LIMIT", "8Mi")]).unwrap();
         assert_eq!(policy.memory.request.as_str(), "8Mi");
         assert_eq!(policy.memory.max.as_str(), "8Gi");
+    }
+
+    #[test]
+    fn a_request_that_was_set_is_at_most_the_limit() {
+        let set = |cpu, memory| {
+            with(&[
+                ("WORKER_CPU_REQUEST", cpu),
+                ("WORKER_MEMORY_REQUEST", memory),
+            ])
+        };
+        let policy = set("100m", "128Mi").unwrap();
+        let requests = (policy.cpu.request.as_str(), policy.memory.request.as_str());
+        assert_eq!(requests, ("100m", "128Mi"));
+        assert_eq!(
+            set("501m", "1Mi").unwrap_err().to_string(),
+            "WORKER_CPU_REQUEST: \"501m\" is not at most WORKER_CPU_LIMIT (500m)"
+        );
+        let refused = set("1m", "129Mi").unwrap_err();
+        assert_eq!(refused.name, "WORKER_MEMORY_REQUEST");
+        let defaults = with(&[]).unwrap();
+        let requests = (
+            defaults.cpu.request.as_str(),
+            defaults.memory.request.as_str(),
+        );
+        assert_eq!(requests, ("10m", "16Mi"));
     }
 
     #[test]

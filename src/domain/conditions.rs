@@ -16,13 +16,33 @@ const DELIVERED: &str = "LogsDelivered";
 /// Workers that a message names.
 const NAMED: usize = 10;
 
+/// What workers without a pod wait for, in one word and in a sentence that begins with how
+/// many they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lack {
+    pub reason: &'static str,
+    pub text: String,
+}
+
+impl Lack {
+    pub fn new(reason: &'static str, text: String) -> Self {
+        Self { reason, text }
+    }
+}
+
+impl Default for Lack {
+    fn default() -> Self {
+        Self::new("Queued", "wait for the API server".to_owned())
+    }
+}
+
 /// What the conditions are made of.
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
     pub phase: TaskPhase,
     pub workers: &'a [WorkerRecord],
     /// What workers without a pod wait for.
-    pub lacks: &'a dyn Fn() -> String,
+    pub lacks: &'a dyn Fn() -> Lack,
 }
 
 impl std::fmt::Debug for Seen<'_> {
@@ -47,8 +67,9 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     let created = if queued == 0 {
         (true, "AllCreated", String::new())
     } else {
-        let message = format!("{queued} of {} workers {}", workers.len(), lacks());
-        (false, "Queued", message)
+        let Lack { reason, text } = lacks();
+        let message = format!("{queued} of {} workers {text}", workers.len());
+        (false, reason, message)
     };
     let reason = match phase {
         TaskPhase::Pending | TaskPhase::Running | TaskPhase::Unknown => "Working",
@@ -104,12 +125,13 @@ fn cut(workers: &[WorkerRecord]) -> Option<String> {
     })
 }
 
-/// What `new` says beyond `old`; counts may differ. That all have their pods by now is told
-/// with whatever comes next.
+/// What `new` says beyond `old`; counts may differ. That all have their pods by now, or wait
+/// for something else, is told with whatever comes next.
 pub fn change(old: &[Condition], new: &[Condition]) -> Change {
     let of = |kind| match (said(old, kind), said(new, kind)) {
         (was, is) if was == is => Change::Nothing,
         (Some(_), Some(("True", _))) if kind == CREATED => Change::MayWait,
+        (Some(("False", _)), Some(("False", _))) if kind == CREATED => Change::MayWait,
         _ => Change::Urgent,
     };
     let changes = [CREATED, FINISHED, DELIVERED].map(of);
@@ -178,7 +200,10 @@ mod tests {
         before: &[Condition],
         now: &str,
     ) -> Vec<Condition> {
-        let lacks = &|| "wait for room (MAX_WORKERS is 1)".to_owned();
+        let lacks = &|| {
+            let text = "wait for room (MAX_WORKERS is 1)".to_owned();
+            Lack::new("Queued", text)
+        };
         conditions(
             Seen {
                 phase,
@@ -235,6 +260,25 @@ mod tests {
         let done = of(TaskPhase::Succeeded, &running, &then, "t4");
         assert_eq!(change(&then, &done), Change::Urgent);
         assert_eq!(change(&[], &then), Change::Urgent);
+    }
+
+    #[test]
+    fn what_workers_wait_for_now_is_told_though_they_waited_before() {
+        let queued = [worker(WorkerPhase::Queued, "")];
+        let waits_for = |reason, text: &str| {
+            let lacks = &|| Lack::new(reason, text.to_owned());
+            let seen = Seen {
+                phase: TaskPhase::Pending,
+                workers: &queued,
+                lacks,
+            };
+            conditions(seen, &[], "t")
+        };
+        let paused = waits_for("Paused", "wait for the end of the pause (x)");
+        let room = waits_for("Queued", "wait for room");
+        assert_eq!(change(&paused, &room), Change::MayWait);
+        let places = waits_for("Queued", "wait for the API server");
+        assert_eq!(change(&room, &places), Change::Nothing);
     }
 
     #[test]

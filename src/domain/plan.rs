@@ -48,7 +48,7 @@ pub struct Observed<'a> {
     /// When the first line of this pod's log was written (Unix seconds).
     pub first_line: &'a dyn Fn(&str) -> Option<i64>,
     /// What workers without a pod wait for, for people.
-    pub lacks: &'a dyn Fn() -> String,
+    pub lacks: &'a dyn Fn() -> conditions::Lack,
 }
 
 impl std::fmt::Debug for Observed<'_> {

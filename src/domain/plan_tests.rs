@@ -58,7 +58,7 @@ fn seen<'a>(
         notified: &|_| None,
         refused: &|_| None,
         first_line: &|_| None,
-        lacks: &String::new,
+        lacks: &Default::default,
     }
 }
 

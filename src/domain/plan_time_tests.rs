@@ -53,7 +53,7 @@ impl Leader {
             notified: &|_| None,
             refused: &|_| None,
             first_line: &|_| None,
-            lacks: &String::new,
+            lacks: &Default::default,
         };
         plan(&self.task, seen, LIMITS, now)
     }

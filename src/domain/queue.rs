@@ -4,7 +4,9 @@
 //!
 //! What holds: a queue is what the last plans asked for and nothing else, so it
 //! can be dropped at any time; a repository with one worker gets the next free
-//! place, however many another one has waiting.
+//! place, however many another one has waiting. A task is in one lane: the common one, or
+//! that of the [`Gate`] which keeps it; whoever picks says from which lanes and how many,
+//! so that a task that cannot go now is in nobody's way.
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
@@ -17,6 +19,29 @@ pub struct Attempt {
     pub index: u32,
     pub attempt: u32,
 }
+
+/// What a quota counts of a worker's pod: pods of one shape get the same answer from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shape {
+    /// In thousandths, as the other amounts.
+    pub cpu_request: u128,
+    pub cpu_limit: u128,
+    pub memory_request: u128,
+    pub memory_limit: u128,
+    pub priority_class: Option<String>,
+}
+
+/// What refused creates have in common ([`super::gates`]).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Gate {
+    All,
+    Shape(Arc<Shape>),
+    Task(Arc<str>),
+    Attempt(Arc<str>, Attempt),
+}
+
+/// Where a task waits; None: nothing keeps it.
+pub type Lane = Option<Gate>;
 
 /// A task's workers that wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,50 +66,66 @@ pub struct Picked {
     pub task: Arc<str>,
     pub repository: Arc<str>,
     pub attempt: Attempt,
+    pub lane: Lane,
 }
 
 type Task = Arc<str>;
 type Level = BTreeMap<Arc<str>, BTreeSet<(i64, Task)>>;
+/// The tasks of a lane by priority, repository and age.
+type Levels = BTreeMap<Reverse<i32>, Level>;
 
 #[derive(Debug, Default)]
 pub struct Queue {
-    tasks: HashMap<Task, Waiting>,
-    /// The same tasks by priority, repository and age.
-    levels: BTreeMap<Reverse<i32>, Level>,
+    tasks: HashMap<Task, (Waiting, Lane)>,
+    /// The same tasks; a lane that is here has some.
+    lanes: HashMap<Lane, Levels>,
 }
 
 impl Queue {
     /// What a task's plan asks for, instead of what it asked for before.
-    pub fn set(&mut self, task: &Task, waiting: Waiting) {
+    pub fn set(&mut self, task: &Task, waiting: Waiting, lane: Lane) {
         self.remove(task);
         if waiting.attempts.is_empty() {
             return;
         }
-        self.levels
+        self.lanes
+            .entry(lane.clone())
+            .or_default()
             .entry(Reverse(waiting.priority))
             .or_default()
             .entry(waiting.repository.clone())
             .or_default()
             .insert((waiting.since, task.clone()));
-        self.tasks.insert(task.clone(), waiting);
+        self.tasks.insert(task.clone(), (waiting, lane));
     }
 
-    pub fn remove(&mut self, task: &Task) {
-        let Some(old) = self.tasks.remove(task) else {
-            return;
-        };
+    pub fn remove(&mut self, task: &Task) -> Option<(Waiting, Lane)> {
+        let (old, lane) = self.tasks.remove(task)?;
         let key = Reverse(old.priority);
-        let Some(level) = self.levels.get_mut(&key) else {
-            return;
-        };
-        if let Some(tasks) = level.get_mut(&old.repository) {
-            tasks.remove(&(old.since, task.clone()));
-            if tasks.is_empty() {
-                level.remove(&old.repository);
+        let levels = self.lanes.get_mut(&lane)?;
+        if let Some(level) = levels.get_mut(&key) {
+            if let Some(tasks) = level.get_mut(&old.repository) {
+                tasks.remove(&(old.since, task.clone()));
+                if tasks.is_empty() {
+                    level.remove(&old.repository);
+                }
+            }
+            if level.is_empty() {
+                levels.remove(&key);
             }
         }
-        if level.is_empty() {
-            self.levels.remove(&key);
+        if levels.is_empty() {
+            self.lanes.remove(&lane);
+        }
+        Some((old, lane))
+    }
+
+    /// Lets a task wait in another lane.
+    pub fn move_to(&mut self, task: &Task, lane: Lane) {
+        if self.tasks.get(task).is_some_and(|(_, old)| *old != lane)
+            && let Some((waiting, _)) = self.remove(task)
+        {
+            self.set(task, waiting, lane);
         }
     }
 
@@ -92,68 +133,104 @@ impl Queue {
         self.tasks.is_empty()
     }
 
-    /// Workers of a task that wait.
-    pub fn waiting(&self, task: &Task) -> usize {
-        self.tasks.get(task).map_or(0, |w| w.attempts.len())
+    pub fn is_lane_empty(&self, lane: &Lane) -> bool {
+        !self.lanes.contains_key(lane)
     }
 
-    /// Takes at most `places` workers out, each for the repository that has the
-    /// least of its share then.
-    pub fn pick(&mut self, places: usize, share: impl Fn(&str) -> Share) -> Vec<Picked> {
+    pub fn tasks_in(&self, lane: &Lane) -> Vec<Task> {
+        let levels = self.lanes.get(lane).into_iter().flat_map(Levels::values);
+        let tasks = levels.flat_map(Level::values).flatten();
+        tasks.map(|(_, task)| task.clone()).collect()
+    }
+
+    /// Workers of a task that wait.
+    pub fn waiting(&self, task: &Task) -> usize {
+        self.tasks.get(task).map_or(0, |(w, _)| w.attempts.len())
+    }
+
+    /// Takes at most `places` workers out, of each lane no more than is said, each for the
+    /// repository that has the least of its share then.
+    pub fn pick(
+        &mut self,
+        places: usize,
+        mut lanes: Vec<(Lane, usize)>,
+        share: impl Fn(&str) -> Share,
+    ) -> Vec<Picked> {
         let mut picked: Vec<Picked> = Vec::new();
+        // With those that were picked.
+        let mut loads: HashMap<Arc<str>, Load> = HashMap::new();
         while picked.len() < places {
-            let Some((priority, level)) = self.levels.first_key_value() else {
+            lanes.retain(|(lane, most)| *most > 0 && self.lanes.contains_key(lane));
+            let first = |lane| Some(*self.lanes.get(lane)?.first_key_value()?.0);
+            let Some(priority) = lanes.iter().filter_map(|(lane, _)| first(lane)).min() else {
                 break;
             };
-            let priority = *priority;
-            let mut heap: BinaryHeap<Reverse<(Load, Arc<str>)>> = level
-                .keys()
-                .map(|repository| {
-                    let Share { taken, weight } = share(repository);
-                    // Those picked from a higher priority are taken too.
-                    let more = picked.iter().filter(|p| p.repository == *repository);
-                    let load = Load {
-                        taken: taken + more.count(),
-                        weight: weight.max(1),
-                    };
-                    Reverse((load, repository.clone()))
-                })
-                .collect();
+            let mut heap: BinaryHeap<Reverse<Next>> = BinaryHeap::new();
+            for (n, (lane, _)) in lanes.iter().enumerate() {
+                let level = self.lanes.get(lane).and_then(|l| l.get(&priority));
+                for (repository, tasks) in level.into_iter().flatten() {
+                    let load = *loads.entry(repository.clone()).or_insert_with(|| {
+                        let Share { taken, weight } = share(repository);
+                        let weight = weight.max(1);
+                        Load { taken, weight }
+                    });
+                    let since = tasks.first().map_or(0, |(since, _)| *since);
+                    heap.push(Reverse((load, repository.clone(), since, n)));
+                }
+            }
             while picked.len() < places {
-                let Some(Reverse((mut load, repository))) = heap.pop() else {
+                let Some(Reverse((load, repository, since, n))) = heap.pop() else {
                     break;
                 };
-                let Some((task, attempt)) = self.next_of(priority, &repository) else {
+                let (lane, most) = &mut lanes[n];
+                let Some(current) = loads.get_mut(&repository).filter(|_| *most > 0) else {
                     continue;
                 };
+                if load != *current {
+                    // One was picked from another lane meanwhile.
+                    heap.push(Reverse((*current, repository, since, n)));
+                    continue;
+                }
+                let Some((task, attempt, since)) = self.next_of(lane, priority, &repository) else {
+                    continue;
+                };
+                *most -= 1;
+                current.taken += 1;
+                heap.push(Reverse((*current, repository.clone(), since, n)));
+                let lane = lane.clone();
                 picked.push(Picked {
                     task,
-                    repository: repository.clone(),
+                    repository,
                     attempt,
+                    lane,
                 });
-                load.taken += 1;
-                heap.push(Reverse((load, repository)));
             }
         }
         picked
     }
 
-    /// The next worker of a repository at a priority.
+    /// The next worker of a repository at a priority, and how old the task after it is.
     fn next_of(
         &mut self,
+        lane: &Lane,
         priority: Reverse<i32>,
         repository: &Arc<str>,
-    ) -> Option<(Task, Attempt)> {
-        let level = self.levels.get(&priority)?;
-        let (_, task) = level.get(repository)?.first()?.clone();
-        let waiting = self.tasks.get_mut(&task)?;
+    ) -> Option<(Task, Attempt, i64)> {
+        let tasks = self.lanes.get(lane)?.get(&priority)?.get(repository)?;
+        let (since, task) = tasks.first()?.clone();
+        let next = tasks.iter().nth(1).map_or(since, |(since, _)| *since);
+        let (waiting, _) = self.tasks.get_mut(&task)?;
         let attempt = waiting.attempts.pop_front()?;
-        if waiting.attempts.is_empty() {
-            self.remove(&task);
+        if !waiting.attempts.is_empty() {
+            return Some((task, attempt, since));
         }
-        Some((task, attempt))
+        self.remove(&task);
+        Some((task, attempt, next))
     }
 }
+
+/// What a repository has, the repository, how old its oldest task is, and the lane.
+type Next = (Load, Arc<str>, i64, usize);
 
 /// Ordered by `taken / weight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,7 +271,7 @@ mod tests {
     fn queue(tasks: &[(&str, Waiting)]) -> Queue {
         let mut queue = Queue::default();
         for (task, waiting) in tasks {
-            queue.set(&Arc::from(*task), waiting.clone());
+            queue.set(&Arc::from(*task), waiting.clone(), None);
         }
         queue
     }
@@ -207,7 +284,7 @@ mod tests {
                 .map_or(0, |(_, n)| *n),
             weight: if repository == "heavy" { 3 } else { 1 },
         };
-        let picked = queue.pick(places, share);
+        let picked = queue.pick(places, vec![(None, usize::MAX)], share);
         picked
             .into_iter()
             .map(|p| format!("{}-{}", p.task, p.attempt.index))
@@ -256,10 +333,10 @@ mod tests {
     fn a_task_asks_for_what_its_last_plan_said() {
         let mut queue = queue(&[("t", waiting("r", 0, 1, 5))]);
         let task: Task = "t".into();
-        queue.set(&task, waiting("r", 3, 1, 1));
+        queue.set(&task, waiting("r", 3, 1, 1), None);
         assert_eq!(queue.waiting(&task), 1);
         assert_eq!(picked(&mut queue, 9, &[]), ["t-1"]);
-        queue.set(&task, waiting("r", 0, 1, 1));
+        queue.set(&task, waiting("r", 0, 1, 1), None);
         queue.remove(&task);
         assert!(queue.is_empty() && picked(&mut queue, 9, &[]).is_empty());
     }
@@ -275,7 +352,7 @@ mod tests {
             let mut wanted = BTreeSet::new();
             for (n, (repository, priority, since, workers)) in tasks.iter().enumerate() {
                 let name: Task = Arc::from(format!("t{n}"));
-                queue.set(&name, waiting(&format!("r{repository}"), *priority, *since, *workers));
+                queue.set(&name, waiting(&format!("r{repository}"), *priority, *since, *workers), None);
                 wanted.extend((1..=*workers).map(|index| format!("t{n}-{index}")));
             }
             let mut seen = BTreeSet::new();

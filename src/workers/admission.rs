@@ -2,30 +2,29 @@
 //! the API server and its watch allow, in the order of [`crate::domain::queue`].
 //!
 //! What holds: what is in use is counted from the index and from the creates
-//! under way, never remembered; after a refusal for quota one create at a time
-//! asks whether there is room again.
+//! under way, never remembered; who was refused waits at a gate ([`crate::domain::gates`]) for
+//! the next try, and in nobody's way; of the creates that ask at closed gates at most half of
+//! what the API server takes are under way, so that slow refusals leave room for others; a
+//! create that goes on being refused for REFUSED_TIMEOUT fails its worker, and with it those
+//! that would be refused as well and have waited for as long.
+mod ended;
+
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{
-    effect::End,
-    shared::{Room, Shared},
-    unseen::Unseen,
-};
+use super::{shared::Shared, unseen::Unseen};
 use crate::domain::{
     concurrency::Concurrency,
-    names,
-    queue::{Attempt, Picked, Queue, Share, Waiting},
+    gates::Gates,
+    queue::{Attempt, Gate, Lane, Picked, Queue, Shape, Share, Waiting},
     task::Task,
+    template::Template,
 };
-
-/// Between two questions whether the quota has room; doubled up to the second.
-const ASK_QUOTA: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// So long after a worker's end more are expected.
 pub(super) const ENDING: Duration = Duration::from_secs(1);
@@ -35,18 +34,36 @@ type Create = (Arc<str>, Attempt);
 pub(super) struct Admission {
     shared: Arc<Shared>,
     queue: Queue,
+    gates: Gates,
+    asked: HashMap<Arc<str>, Asked>,
     rate: Concurrency,
-    /// Where the rate's clock begins.
+    /// Where the clock of the rate and of the gates begins.
     start: Instant,
     under_way: HashMap<Create, UnderWay>,
-    /// Refusals for quota in a row, and until when to wait.
-    quota: (u32, Option<Instant>),
+    /// Those of them that ask at a closed gate.
+    asking: usize,
+    /// Rounds of creates in a row that nobody answered, and when the last one ended.
+    unanswered: (u32, Duration),
+    /// When a create last got its pod.
+    last_made: Option<Duration>,
+    /// Pods when last looked at.
+    pods: usize,
     unseen: Unseen,
+}
+
+/// What a task's plans ask for.
+struct Asked {
+    shape: Arc<Shape>,
+    /// Since when without a break.
+    since: BTreeMap<Attempt, Duration>,
 }
 
 struct UnderWay {
     repository: Arc<str>,
-    sent: Instant,
+    sent: Duration,
+    lane: Lane,
+    /// The gate was closed.
+    asks: bool,
 }
 
 impl Admission {
@@ -54,113 +71,235 @@ impl Admission {
         Self {
             shared,
             queue: Queue::default(),
+            gates: Gates::default(),
+            asked: HashMap::new(),
             rate: Concurrency::default(),
             start: Instant::now(),
             under_way: HashMap::new(),
-            quota: (0, None),
+            asking: 0,
+            unanswered: (0, Duration::ZERO),
+            last_made: None,
+            pods: 0,
             unseen: Unseen::default(),
         }
     }
 
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// A worker has ended, and otto-handler waits to be told.
     pub(super) fn heard_of_an_end(&mut self) {
-        self.rate.hold_back(self.start.elapsed() + ENDING);
+        let now = self.now();
+        self.rate.hold_back(now + ENDING);
+        self.gates.room_appeared(now);
     }
 
     /// What a task's plan asks for now. A worker whose create is under way gets no
     /// other, of a later attempt either: the plan does not know that pod yet.
     pub(super) fn ask(&mut self, name: &Arc<str>, task: &Task, creates: Vec<Attempt>) {
-        let under_way = self.under_way.keys().filter(|(task, _)| task == name);
-        let under_way: HashSet<u32> = under_way.map(|(_, a)| a.index).collect();
-        let mut attempts = creates;
-        attempts.retain(|a| !under_way.contains(&a.index));
-        let attempts = attempts.into();
+        let now = self.now();
+        let of_task = self.under_way.keys().filter(|(of, _)| of == name);
+        let under_way: Vec<Attempt> = of_task.map(|(_, a)| *a).collect();
+        if creates.is_empty() && under_way.is_empty() {
+            self.forget(name);
+            return;
+        }
+        let before = self.asked.remove(name);
+        let (shape, mut before) = match before {
+            Some(Asked { shape, since }) => (shape, since),
+            None => (Arc::new(self.shape_of(task)), BTreeMap::new()),
+        };
+        let asked: BTreeSet<Attempt> = creates.iter().chain(&under_way).copied().collect();
+        let since = asked.into_iter();
+        let since = since.map(|attempt| (attempt, before.remove(&attempt).unwrap_or(now)));
+        let since = since.collect();
+        self.asked.insert(name.clone(), Asked { shape, since });
+        // Those that nobody asks for any more.
+        for attempt in before.into_keys() {
+            self.open(&Gate::Attempt(name.clone(), attempt));
+        }
+        let indices: HashSet<u32> = under_way.iter().map(|a| a.index).collect();
+        let mut held = None;
+        let attempts = creates.into_iter().filter(|a| !indices.contains(&a.index));
+        let attempts = attempts.filter(|a| {
+            let gate = Gate::Attempt(name.clone(), *a);
+            let may_go = self.gates.room(&gate, now) > 0;
+            if self.gates.is_closed(&gate) {
+                held = Some(gate);
+            }
+            may_go
+        });
         let waiting = Waiting {
             repository: Arc::from(task.spec.repository.as_str()),
             priority: task.spec.priority(),
             since: task.created,
-            attempts,
+            attempts: attempts.collect(),
         };
-        self.queue.set(name, waiting);
+        let lane = self.lane_of(name);
+        self.told(name, held.or_else(|| lane.clone()));
+        self.queue.set(name, waiting, lane);
     }
 
     pub(super) fn forget(&mut self, name: &Arc<str>) {
         self.queue.remove(name);
+        if let Some(asked) = self.asked.remove(name) {
+            for attempt in asked.since.into_keys() {
+                self.open(&Gate::Attempt(name.clone(), attempt));
+            }
+            self.open(&Gate::Task(name.clone()));
+            self.told(name, None);
+        }
     }
 
     /// Others have to go before more may come.
     pub(super) fn waits_for_places(&self) -> bool {
-        !self.queue.is_empty() && (self.places() == 0 || self.quota.0 > 0)
+        !self.queue.is_empty() && (self.places() == 0 || self.gates.has_quota())
     }
 
     fn places(&self) -> usize {
-        let absent = self.shared.absent.load(Ordering::Relaxed);
-        let there = self.shared.index.pod_count().saturating_sub(absent);
-        let taken = there + self.under_way.len();
+        let taken = self.shared.places_taken() + self.under_way.len();
         self.shared.limits.max_workers.saturating_sub(taken)
+    }
+
+    /// What quotas count of a task's pods.
+    fn shape_of(&self, task: &Task) -> Shape {
+        let Ok(template) = Template::parse(&task.spec.build_config, &self.shared.policy) else {
+            return Shape::default();
+        };
+        Shape {
+            cpu_request: template.cpu.request.milli(),
+            cpu_limit: template.cpu.limit.milli(),
+            memory_request: template.memory.request.milli(),
+            memory_limit: template.memory.limit.milli(),
+            priority_class: template.priority_class,
+        }
+    }
+
+    /// Where a task waits.
+    fn lane_of(&self, name: &Arc<str>) -> Lane {
+        let shape = self.asked.get(name)?.shape.clone();
+        let gates = [Gate::Task(name.clone()), Gate::Shape(shape)];
+        gates.into_iter().find(|gate| self.gates.is_closed(gate))
+    }
+
+    fn told(&self, name: &Arc<str>, gate: Lane) {
+        let gates = &mut self.shared.waits().gates;
+        match gate {
+            Some(gate) => gates.insert(name.clone(), gate),
+            None => gates.remove(name),
+        };
     }
 
     /// Those that may be created now; they count as under way.
     pub(super) fn admit(&mut self) -> Vec<Create> {
-        let admitted = self.let_in();
-        self.rate
-            .waits(!self.queue.is_empty(), self.start.elapsed());
+        let now = self.now();
+        let pods = self.shared.index.pod_count();
+        if pods < self.pods {
+            self.gates.room_appeared(now);
+        }
+        self.pods = pods;
+        let admitted = self.let_in(now);
+        self.rate.waits(!self.queue.is_empty(), now);
+        let mut waits = self.shared.waits();
+        waits.under_way = self.under_way.len();
+        waits.has_queue = !self.queue.is_empty();
+        drop(waits);
         admitted
     }
 
-    fn let_in(&mut self) -> Vec<Create> {
+    fn let_in(&mut self, now: Duration) -> Vec<Create> {
+        if self.shared.pause.why().is_some() {
+            return Vec::new();
+        }
+        for gate in self.gates.idle(now) {
+            // That nobody waits for all pods' creates is told by there being none.
+            let is_idle = match &gate {
+                Gate::All => self.queue.is_empty(),
+                Gate::Attempt(task, _) => !self.asked.contains_key(task),
+                gate => self.queue.is_lane_empty(&Some(gate.clone())),
+            };
+            if is_idle {
+                self.open(&gate);
+            }
+        }
         if self.queue.is_empty() {
             return Vec::new();
         }
-        if let Some(why) = self.shared.pause.why() {
-            self.shared.room(Room::Paused(why));
-            return Vec::new();
-        }
-        let now = Instant::now();
-        let places = self.places();
-        let mut most = self
-            .rate
-            .room(self.under_way.len(), now - self.start)
+        let count = self.under_way.len();
+        let room = self.rate.room(count, now);
+        let most = room
             .min(self.unseen.room(self.shared.index.pods_told()))
-            .min(places);
-        let quota = match self.quota {
-            (0, _) => None,
-            (_, Some(until)) if until > now => Some(0),
-            _ => Some(usize::from(self.under_way.is_empty())),
-        };
-        most = most.min(quota.unwrap_or(most));
-        let mut admitted = Vec::new();
-        for Picked {
-            task,
-            repository,
-            attempt,
-        } in self.pick(most)
-        {
-            let sent = now;
-            let one = UnderWay { repository, sent };
-            self.under_way.insert((task.clone(), attempt), one);
-            admitted.push((task, attempt));
-        }
-        if !self.queue.is_empty() && quota.is_none() {
-            self.shared.room(if places <= admitted.len() {
-                Room::Full
-            } else {
-                Room::Busy
-            });
-        }
-        admitted
-    }
-
-    fn pick(&mut self, most: usize) -> Vec<Picked> {
+            .min(self.places())
+            .min(self.gates.room_of_all(count, now));
         if most == 0 {
             return Vec::new();
         }
+        let most_asking = (count.saturating_add(room)) / 2;
+        let mut admitted = Vec::new();
+        // Where places are scarce the order decides. Where it is only that more come than the
+        // API server takes at once, a gate whose time has come waits for none of them.
+        if self.places() > most {
+            let mut lanes = self.lanes(most_asking, most, now);
+            lanes.remove(0);
+            lanes.truncate(1);
+            let picked = self.pick(1, lanes);
+            admitted.extend(picked.into_iter().map(|one| self.start(one, now)));
+        }
+        let lanes = self.lanes(most_asking, most, now);
+        let picked = self.pick(most - admitted.len(), lanes);
+        admitted.extend(picked.into_iter().map(|one| self.start(one, now)));
+        admitted
+    }
+
+    fn start(&mut self, picked: Picked, now: Duration) -> Create {
+        let Picked {
+            task,
+            repository,
+            attempt,
+            lane,
+        } = picked;
+        let asks = lane.is_some() || self.gates.is_closed(&Gate::All);
+        if let Some(gate) = &lane {
+            self.gates.sent(gate);
+        }
+        self.asking += usize::from(asks);
+        let one = UnderWay {
+            repository,
+            sent: now,
+            lane,
+            asks,
+        };
+        self.under_way.insert((task.clone(), attempt), one);
+        (task, attempt)
+    }
+
+    /// From which lanes how many may go: as many as may in the common one, and together
+    /// `most_asking` at closed gates, where somebody is always let through.
+    fn lanes(&self, most_asking: usize, most: usize, now: Duration) -> Vec<(Lane, usize)> {
+        let mut lanes = vec![(None, most)];
+        let mut left = most_asking.max(1).saturating_sub(self.asking);
+        for gate in self.gates.waiting(now) {
+            if left == 0 {
+                break;
+            }
+            let lane = Some(gate.clone());
+            let room = self.gates.room(gate, now).min(left);
+            if room > 0 && !self.queue.is_lane_empty(&lane) {
+                left -= room;
+                lanes.push((lane, room));
+            }
+        }
+        lanes
+    }
+
+    fn pick(&mut self, most: usize, lanes: Vec<(Lane, usize)>) -> Vec<Picked> {
         let mut creating: HashMap<&str, usize> = HashMap::new();
         for one in self.under_way.values() {
             *creating.entry(&one.repository).or_default() += 1;
         }
         let (index, limits) = (&self.shared.index, &self.shared.limits);
-        self.queue.pick(most, |repository| Share {
+        self.queue.pick(most, lanes, |repository| Share {
             taken: index.pods_of_repository(repository)
                 + creating.get(repository).copied().unwrap_or(0),
             weight: limits
@@ -171,50 +310,26 @@ impl Admission {
         })
     }
 
-    /// A create has ended.
-    pub(super) fn ended(&mut self, name: &Arc<str>, attempt: Attempt, end: &End) {
-        let count = self.under_way.len();
-        let Some(one) = self.under_way.remove(&(name.clone(), attempt)) else {
-            return;
-        };
-        let now = Instant::now();
-        let (sent, at) = (one.sent - self.start, now - self.start);
-        match end {
-            End::Busy { retry_after, .. } => self.rate.refused(sent, at, *retry_after),
-            End::NoRoom(why) => {
-                let (refusals, _) = self.quota;
-                let wait = ASK_QUOTA.0 * 2_u32.pow(refusals.min(6));
-                self.quota = (refusals + 1, Some(now + wait.min(ASK_QUOTA.1)));
-                self.shared.room(Room::Quota(why.clone()));
-            }
-            End::Done => {
-                let task = self.shared.index.task(name);
-                let pod = task.and_then(|task| {
-                    let (id, index) = (&task.spec.task_id, attempt.index);
-                    let name = names::pod_name(id, index, attempt.attempt);
-                    self.shared.index.pod(&name)
-                });
-                if let Some(pod) = pod {
-                    self.unseen.made(pod.resource_version);
-                }
-                self.quota = (0, None);
-                self.rate.answered(sent, at, count);
-            }
-            End::Later(_) | End::Refused(_) => self.rate.answered(sent, at, count),
-        }
-    }
-
     /// When there may be room though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         if self.queue.is_empty() {
             return None;
         }
-        let now = Instant::now();
-        let held = self.rate.held_until(now - self.start);
-        held.map(|at| self.start + at)
-            .into_iter()
-            .chain(self.quota.1.filter(|at| *at > now))
-            .chain(self.unseen.wake_at())
-            .max()
+        let now = self.now();
+        let all = self.gates.next_of(&Gate::All).filter(|at| *at > now);
+        let held = self.rate.held_until(now).into_iter().chain(all);
+        let unseen = self.unseen.wake_at().map(|at| at - self.start);
+        let base = held.chain(unseen).max();
+        let is_asked = |gate: &Gate| !self.queue.is_lane_empty(&Some(gate.clone()));
+        let due = self.gates.next_due(now, is_asked);
+        let at = match (base, due) {
+            (Some(base), _) if !self.queue.is_lane_empty(&None) => Some(base),
+            (Some(base), due) => due.map_or(Some(base), |due| Some(base.max(due))),
+            (None, due) => due,
+        };
+        at.map(|at| self.start + at)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,11 +5,15 @@ use kube::{api::PostParams, core::Request};
 
 use super::{effect::End, pod, shared::Shared};
 use crate::{
-    cluster::{
-        Loggable,
-        convert::{self, PodView},
+    cluster::convert::{self, PodView},
+    domain::{
+        names,
+        queue::Attempt,
+        refusal::{By, Refusal, Verdict},
+        request,
+        task::Task,
+        template::Template,
     },
-    domain::{names, queue::Attempt, request, task::Task, template::Template},
 };
 
 /// What the API server adds is metadata; the rest need not come back. A refusal is no
@@ -23,7 +27,7 @@ const METADATA: &str =
 pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End {
     let Attempt { index, attempt } = which;
     if let Some(why) = task.misnamed() {
-        return End::Refused(why);
+        return End::Refused(Refusal::new(By::Policy, Verdict::Final, why));
     }
     if task.status.phase.is_finished() {
         // The index has dropped what its pods are made from.
@@ -32,29 +36,33 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
     let template = match Template::parse(&task.spec.build_config, &shared.policy) {
         Ok(template) => template,
         // The policy became stricter since the task was taken.
-        Err(found) => return End::Refused(request::in_words(&found)),
+        Err(found) => {
+            let text = request::in_words(&found);
+            return End::Refused(Refusal::new(By::Policy, Verdict::Final, text));
+        }
     };
     let pods = shared.client.api::<PodView>();
     let wanted = pod::build(task, index, attempt, &template);
+    let name = names::pod_name(&task.spec.task_id, index, attempt);
     let answer = match post(shared, &wanted).await {
         Ok(pod) => pod,
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-            let name = names::pod_name(&task.spec.task_id, index, attempt);
-            match pods.get(&name).await {
-                Ok(pod) => pod,
-                Err(error) => return End::Later(Loggable(&error).to_string()),
+            match pods.get_opt(&name).await {
+                Ok(Some(pod)) => pod,
+                Ok(None) => return End::Refused(Refusal::other_pod(&name, true)),
+                Err(error) => return End::of_create(&error),
             }
         }
-        Err(error) => return End::of_error(&error),
+        Err(error) => return End::of_create(&error),
     };
+    let is_deleting = answer.metadata.deletion_timestamp.is_some();
     match convert::pod(answer) {
         Some(pod) if *pod.task_uid == *task.uid && pod.attempt == attempt && !pod.deleting => {
             shared.index.wrote_pod(pod);
             End::Done
         }
-        _ => End::Later(
-            "a pod of this name belongs to something else; waiting for it to go".to_owned(),
-        ),
+        // Ours included, while it is being deleted.
+        _ => End::Refused(Refusal::other_pod(&name, is_deleting)),
     }
 }
 
@@ -69,3 +77,7 @@ async fn post(shared: &Shared, pod: &K8sPod) -> kube::Result<PodView> {
     request.extensions_mut().insert("create");
     shared.client.client().request(request).await
 }
+
+#[cfg(test)]
+#[path = "create_tests.rs"]
+mod tests;

@@ -81,7 +81,7 @@ impl Manager {
         }
     }
 
-    fn why_missing(&self, wanted: &Wanted) -> String {
+    fn why_missing(&self, task: &Task, wanted: &Wanted) -> String {
         let refused = |w: &&WorkerView| w.record.uid.is_none() && w.record.phase.is_final();
         if let Some(refused) = wanted.made.iter().find(refused) {
             return format!("were refused: {}", refused.record.message);
@@ -90,7 +90,7 @@ impl Manager {
         if missing.iter().all(|w| w.record.uid.is_some()) {
             "wait for the end of the pods before them".to_owned()
         } else {
-            self.shared.lacks()
+            self.shared.lacks(&task.name).text
         }
     }
 
@@ -112,7 +112,7 @@ impl Manager {
         let pod_version = versions.max().unwrap_or(0);
         let (kind, message) = if created < all {
             let missing = all - created;
-            let why = self.why_missing(wanted);
+            let why = self.why_missing(task, wanted);
             let message = format!("{missing} of {all} workers {why}");
             (OutcomeKind::Partial, message)
         } else if changed {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use tokio::{
-    sync::broadcast::error::RecvError,
+    sync::broadcast::{
+        Receiver,
+        error::{RecvError, TryRecvError},
+    },
     task::JoinSet,
     time::{Instant, MissedTickBehavior, sleep_until},
 };
@@ -33,6 +36,7 @@ use crate::{
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
         queue::Attempt,
+        refusal::Refusal,
         task::{Task, TaskStatus},
         unread::Unread,
         urgency::{self, Change},
@@ -49,6 +53,8 @@ const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
 const NOT_SOON: Duration = Duration::from_millis(100);
 /// After something passing was in the way.
 const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// The same of a status write that goes on failing.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
 /// Between two looks for what is left over.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
 /// The longest wait of a plan, in seconds: then it is made again.
@@ -76,11 +82,17 @@ pub(super) struct Engine {
     next_plan: HashMap<Arc<str>, Instant>,
     paces: Paces,
     /// A task whose status write failed waits.
-    held: HashMap<Arc<str>, Instant>,
+    held: HashMap<Arc<str>, Held>,
     /// Tasks that are left alone, with the uid and version of what cannot be decoded.
     left: HashMap<Arc<str>, (String, u64)>,
     /// The task that each name stands for in all of these, by uid.
     uids: HashMap<Arc<str>, String>,
+}
+
+/// A status write that failed waits for twice as long as the one before it.
+struct Held {
+    until: Instant,
+    wait: Duration,
 }
 
 impl Engine {
@@ -107,7 +119,7 @@ impl Engine {
 
     pub(super) async fn run(
         &mut self,
-        mut changes: tokio::sync::broadcast::Receiver<index::Change>,
+        mut changes: Receiver<index::Change>,
         drain: &CancellationToken,
     ) {
         self.everything_is_due();
@@ -147,9 +159,7 @@ impl Engine {
                 () = shared.shed.notified(), if knows => self.sweep(),
                 () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
             }
-            while let Ok(change) = changes.try_recv() {
-                self.changed(Ok(change));
-            }
+            self.take_all(&mut changes);
         }
         self.finish().await;
     }
@@ -166,6 +176,17 @@ impl Engine {
         self.next_plan.clear();
         self.plan_due(false).await;
         while self.effects.join_next().await.is_some() {}
+    }
+
+    /// Takes what has been told already; missed changes are as bad here as in `recv`.
+    fn take_all(&mut self, changes: &mut Receiver<index::Change>) {
+        loop {
+            match changes.try_recv() {
+                Ok(change) => self.changed(Ok(change)),
+                Err(TryRecvError::Lagged(missed)) => self.changed(Err(RecvError::Lagged(missed))),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
     }
 
     fn changed(&mut self, change: Result<index::Change, RecvError>) {
@@ -287,7 +308,8 @@ impl Engine {
     fn admit(&mut self) {
         for (name, which) in self.admission.admit() {
             let Some(task) = self.shared.index.task(&name) else {
-                self.admission.ended(&name, which, &End::Done);
+                let gone = End::Later("its task is gone".to_owned());
+                self.admission.ended(&name, which, &gone);
                 continue;
             };
             let shared = self.shared.clone();
@@ -465,7 +487,7 @@ impl Engine {
                 refused.get(&(index, attempt)).cloned()
             },
             first_line: &|uid| self.shared.drained.first_line(uid),
-            lacks: &|| self.shared.lacks(),
+            lacks: &|| self.shared.lacks(name),
         };
         let limits = Limits {
             pending_timeout: seconds(limits.pending_timeout),
@@ -508,13 +530,13 @@ impl Engine {
         waits_for_answer: bool,
     ) {
         let now = Instant::now();
-        let lacks_places = self.shared.lacks_places();
+        let lacks_places = self.shared.lacks_places(&name);
         let put_off = put_off(&task.status, &status, urgent, lacks_places);
         let mut next = self.paces.next(&name, urgent, now, put_off);
         if waits_for_answer {
             next = next.max(self.paces.answer(&name, now));
         }
-        next = next.max(self.held.get(&name).copied().unwrap_or(now));
+        next = next.max(self.held.get(&name).map_or(now, |held| held.until));
         let key = Key::Status(name.clone());
         if next > now {
             self.due.by(name, next);
@@ -525,6 +547,13 @@ impl Engine {
                 Box::pin(async move { status::write(&shared, &task, status).await })
             });
         }
+    }
+
+    fn hold(&mut self, name: &Arc<str>) {
+        let before = self.held.get(name).map_or(Duration::ZERO, |held| held.wait);
+        let wait = (before * 2).clamp(RETRY_DELAY, MAX_RETRY_DELAY);
+        let until = Instant::now() + wait;
+        self.held.insert(name.clone(), Held { until, wait });
     }
 
     /// Starts an effect unless it is under way.
@@ -547,33 +576,41 @@ impl Engine {
         };
         self.busy.remove(&key);
         let mut of = BTreeSet::from([name.clone()]);
+        let mut again = Instant::now();
         match &key {
-            Key::Create(task, which) => self.admission.ended(task, *which, &end),
+            Key::Create(task, which) => {
+                let outcome = self.admission.ended(task, *which, &end);
+                again += NOT_SOON.max(outcome.again);
+                for (task, Attempt { index, attempt }, why) in outcome.failed {
+                    self.due.by(task.clone(), Instant::now());
+                    let mut refused = self.shared.refused();
+                    refused
+                        .entry(task)
+                        .or_default()
+                        .insert((index, attempt), why);
+                }
+            }
             Key::Delete(_) | Key::Forget(_) => self.removals.ended(&key, &end),
             Key::DeleteEnded(call) => of.extend(self.batch.ended(*call, &end)),
             Key::Seal(_) | Key::Status(_) => {}
         }
-        let mut again = Instant::now();
         match end {
-            End::Done if matches!(key, Key::Create(..)) => again += NOT_SOON,
-            End::Done => {}
-            end @ (End::Later(_) | End::Busy { .. } | End::NoRoom(_)) => {
-                tracing::info!(task = %name, ?key, why = end.loggable(), "waiting");
-                again += RETRY_DELAY;
-                if matches!(key, Key::Status(_)) {
-                    self.held.insert(name.clone(), again);
-                }
+            End::Done if matches!(key, Key::Status(_)) => {
+                self.held.remove(&name);
             }
-            End::Refused(why) => {
-                tracing::warn!(task = %name, ?key, "the API server refused");
-                again += RETRY_DELAY;
-                if let Key::Create(task, Attempt { index, attempt }) = key {
-                    self.shared
-                        .refused()
-                        .entry(task)
-                        .or_default()
-                        .insert((index, attempt), why);
-                    again = Instant::now();
+            End::Done => {}
+            // What else was said is told in the task.
+            End::Refused(refusal) => {
+                let Refusal { by, verdict, .. } = refusal;
+                tracing::info!(task = %name, ?key, ?by, ?verdict, "the API server refused a create");
+            }
+            end @ (End::Later(_) | End::Busy { .. }) => {
+                tracing::info!(task = %name, ?key, why = end.loggable(), "waiting");
+                if !matches!(key, Key::Create(..)) {
+                    again += RETRY_DELAY;
+                }
+                if matches!(key, Key::Status(_)) {
+                    self.hold(&name);
                 }
             }
         }
@@ -582,3 +619,7 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -87,7 +87,7 @@ impl Manager {
                 made_by: Mutex::default(),
                 notified_by: Mutex::default(),
                 refused_by: Mutex::default(),
-                lacking: Mutex::default(),
+                waits: Mutex::default(),
             }),
         }
     }

@@ -27,6 +27,8 @@ mod shared;
 mod status;
 #[cfg(test)]
 mod test_api;
+#[cfg(test)]
+mod test_shared;
 mod timetable;
 mod unseen;
 #[cfg(test)]

@@ -8,7 +8,7 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{manager::Manager, shared::Shared};
+use super::{effect, manager::Manager, shared::Shared};
 use crate::{
     cluster::{
         convert,
@@ -18,12 +18,12 @@ use crate::{
     },
     domain::{
         names,
+        refusal::Verdict,
         request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
         task::{Task, TaskSpec, Verb, WORKER_BYTES, WorkerPhase},
         victims,
         view::WorkerView,
     },
-    election::is_fenced,
     index::Room,
 };
 
@@ -434,9 +434,7 @@ fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> 
 /// What a failed write of a task means for the client.
 fn refusal(error: &kube::Error) -> Refusal {
     match error {
-        kube::Error::Api(status)
-            if matches!(status.code, 400 | 403 | 422) && !is_fenced(&status.message) =>
-        {
+        kube::Error::Api(status) if effect::judge(status).verdict == Verdict::Final => {
             Refusal::Failed(status.message.clone())
         }
         kube::Error::SerdeError(_) => Refusal::Failed(format!(

@@ -1,7 +1,10 @@
 //! What the manager, its effects and its courier have in common.
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use k8s_openapi::api::core::v1::Pod as K8sPod;
@@ -16,7 +19,10 @@ use crate::{
     },
     config,
     domain::{
+        conditions::Lack,
         pod::Pod,
+        queue::Gate,
+        refusal::{By, Refusal},
         task::{Notified, Task},
         template::Policy,
         unread::Unread,
@@ -65,22 +71,31 @@ pub(super) struct Shared {
     /// Workers that the API server refused, by attempt. Written and read by the
     /// loop; read by ScaleUp.
     pub(super) refused_by: Mutex<Refused>,
-    /// What those wait for that wait. Written by the admission; read by ScaleUp.
-    pub(super) lacking: Mutex<Room>,
+    /// What workers without a pod wait for. Written by the admission; read by the loop
+    /// and by ScaleUp.
+    pub(super) waits: Mutex<Waits>,
 }
 
-/// What workers without a pod wait for.
-#[derive(Debug, Clone, Default)]
-pub(super) enum Room {
-    /// For the API server's answers.
-    #[default]
-    Busy,
-    /// MAX_WORKERS.
-    Full,
-    /// In the API server's words.
-    Quota(String),
-    /// For the end of a pause, and why there is one.
-    Paused(Arc<str>),
+/// What workers without a pod wait for, beside what can be seen at any time: a pause, and
+/// MAX_WORKERS.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    /// Creates that have yet to be answered; each takes a place.
+    pub(super) under_way: usize,
+    /// Others have to wait for those.
+    pub(super) has_queue: bool,
+    /// The gates that are closed, and who closed them.
+    pub(super) refusals: HashMap<Gate, Refusal>,
+    /// The gate at which a task waits.
+    pub(super) gates: HashMap<Arc<str>, Gate>,
+}
+
+impl Waits {
+    /// Who refused a task's creates.
+    fn refusal(&self, task: &str) -> Option<&Refusal> {
+        let all = self.refusals.get(&Gate::All);
+        all.or_else(|| self.refusals.get(self.gates.get(task)?))
+    }
 }
 
 impl Shared {
@@ -122,25 +137,40 @@ impl Shared {
         u64::try_from(ended_for).is_ok_and(|s| s >= self.limits.log_drain_timeout.as_secs())
     }
 
-    pub(super) fn room(&self, room: Room) {
-        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    /// Pods that there are, but for those on nodes that do not answer.
+    pub(super) fn places_taken(&self) -> usize {
+        let absent = self.absent.load(Ordering::Relaxed);
+        self.index.pod_count().saturating_sub(absent)
     }
 
-    /// Workers without a pod wait for more than the API server's answers.
-    pub(super) fn lacks_places(&self) -> bool {
-        let room = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
-        !matches!(*room, Room::Busy)
+    pub(super) fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What waits, for people.
-    pub(super) fn lacks(&self) -> String {
-        let room = self.lacking.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*room {
-            Room::Busy => "wait for the API server".to_owned(),
-            Room::Full => format!("wait for room (MAX_WORKERS is {})", self.limits.max_workers),
-            Room::Paused(why) => format!("wait for the end of the pause ({why})"),
-            Room::Quota(why) => format!("wait for room in the quota ({why})"),
+    /// A task's workers without a pod wait for more than the API server's answers.
+    pub(super) fn lacks_places(&self, task: &str) -> bool {
+        self.lacks(task) != Lack::default()
+    }
+
+    /// What a task's workers without a pod wait for just now.
+    pub(super) fn lacks(&self, task: &str) -> Lack {
+        if let Some(why) = self.pause.why() {
+            return Lack::new("Paused", format!("wait for the end of the pause ({why})"));
         }
+        let waits = self.waits();
+        if let Some(refusal) = waits.refusal(task) {
+            let reason = match refusal.by {
+                By::Quota => "QuotaExceeded",
+                By::Server | By::Conflict | By::Fence => "Queued",
+                _ => "CreateRefused",
+            };
+            return Lack::new(reason, refusal.waits_for());
+        }
+        let most = self.limits.max_workers;
+        if waits.has_queue && self.places_taken() + waits.under_way >= most {
+            return Lack::new("Queued", format!("wait for room (MAX_WORKERS is {most})"));
+        }
+        Lack::default()
     }
 
     /// Tells people of a task, by an Event on its WorkerTask.

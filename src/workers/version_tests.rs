@@ -201,7 +201,7 @@ impl Replica {
                 notified: &|_| None,
                 refused: &|_| None,
                 first_line: &|_| None,
-                lacks: &String::new,
+                lacks: &Default::default,
             };
             let plan = plan::plan(&task, seen, LIMITS, api.now);
             let is_idle = plan.change == Change::Nothing

@@ -36,9 +36,9 @@ keys! {
     "OTTO_IMAGE_PULL_SECRETS" "names" "ALLOWED_PULL_SECRETS" "Secrets to pull it with";
     "OTTO_COMMAND" "a JSON array, or a line for /bin/sh -c" "ALLOWED_COMMANDS" "instead of the image's; Kubernetes expands no `$(…)` in it";
     "OTTO_USER_ID" "a number" "ALLOW_ROOT_WORKERS" "instead of WORKER_USER_ID; 0 is root";
-    "OTTO_CPU_REQUEST" "a quantity" "the limit" "10m if not given";
+    "OTTO_CPU_REQUEST" "a quantity" "the limit" "WORKER_CPU_REQUEST if not given";
     "OTTO_CPU_LIMIT" "a quantity" "MAX_WORKER_CPU" "instead of WORKER_CPU_LIMIT";
-    "OTTO_MEMORY_REQUEST" "a quantity" "the limit" "16Mi if not given";
+    "OTTO_MEMORY_REQUEST" "a quantity" "the limit" "WORKER_MEMORY_REQUEST if not given";
     "OTTO_MEMORY_LIMIT" "a quantity" "MAX_WORKER_MEMORY" "instead of WORKER_MEMORY_LIMIT";
     "OTTO_WORKSPACE_SIZE" "a quantity" "MAX_WORKSPACE" "of `/workspace`; the maximum if not given";
     "OTTO_CACHE_CLAIM" "a name" "ALLOWED_CACHE_CLAIMS" "PersistentVolumeClaim at `/cache`";
