@@ -205,7 +205,7 @@ fn the_log_of_an_evicted_worker_that_nobody_read_is_told_as_a_gap() {
     println!("unread: {gap}");
     let others: Vec<_> = logs().filter(|l| l["metadata"]["kind"] != "gap").collect();
     assert!(others.is_empty(), "{others:?}");
-    wait_for("its pod is gone", SOON, || {
+    wait_for("its pod is gone", DONE, || {
         (m.i.worker_pods("unread-evict") == 0).then_some(())
     });
 }
