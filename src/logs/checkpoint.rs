@@ -16,7 +16,7 @@ const LOOK_BACK: i64 = 10;
 
 /// Sequences and epochs that no log comes to; each can be counted on from.
 const MAX_SEQUENCE: u64 = 1 << 52;
-const MAX_EPOCH: u32 = 1 << 30;
+pub(super) const MAX_EPOCH: u32 = 1 << 30;
 
 /// A position, short enough for an annotation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
+    checkpoint::MAX_EPOCH,
     gate::Gate,
     line::{Line, Splitter},
 };
@@ -140,7 +141,7 @@ impl Source for Cluster {
     }
 
     async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error> {
-        let (mut version, mut stored) = (pod.resource_version.to_string(), pod.log_epoch);
+        let (mut version, mut stored) = (pod.resource_version.to_string(), 0);
         for _ in 0..CONFLICTS {
             let epoch = least.max(stored.saturating_add(1));
             let patch = json!({ "metadata": {
@@ -164,6 +165,7 @@ impl Source for Cluster {
             };
             let annotations = now.metadata.annotations.unwrap_or_default();
             let epoch = annotations.get(LOG_EPOCH).and_then(|e| e.parse().ok());
+            let epoch = epoch.filter(|epoch: &u32| *epoch < MAX_EPOCH);
             version = now.metadata.resource_version.unwrap_or_default();
             stored = epoch.unwrap_or(0).max(stored);
         }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     backlog::Backlog,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, MAX_EPOCH},
     entry::{Entry, Maker, Outgoing},
     follow::{Error, Source},
     handler::{Answered, Answers, HandlerClient, loggable},
@@ -438,7 +438,9 @@ impl<S: Source, P: Pods> Session<S, P> {
         loop {
             let pod = self.pods.latest(&self.pod);
             let pod = pod.unwrap_or_else(|| self.pod.clone());
-            let known = state.reserved.max(self.pod.log_epoch).max(pod.log_epoch);
+            let written = [self.pod.log_epoch, pod.log_epoch];
+            let written = written.into_iter().filter(|epoch| *epoch < MAX_EPOCH);
+            let known = written.fold(state.reserved, u32::max);
             let least = state.read.next_epoch(known, transitions);
             let reserve = timeout(RESERVED_WITHIN, self.source.reserve(&pod, least));
             let stored = self.drain.run_until_cancelled(reserve).await?;

@@ -476,6 +476,25 @@ async fn an_epoch_is_stored_before_it_is_used_and_is_above_all_that_were() {
 }
 
 #[tokio::test]
+async fn an_epoch_that_somebody_wrote_on_a_pod_leads_to_none_that_is_not_taken() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(80)[70..].to_vec(),
+        ..Default::default()
+    };
+    let mut session = session(&host, file, Some(after(50)));
+    session.pod = Arc::new(Pod {
+        log_epoch: u32::MAX,
+        ..Pod::clone(&session.pod)
+    });
+    let source = session.source.clone();
+    let (ended, _) = against(listener, |_| Some(Status::Ack), session.run()).await;
+    assert_eq!(ended.end, End::Drained);
+    // Of the term.
+    assert_eq!(*source.reserved.lock().unwrap(), [3]);
+}
+
+#[tokio::test]
 async fn a_gap_whose_epoch_is_not_stored_is_left_to_the_next_leader() {
     let (listener, host) = listener().await;
     let file = File {
