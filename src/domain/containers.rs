@@ -16,6 +16,10 @@ use super::{
 /// The container that the worker's program runs in.
 pub const WORKER: &str = "worker";
 
+/// How the kubelet's text begins where it ends a pod and the runtime has no such container,
+/// whether it ever had or not. Of one that had run it says so in other words.
+const GONE_AT_TERMINATION: &str = "The container could not be located when the pod was terminated";
+
 /// When the kubelet starts a container again that has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RestartPolicy {
@@ -59,6 +63,8 @@ pub struct RestartRule {
 pub struct Container {
     pub name: String,
     pub restart_count: i32,
+    /// The runtime has told of an image: it has created the container.
+    pub was_created: bool,
     pub state: State,
     /// How the instance before the current one ended.
     pub last: Option<Terminated>,
@@ -175,7 +181,7 @@ impl Facts {
         if let Some((end, reran)) = self.end_of(worker) {
             reading.reran = reran;
             reading.restart_count -= i32::from(reran);
-            self.ended(&mut reading, end);
+            self.ended(&mut reading, worker, end);
             return reading;
         }
         let goes_on = !self.pod_has_ended();
@@ -255,9 +261,12 @@ impl Facts {
         }
     }
 
-    fn ended(&self, reading: &mut Reading, end: &Terminated) {
+    fn ended(&self, reading: &mut Reading, worker: &Container, end: &Terminated) {
         reading.times_of(end);
-        reading.lost_status = end.started.is_none() && end.reason == "ContainerStatusUnknown";
+        // The kubelet says the same of a container that it had yet to create.
+        let never_was = !worker.was_created && end.message.starts_with(GONE_AT_TERMINATION);
+        reading.lost_status =
+            end.started.is_none() && end.reason == "ContainerStatusUnknown" && !never_was;
         let pod_failed = self.phase == PodPhase::Failed && !self.reason.is_empty();
         let is_disturbed = pod_failed || self.disrupted;
         let since = match self.reason.as_str() {

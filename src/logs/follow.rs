@@ -141,7 +141,7 @@ impl Source for Cluster {
     }
 
     async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error> {
-        let (mut version, mut stored) = (pod.resource_version.to_string(), 0);
+        let (mut version, mut stored) = (pod.resource_version.to_string(), 0_u32);
         for _ in 0..CONFLICTS {
             let epoch = least.max(stored.saturating_add(1));
             let patch = json!({ "metadata": {
