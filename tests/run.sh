@@ -51,6 +51,7 @@ deploy/local/build.sh
 # beside them the real node, and then the rest. More would take the time that elections need:
 # with three, leaders lost terms to the load.
 cargo test --test e2e --no-run
+[ -n "$only" ] || tests/cases.sh
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
   [attacks]="contenders:: faults:: janitor:: tasks:: windows::"
