@@ -17,8 +17,8 @@ done
 list() { cargo test --quiet "$@" 2> /dev/null | sed -n 's/: test$//p'; }
 known=$(
   list --workspace --lib -- --list
-  list --test programs -- --list
-  list --test e2e -- --list
+  list --test=programs -- --list
+  list --test=e2e -- --list
   # Functions of scripts.
   sed -nE 's/^([a-z0-9_]+)\(\) *\{.*/\1/p' tests/*.sh tests/*/*.sh
 )
@@ -32,7 +32,7 @@ while IFS='|' read -r _ row names _; do
     grep -qE "(^|::)${name//./\\.}$" <<< "$known" || fail "row$row: there is no test $name"
     ! grep -qE "(^|::)${name//./\\.}$" <<< "$ignored" || fail "row$row: $name is ignored"
     count=$((count + 1))
-  done < <(grep -oE '`[^`]+`' <<< "$names" | tr -d '`')
+  done < <(awk -F '\140' '{for (i = 2; i < NF; i += 2) print $i}' <<< "$names")
   [ "$count" -gt 0 ] || fail "row$row names no test"
   rows=$((rows + 1)) tests=$((tests + count))
 done < <(grep -E '^\| [A-Z][0-9]+ \|' "$table")

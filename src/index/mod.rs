@@ -153,13 +153,6 @@ impl Index {
         self.read().tasks.get(name).cloned()
     }
 
-    /// The task with this id. Ids may share a name, by chance or on purpose: a name
-    /// holds 32 bits of a hash.
-    pub fn task_of_id(&self, id: &str) -> Option<Arc<Task>> {
-        self.task(&names::task_name(id))
-            .filter(|task| task.spec.task_id == id)
-    }
-
     /// By name, so that a task list is stable.
     pub fn tasks(&self) -> Vec<Arc<Task>> {
         self.read().tasks.values().cloned().collect()
