@@ -27,7 +27,7 @@ keep() { # file modules…: its other modules are taken out
   sed -i -E "/^pub mod proto \{/,/^}/d; /^\/\/\/ Generated from/d; /^pub mod ($2);/!{/^pub mod /d}" "$tree/src/$1"
 }
 keep lib.rs 'cluster|config|domain|election'
-keep cluster/mod.rs 'events|watch'
+keep cluster/mod.rs 'convert|crd|error|events|object|watch'
 
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
 mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler "$@"; }
