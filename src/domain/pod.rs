@@ -104,7 +104,9 @@ impl Pod {
     /// Takes from an earlier state of this pod what stays so: that its worker has started,
     /// and the worker's end where that state showed it before anything ended the pod.
     pub fn keep(&mut self, known: &Self) {
-        if self.restart_count == known.restart_count || self.lost_status {
+        // An end with an exit code and no start is that of a container that never ran.
+        let never_ran = self.exit_code.is_some() && self.started.is_none();
+        if self.lost_status || (self.restart_count == known.restart_count && !never_ran) {
             self.started = self.started.or(known.started);
         }
         if !known.own_end || self.own_end {
