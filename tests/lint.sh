@@ -18,10 +18,15 @@ length() {
   [ -z "$long" ] || { echo "$long"; return 1; }
 }
 
-# domain/ is pure: plain data and functions.
+# domain is pure: its dependencies hold no client, runtime or contract, and it asks no clock.
 purity() {
-  ! grep -nE '\b(kube|k8s_openapi|tonic|tokio|Instant|SystemTime)\b|Timestamp::now' -r src/domain --include '*.rs' | grep -vE ':[0-9]+: *//'
+  local tree
+  tree=$(cargo tree --package domain --edges normal --prefix none --format '{lib}') || return
+  ! grep -xE 'kube.*|k8s_openapi|tonic.*|tokio.*|prost|hyper' <<< "$tree" &&
+    ! grep -nE '\b(Instant|SystemTime)\b|Timestamp::now' -r src/domain --include '*.rs' | grep -vE ':[0-9]+: *//'
 }
+# ottoctl knows the contract only.
+ottoctl_has_no_kubernetes() { ! cargo tree --package ottoctl --edges normal --prefix none --format '{lib}' | grep -xE 'kube.*|k8s_openapi|domain|ottoscaler'; }
 
 # Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault,
 # a probe's moments are its question).
@@ -54,7 +59,8 @@ check "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-do
 check "dependencies allowed" cargo deny --log-level error check bans licenses sources
 check "no unused dependencies" cargo machete --skip-target-dir
 check "file length" length
-check "domain/ is pure" purity
+check "domain is pure" purity
+check "ottoctl knows no Kubernetes" ottoctl_has_no_kubernetes
 check "no sleep in tests" sleeps
 check "no detached task" detached
 check "no machine's paths" paths

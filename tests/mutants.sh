@@ -24,13 +24,13 @@ rm -rf "$tree"
 mkdir -p "$tree"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read -c | tar -x --touch -C "$tree"
 keep() { # file modules…: its other modules are taken out
-  sed -i -E "/^pub mod proto \{/,/^}/d; /^\/\/\/ Generated from/d; /^pub mod ($2);/!{/^pub mod /d}" "$tree/src/$1"
+  sed -i -E "/^pub use api as proto;/d; /^pub mod ($2);/!{/^pub mod /d}" "$tree/src/ottoscaler/src/$1"
 }
-keep lib.rs 'cluster|config|domain|election'
+keep lib.rs 'cluster|config|election'
 keep cluster/mod.rs 'convert|crd|error|events|object|watch'
 
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
-mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler "$@"; }
+mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler --package domain "$@"; }
 
 total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
@@ -43,13 +43,13 @@ else
   parts=$((total / 12))
   mapfile -t run < <(seq 0 $((parts - 1)))
   # Of what is broken and of what its tests run through.
-  parts_of=(src/election src/domain src/config src/config.rs src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
+  parts_of=(src/ottoscaler/src/election src/domain src/ottoscaler/src/config src/ottoscaler/src/config.rs src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
   out=$work/$(git ls-files -z --cached --others --exclude-standard "${parts_of[@]}" |
     sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi
 
 # Without a break all is green.
-${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --lib -- election:: --skip an_hour
+${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --package domain --lib -- election:: candidate:: lease:: term:: --skip an_hour
 for part in "${run[@]}"; do
   [ ! -e "$out/$part/done" ] || continue
   rm -rf "${out:?}/$part"

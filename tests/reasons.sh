@@ -59,7 +59,7 @@ for version in "${known[@]}"; do
   short=${version%.*}
   if ! diff <(awk -F'\t' -v v="$short" '/^#/ {next} index(" " $4 " ", " " v " ") {print $1}' "$list" | LC_ALL=C sort) \
     <(cut -f1 "$out/$version" | LC_ALL=C sort); then
-    echo "tests/reasons.txt (<) and the sources of Kubernetes $version (>) differ: tests/reasons.sh write, and say in src/domain/failure.rs what is new" >&2
+    echo "tests/reasons.txt (<) and the sources of Kubernetes $version (>) differ: tests/reasons.sh write, and say in src/domain/src/failure.rs what is new" >&2
     failed=1
   fi
 done

@@ -80,7 +80,9 @@ pub fn until(moment: Instant) {
 /// The checkout that is tested; another one may have built this program.
 pub fn root() -> PathBuf {
     let cargo = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by `cargo test`");
-    PathBuf::from(cargo)
+    let package = PathBuf::from(cargo);
+    // `src/ottoscaler` of the checkout.
+    package.join("../..").canonicalize().expect("the checkout")
 }
 
 #[derive(Debug)]

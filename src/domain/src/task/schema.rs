@@ -1,0 +1,64 @@
+//! Bounds of a stored task that are no single field's.
+//!
+//! What holds: they are at least as wide as what a request may carry
+//! ([`crate::request`]) and as what this version writes. What they say of phases,
+//! reasons and rows is their form only: an older definition must take what a newer version
+//! writes.
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+use super::MAX_TASK_WORKERS;
+
+/// Characters of a task id, repository, commit and the like.
+pub(super) const TEXT: u32 = 256;
+/// Characters of a value of a map, and of the reason.
+pub(super) const VALUE: u32 = 32 * 1024;
+/// Entries of a map.
+const ENTRIES: u32 = 128;
+/// Of workers; a newer version may have more of them.
+pub(super) const COUNT: u32 = 1_000_000;
+/// Reasons, nodes and conditions in a status.
+pub(super) const TABLE: u32 = 2_000;
+/// Characters of a reason or a message in a table.
+pub(super) const REASON: u32 = 1_024;
+
+pub(super) fn texts(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": ENTRIES,
+        "additionalProperties": { "type": "string", "maxLength": VALUE },
+    })
+}
+
+pub(super) fn indices(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": MAX_TASK_WORKERS,
+        "items": { "type": "integer", "minimum": 1, "maximum": MAX_TASK_WORKERS },
+    })
+}
+
+pub(super) fn request_ids(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 64,
+        "items": { "type": "string", "maxLength": TEXT },
+    })
+}
+
+pub(super) fn nodes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": TABLE,
+        "items": { "type": "string", "maxLength": 253 },
+    })
+}
+
+pub(super) fn phase(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "default": "Pending",
+        "description": "Pending, Running, Succeeded, Failed or Cancelled; a newer version may have more.",
+        "maxLength": 32,
+        "pattern": "^[A-Z][A-Za-z]*$",
+    })
+}

@@ -1,0 +1,190 @@
+//! What of a task's status cannot wait to be stored.
+//!
+//! What a pod tells is there to be read again for as long as the pod is, and we delete
+//! none before its record is stored: such a record may lag. What holds: what the leader
+//! decided is urgent, what a pod told that somebody else deleted, and what people wait
+//! for: failures, reasons, phases and conditions of the task. What otto-handler took is
+//! not: it is told twice at worst.
+use super::{
+    conditions,
+    task::{TaskStatus, WorkerPhase, WorkerRecord},
+};
+
+/// What a status says beyond the stored one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    Nothing,
+    MayWait,
+    Urgent,
+}
+
+/// What `new` says beyond `stored`; `has_gone`: the pod of this index and attempt.
+pub fn change(
+    stored: &TaskStatus,
+    new: &TaskStatus,
+    has_gone: &dyn Fn(u32, u32) -> bool,
+) -> Change {
+    let tells_more = stored.phase != new.phase
+        || stored.finished_at != new.finished_at
+        || stored.workers.len() != new.workers.len();
+    if tells_more {
+        return Change::Urgent;
+    }
+    let of = |(known, worker): (&WorkerRecord, &WorkerRecord)| match () {
+        () if known == worker => Change::Nothing,
+        () if known.index != worker.index || cannot_wait(known, worker) => Change::Urgent,
+        () if has_gone(worker.index, worker.attempt) && says_more(known, worker) => Change::Urgent,
+        () => Change::MayWait,
+    };
+    // Both are sorted by index.
+    let workers = std::iter::zip(&stored.workers, &new.workers).map(of);
+    let told = conditions::change(&stored.conditions, &new.conditions);
+    workers.fold(told, Change::max)
+}
+
+/// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
+/// for their places.
+pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
+    std::iter::zip(&stored.workers, &new.workers)
+        .any(|(known, worker)| worker.phase.is_final() && !known.phase.is_final())
+}
+
+/// Of the pod.
+fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
+    let pods = |w: &WorkerRecord| WorkerRecord {
+        notified: None,
+        past: Vec::new(),
+        ..w.clone()
+    };
+    pods(known) != pods(new)
+}
+
+fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
+    let decided = |w: &WorkerRecord| (w.attempt, w.failures, w.not_before, w.stopping, w.cut);
+    let failed = |w: &WorkerRecord| w.phase.is_final() && w.phase != WorkerPhase::Succeeded;
+    decided(known) != decided(new)
+        || failed(known) != failed(new)
+        || (known.reason != new.reason && !new.reason.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Condition, Notified, NotifiedState, TaskPhase};
+
+    fn status(change: impl FnOnce(&mut WorkerRecord)) -> TaskStatus {
+        let mut worker = WorkerRecord {
+            index: 1,
+            attempt: 1,
+            ..Default::default()
+        };
+        change(&mut worker);
+        TaskStatus {
+            workers: vec![worker],
+            ..Default::default()
+        }
+    }
+
+    fn told(stored: &TaskStatus, new: &TaskStatus) -> Change {
+        super::change(stored, new, &|_, _| false)
+    }
+
+    fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
+        told(&status(|_| {}), &status(change)) == Change::Urgent
+    }
+
+    #[test]
+    fn what_the_pod_tells_again_may_wait() {
+        let may_wait = |change: fn(&mut WorkerRecord)| {
+            told(&status(|_| {}), &status(change)) == Change::MayWait
+        };
+        assert!(may_wait(|w| w.uid = Some("u".into())));
+        assert!(may_wait(|w| w.phase = WorkerPhase::Running));
+        assert!(may_wait(|w| w.phase = WorkerPhase::Succeeded));
+        assert!(may_wait(|w| w.node = "n".into()));
+        assert!(may_wait(|w| w.first_line = Some(1)));
+        // Told twice at worst, with the same event id.
+        assert!(may_wait(|w| {
+            let state = NotifiedState::Created;
+            w.notified = Some(Notified { attempt: 1, state });
+        }));
+    }
+
+    #[test]
+    fn what_is_stored_already_is_not_stored_again() {
+        let same = status(|w| w.reason = "OOMKilled".into());
+        assert_eq!(told(&same, &same), Change::Nothing);
+        // The counts follow from the records.
+        let mut counted = same.clone();
+        counted.counts.total = 1;
+        assert_eq!(told(&same, &counted), Change::Nothing);
+    }
+
+    #[test]
+    fn what_only_the_leader_knows_is_urgent() {
+        assert!(urgent(|w| w.attempt = 2));
+        assert!(urgent(|w| w.failures = 1));
+        assert!(urgent(|w| w.not_before = Some(9)));
+        assert!(urgent(|w| w.stopping = true));
+        assert!(urgent(|w| w.cut = Some(1)));
+    }
+
+    #[test]
+    fn an_end_makes_room() {
+        let with = |phase| status(|w| w.phase = phase);
+        let (running, done) = (with(WorkerPhase::Running), with(WorkerPhase::Succeeded));
+        assert!(makes_room(&running, &done));
+        assert!(!makes_room(&running, &running) && !makes_room(&done, &done));
+    }
+
+    #[test]
+    fn what_people_wait_for_is_urgent() {
+        assert!(urgent(|w| w.phase = WorkerPhase::Failed));
+        assert!(urgent(|w| w.phase = WorkerPhase::Terminated));
+        assert!(urgent(|w| w.reason = "ImagePullBackOff".into()));
+        let stored = status(|w| w.reason = "ImagePullBackOff".into());
+        let now = status(|_| {});
+        assert_eq!(told(&stored, &now), Change::MayWait, "it went away");
+
+        let (before, mut after) = (status(|_| {}), status(|_| {}));
+        after.phase = TaskPhase::Running;
+        assert_eq!(told(&before, &after), Change::Urgent);
+        after.phase = before.phase;
+        after.conditions = vec![Condition {
+            kind: "Created".into(),
+            ..Default::default()
+        }];
+        assert_eq!(told(&before, &after), Change::Urgent);
+        after.conditions.clear();
+        after.finished_at = Some(1);
+        assert_eq!(told(&before, &after), Change::Urgent);
+    }
+
+    #[test]
+    fn a_worker_that_is_not_on_the_record_is_urgent() {
+        for stored in [TaskStatus::default(), status(|w| w.index = 2)] {
+            assert_eq!(told(&stored, &status(|_| {})), Change::Urgent);
+        }
+    }
+
+    /// Nobody can read it again.
+    #[test]
+    fn what_a_pod_told_that_has_gone_is_urgent() {
+        let stored = status(|_| {});
+        let urgent = |change: fn(&mut WorkerRecord), gone: (u32, u32)| {
+            let has_gone = |index, attempt| (index, attempt) == gone;
+            super::change(&stored, &status(change), &has_gone) == Change::Urgent
+        };
+        for told in [
+            |w: &mut WorkerRecord| w.phase = WorkerPhase::Succeeded,
+            |w: &mut WorkerRecord| w.uid = Some("u".into()),
+        ] {
+            assert!(urgent(told, (1, 1)));
+            assert!(!urgent(told, (2, 1)) && !urgent(told, (1, 2)));
+        }
+        let (attempt, state) = (1, NotifiedState::Created);
+        let notified = status(|w| w.notified = Some(Notified { attempt, state }));
+        let told = super::change(&stored, &notified, &|_, _| true);
+        assert_eq!(told, Change::MayWait);
+    }
+}

@@ -1,0 +1,260 @@
+//! A worker as told to clients: its record and its live pod in one.
+use std::{borrow::Cow, sync::Arc};
+
+use super::{
+    failure, names,
+    pod::{ByIndex, Pod, PodPhase},
+    task::{MAX_TASK_WORKERS, Task, WorkerPhase, WorkerRecord},
+};
+
+/// The four states that otto-handler knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+impl State {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Running, Self::Succeeded, Self::Failed]
+            .into_iter()
+            .find(|s| s.as_str().eq_ignore_ascii_case(text))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+impl From<WorkerPhase> for State {
+    fn from(phase: WorkerPhase) -> Self {
+        match phase {
+            WorkerPhase::Queued | WorkerPhase::Pending => Self::Pending,
+            // A newer version looks after it.
+            WorkerPhase::Running | WorkerPhase::Unknown => Self::Running,
+            WorkerPhase::Succeeded => Self::Succeeded,
+            WorkerPhase::Failed | WorkerPhase::Terminated => Self::Failed,
+        }
+    }
+}
+
+/// A worker of a task. Times are Unix seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkerView {
+    pub pod_name: String,
+    pub record: WorkerRecord,
+}
+
+impl WorkerView {
+    pub fn state(&self) -> State {
+        self.record.phase.into()
+    }
+}
+
+/// The workers of a task by index: what its records say, moved on by what its
+/// pods say now. Every replica computes the same from the same objects.
+pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
+    let pods = ByIndex::new(pods);
+    let part = names::task_part(&task.spec.task_id);
+    (1..=top(task).max(pods.top()).min(MAX_TASK_WORKERS))
+        .map(|index| {
+            let mut record = record(task, index).into_owned();
+            // The newest attempt that anyone knows of is the worker.
+            if let Some(pod) = pods.newest(index, record.attempt) {
+                observe(&mut record, pod);
+            }
+            let pod_name = names::pod_name_of(&part, index, record.attempt);
+            WorkerView { pod_name, record }
+        })
+        .collect()
+}
+
+/// The record of a worker as stored, or a queued one.
+pub fn record(task: &Task, index: u32) -> Cow<'_, WorkerRecord> {
+    let queued = || WorkerRecord {
+        index,
+        attempt: 1,
+        // With the task, while nothing of it is stored.
+        queued: task.status.workers.is_empty().then_some(task.created),
+        ..WorkerRecord::default()
+    };
+    let stored = stored(&task.status.workers, index).map(Cow::Borrowed);
+    stored.unwrap_or_else(|| Cow::Owned(queued()))
+}
+
+/// Records are sorted by index.
+pub fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
+    let found = workers.binary_search_by_key(&index, |w| w.index);
+    found.ok().map(|at| &workers[at])
+}
+
+/// The highest index that is or was wanted, as far as the task tells.
+pub(super) fn top(task: &Task) -> u32 {
+    let known = task.status.workers.last().map_or(0, |w| w.index);
+    task.spec.top().max(known).min(MAX_TASK_WORKERS)
+}
+
+/// Moves a record on by what its pod says. A final record stays: history is not
+/// rewritten by a late event, and a phase never goes back.
+pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
+    if record.phase == WorkerPhase::Unknown {
+        return;
+    }
+    if pod.attempt < record.attempt || (record.phase.is_final() && pod.attempt == record.attempt) {
+        return;
+    }
+    if pod.attempt > record.attempt {
+        // ScaleDown took the attempt before, not this one.
+        *record = WorkerRecord {
+            index: record.index,
+            attempt: pod.attempt,
+            notified: record.notified,
+            failures: record.failures,
+            cut: record.cut,
+            queued: record.queued,
+            ..WorkerRecord::default()
+        };
+    }
+    // A plan of a thousand comes to the same text a thousand times.
+    if record.uid.as_ref() != Some(&pod.uid) {
+        record.uid = Some(pod.uid.clone());
+    }
+    let reason = if pod.worker_has_ended() {
+        failure::ending(pod)
+    } else {
+        pod.reason.clone()
+    };
+    let phase = match pod.phase {
+        PodPhase::Pending | PodPhase::Unknown => WorkerPhase::Pending,
+        PodPhase::Running => WorkerPhase::Running,
+        PodPhase::Succeeded | PodPhase::Failed if record.stopping => WorkerPhase::Terminated,
+        // Ended by somebody else, whatever it made of the signal.
+        PodPhase::Succeeded if reason == "Deleted" => WorkerPhase::Failed,
+        PodPhase::Succeeded => WorkerPhase::Succeeded,
+        PodPhase::Failed => WorkerPhase::Failed,
+    };
+    record.phase = record.phase.max(phase);
+    record.reason = reason;
+    record.message = clip(&pod.message);
+    record.exit_code = pod.exit_code;
+    let keep = |old: &mut String, new: &String| {
+        if !new.is_empty() && old != new {
+            old.clone_from(new);
+        }
+    };
+    keep(&mut record.node, &pod.node);
+    keep(&mut record.ip, &pod.ip);
+    record.created = pod.created.or(record.created);
+    // Its pod came before it was stored that it waits.
+    record.queued = record.queued.or(record.created);
+    record.scheduled = pod.scheduled.or(record.scheduled);
+    record.prepared = pod.prepared.or(record.prepared);
+    record.started = pod.started.or(record.started);
+    record.finished = pod.finished.or(record.finished);
+    in_order(record);
+}
+
+/// The runtime notes a start, and the kubelet what came before it, a little after
+/// the fact: what printed had started by then, and what started was prepared.
+pub fn in_order(record: &mut WorkerRecord) {
+    let earlier = |at: Option<i64>, next: Option<i64>| at.map(|at| next.map_or(at, |n| at.min(n)));
+    record.started = earlier(record.started, record.first_line);
+    record.prepared = earlier(record.prepared, record.started);
+}
+
+/// Messages are for people; 128 bytes keep a task of 1,000 small.
+fn clip(text: &str) -> String {
+    let mut end = text.len().min(128);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::TaskSpec;
+
+    fn task(workers: u32) -> Task {
+        Task {
+            spec: TaskSpec {
+                task_id: "t".into(),
+                workers,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    fn pod(index: u32, attempt: u32, phase: PodPhase) -> Arc<Pod> {
+        Arc::new(Pod {
+            index,
+            attempt,
+            phase,
+            uid: format!("u{index}-{attempt}"),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_worker_without_a_pod_is_pending() {
+        let views = workers(&task(2), &[]);
+        assert_eq!(
+            views.iter().map(WorkerView::state).collect::<Vec<_>>(),
+            [State::Pending; 2]
+        );
+        assert_eq!(views[1].pod_name, "otto-agent-t-2");
+    }
+
+    #[test]
+    fn the_newest_attempt_is_the_worker() {
+        let views = workers(
+            &task(1),
+            &[pod(1, 1, PodPhase::Failed), pod(1, 2, PodPhase::Running)],
+        );
+        assert_eq!(views.len(), 1);
+        assert_eq!(
+            (views[0].pod_name.as_str(), views[0].state()),
+            ("otto-agent-t-1-r1", State::Running)
+        );
+    }
+
+    #[test]
+    fn a_container_that_printed_had_started_and_was_prepared() {
+        let mut r = record(&task(1), 1).into_owned();
+        let mut p = Arc::unwrap_or_clone(pod(1, 1, PodPhase::Running));
+        (p.prepared, p.started) = (Some(18), Some(19));
+        r.first_line = Some(17);
+        observe(&mut r, &p);
+        assert_eq!((r.prepared, r.started), (Some(17), Some(17)));
+
+        // What is not known is not made up, and an earlier word stands.
+        (r.prepared, r.started) = (Some(15), None);
+        in_order(&mut r);
+        assert_eq!((r.prepared, r.started), (Some(15), None));
+        r.started = Some(16);
+        in_order(&mut r);
+        assert_eq!((r.prepared, r.started), (Some(15), Some(16)));
+    }
+
+    #[test]
+    fn a_final_record_outlives_its_pod_and_any_late_event() {
+        let mut t = task(1);
+        let mut r = record(&t, 1).into_owned();
+        observe(&mut r, &pod(1, 1, PodPhase::Succeeded));
+        t.status.workers = vec![r];
+        assert_eq!(workers(&t, &[])[0].state(), State::Succeeded);
+        assert_eq!(
+            workers(&t, &[pod(1, 1, PodPhase::Running)])[0].state(),
+            State::Succeeded
+        );
+    }
+}
