@@ -443,6 +443,10 @@ async fn no_line_of_the_log_has_what_others_said() {
         log_format: LogFormat::Json,
         otlp_endpoint: None,
     };
+    // While a process has one dispatcher, tracing asks only the thread that meets a callsite
+    // first whether it is enabled, and that may be the thread of another test. With two it
+    // asks both dispatchers.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let writer = log.clone();
     let lines = telemetry::lines(&settings, move || writer.clone()).unwrap();
     let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
