@@ -245,6 +245,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((stream, _)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
         let state = state.clone();
+        #[expect(clippy::disallowed_methods, reason = "it ends with its connection")]
         tokio::spawn(async move {
             let service = service_fn(move |request| serve(state.clone(), request));
             // A service error cuts the connection.
@@ -313,6 +314,7 @@ async fn serve(state: Arc<State>, request: Request<Incoming>) -> Result<Response
     upstream.headers_mut().remove(hyper::header::HOST);
     upstream.headers_mut().remove(hyper::header::AUTHORIZATION);
     // A held request goes through even if its sender has gone.
+    #[expect(clippy::disallowed_methods, reason = "awaited below")]
     let answered = tokio::spawn({
         let client = state.upstream.clone();
         async move { client.send(upstream).await }

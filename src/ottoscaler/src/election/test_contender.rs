@@ -177,6 +177,7 @@ pub(super) fn start_with(
         gone: gone.clone(),
     };
     let run = contender.run(Arc::new(work), shutdown.clone());
+    #[expect(clippy::disallowed_methods, reason = "awaited by the test")]
     let running = tokio::spawn(async move {
         let _gone = gone.drop_guard();
         run.await;

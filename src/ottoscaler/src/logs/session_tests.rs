@@ -455,6 +455,7 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
     };
     let session = session(&host, file, None);
     let settings = session.settings.clone();
+    #[expect(clippy::disallowed_methods, reason = "awaited below")]
     let ended = tokio::spawn(session.run());
     while value(&settings, "lines_total") < 5_000 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -485,6 +486,7 @@ async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
     read.handler = unread.handler.clone();
     let handler = unread.handler.clone();
     let both = async {
+        #[expect(clippy::disallowed_methods, reason = "awaited below")]
         let unread = tokio::spawn(unread.run());
         while handler.connections_apart() == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
