@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used)]
 use std::sync::{
     Mutex,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use tokio::{net::TcpListener, sync::watch};
@@ -71,6 +71,24 @@ impl Scale for Patient {
 
     async fn scale_down(&self, _: ScaleRequest) -> Result<Outcome, Refusal> {
         Err(Refusal::Unavailable("task \"t\" is being deleted".into()))
+    }
+}
+
+/// Gives its word once; whoever asks again waits for ever.
+#[derive(Debug, Default)]
+struct SaysOnce(AtomicBool);
+
+#[tonic::async_trait]
+impl Scale for SaysOnce {
+    async fn scale_up(&self, request: ScaleRequest, _: Instant) -> Result<Outcome, Refusal> {
+        self.scale_down(request).await
+    }
+
+    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+        if self.0.swap(true, Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        Patient.scale_down(request).await
     }
 }
 
@@ -219,15 +237,18 @@ async fn what_waits_is_told_before_the_callers_deadline_also_over_the_hop() {
 
 #[tokio::test]
 async fn what_a_leader_said_is_told_when_the_time_is_over() {
-    let (_views, router) = router("127.0.0.1:1");
-    router.lead(Arc::new(Patient));
-    let down = Call {
-        verb: Verb::Down,
-        ..call(Duration::from_millis(450))
-    };
-    let status = router.route(down).await.unwrap_err();
-    assert!(status.message().contains("being deleted"), "{status:?}");
-    assert!(status.get_details_retry_info().is_some());
+    let leaders: [Arc<dyn Scale>; 2] = [Arc::new(Patient), Arc::new(SaysOnce::default())];
+    for leader in leaders {
+        let (_views, router) = router("127.0.0.1:1");
+        router.lead(leader);
+        let down = Call {
+            verb: Verb::Down,
+            ..call(Duration::from_millis(450))
+        };
+        let status = router.route(down).await.unwrap_err();
+        assert!(status.message().contains("being deleted"), "{status:?}");
+        assert!(status.get_details_retry_info().is_some());
+    }
 }
 
 #[tokio::test]
