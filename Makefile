@@ -56,11 +56,13 @@ demo-down: ## Remove what demo left running
 	@$(cluster) down demo
 
 ##@ Develop
-.PHONY: build test lint bench
+.PHONY: build test tables lint bench
 build: ## Build the release programs
 	@cargo build --release --workspace --bins
 test: ## Run the tests (ONLY=filter)
 	@tests/run.sh
+tables: ## Write the tables of README.md and the chart's schema that follow from the settings and keys
+	@UPDATE=1 cargo test --quiet --package ottoscaler --lib -- args::generated_tests
 lint: ## Check format, warnings, dependencies, file length, purity, scripts
 	@tests/lint.sh
 bench: ## Measure, one line per figure (ONLY=group)

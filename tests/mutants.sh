@@ -26,7 +26,7 @@ git ls-files -z --cached --others --exclude-standard | tar --null --files-from -
 keep() { # file modules…: its other modules are taken out
   sed -i -E "/^pub use api as proto;/d; /^pub mod ($2);/!{/^pub mod /d}" "$tree/src/ottoscaler/src/$1"
 }
-keep lib.rs 'cluster|config|election'
+keep lib.rs 'args|cluster|election'
 keep cluster/mod.rs 'convert|crd|error|events|object|watch'
 
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
@@ -43,7 +43,7 @@ else
   parts=$((total / 12))
   mapfile -t run < <(seq 0 $((parts - 1)))
   # Of what is broken and of what its tests run through.
-  parts_of=(src/ottoscaler/src/election src/domain src/ottoscaler/src/config src/ottoscaler/src/config.rs src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
+  parts_of=(src/ottoscaler/src/election src/domain src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
   out=$work/$(git ls-files -z --cached --others --exclude-standard "${parts_of[@]}" |
     sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi

@@ -441,7 +441,7 @@ async fn no_line_of_the_log_has_what_others_said() {
     let settings = Telemetry {
         log_level: "trace".to_owned(),
         log_format: LogFormat::Json,
-        otlp_endpoint: None,
+        otel_exporter_otlp_endpoint: None,
     };
     // While a process has one dispatcher, tracing asks only the thread that meets a callsite
     // first whether it is enabled, and that may be the thread of another test. With two it

@@ -6,8 +6,8 @@
 //! then tells comes back through `cluster::watch` into `index`, from which
 //! `grpc` answers status, `workers` plans on and `logs` follows the pods.
 pub mod app;
+pub mod args;
 pub mod cluster;
-pub mod config;
 pub mod election;
 pub mod grpc;
 pub mod index;
@@ -17,4 +17,5 @@ pub mod telemetry;
 pub mod workers;
 
 pub use api as proto;
+pub use args as config;
 pub use domain;

@@ -59,7 +59,7 @@ impl Guard {
 /// [`Invalid`]: a setting of the exporter cannot be used.
 pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Result<Guard> {
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let provider = match &settings.otlp_endpoint {
+    let provider = match &settings.otel_exporter_otlp_endpoint {
         None => None,
         Some(endpoint) => {
             let roots = ClientTlsConfig::new().with_native_roots();
@@ -133,9 +133,8 @@ fn exporter(endpoint: &str, roots: ClientTlsConfig) -> Result<SpanExporter, Inva
     } else {
         builder
     };
-    builder.build().map_err(|error| Invalid {
-        name: "OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
-        value: endpoint.to_owned(),
-        takes: format!("usable with the other OTEL_EXPORTER_OTLP_ variables: {error}"),
+    builder.build().map_err(|error| {
+        let takes = format!("usable with the other OTEL_EXPORTER_OTLP_ variables: {error}");
+        Invalid::new("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint, &takes)
     })
 }

@@ -1,39 +1,71 @@
-//! Settings of logs and traces → [`Telemetry`].
+//! Settings of the log and of traces.
+use clap::ValueEnum;
 use http::Uri;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{Invalid, LogFormat, Reader, Telemetry};
+use super::values::NotTaken;
 
 /// The targets of our own events and spans begin with it.
 pub const OWN_TARGET: &str = "ottoscaler";
 
-pub(super) fn telemetry(get: &Reader<'_>) -> Result<Telemetry, Invalid> {
-    let log_level = log_filter(&get.text("LOG_LEVEL"))
-        .filter(|filter| EnvFilter::try_new(filter).is_ok())
-        .ok_or_else(|| get.invalid("LOG_LEVEL"))?;
-    let otlp_endpoint = get.optional("OTEL_EXPORTER_OTLP_ENDPOINT");
-    if !otlp_endpoint.as_deref().is_none_or(is_collector) {
-        return Err(get.invalid("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    }
-    Ok(Telemetry {
-        log_level,
-        log_format: match get.one_of("LOG_FORMAT", &["json", "text"])?.as_str() {
-            "json" => LogFormat::Json,
-            _ => LogFormat::Text,
-        },
-        otlp_endpoint,
-    })
+/// The log and traces.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Telemetry")]
+pub struct TelemetryOptions {
+    /// What is logged, as info,ottoscaler::logs=debug; of libraries nothing is.
+    #[arg(
+        long,
+        env,
+        default_value = "info",
+        value_name = "off, error, warn, info, debug, trace, or a list with target=level",
+        value_parser = log_filter
+    )]
+    pub log_level: String,
+    /// Format of the log.
+    #[arg(long, env, default_value = "json", value_enum)]
+    pub log_format: LogFormat,
+    /// Collector that traces go to, by gRPC; nowhere if not given.
+    #[arg(
+        long,
+        env,
+        value_name = "a URL that begins with http:// or https://",
+        value_parser = collector
+    )]
+    pub otel_exporter_otlp_endpoint: Option<String>,
 }
 
-/// A filter that says what is logged of this program, without spaces; None for any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+impl TelemetryOptions {
+    /// Warns of parts of the filter that name other programs' parts: nothing of those is
+    /// logged.
+    pub(super) fn warning(&self) -> Option<String> {
+        let targets = self.log_level.split(',').filter_map(target);
+        let foreign: Vec<&str> = targets.filter(|t| !t.is_empty() && !is_own(t)).collect();
+        (!foreign.is_empty()).then(|| {
+            let foreign = foreign.join(", ");
+            format!("LOG_LEVEL: nothing is logged of libraries ({foreign})")
+        })
+    }
+}
+
+/// A filter that says what is logged of this program, without spaces.
 ///
 /// `EnvFilter` takes a word that is no level for a target and then logs nothing else. So each
 /// part must end in a level, and one of them must be a level alone or that of our own target.
-fn log_filter(text: &str) -> Option<String> {
+fn log_filter(text: &str) -> Result<String, NotTaken> {
     let parts: Vec<&str> = text.split(',').map(str::trim).collect();
     let targets: Option<Vec<&str>> = parts.iter().map(|part| target(part)).collect();
     let is_ours = |target: &&str| target.is_empty() || is_own(target);
-    targets?.iter().any(is_ours).then(|| parts.join(","))
+    targets
+        .is_some_and(|targets| targets.iter().any(is_ours))
+        .then(|| parts.join(","))
+        .filter(|filter| EnvFilter::try_new(filter).is_ok())
+        .ok_or(NotTaken)
 }
 
 /// The target of `target=level`, `target[span]=level` or `level`, which has none (empty).
@@ -55,15 +87,9 @@ fn is_own(target: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// Targets of a filter that name other programs' parts: nothing of those is logged.
-pub(super) fn foreign_targets(filter: &str) -> Vec<&str> {
-    let targets = filter.split(',').filter_map(target);
-    targets.filter(|t| !t.is_empty() && !is_own(t)).collect()
-}
-
 /// A URL with a scheme that gRPC has, and a host.
-fn is_collector(text: &str) -> bool {
-    text.parse::<Uri>().is_ok_and(|uri| {
+fn collector(text: &str) -> Result<String, NotTaken> {
+    let is_collector = text.parse::<Uri>().is_ok_and(|uri| {
         matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.host().is_some_and(|host| !host.is_empty())
             // A port that is none is no part of the host, and neither are credentials.
@@ -71,17 +97,17 @@ fn is_collector(text: &str) -> bool {
                 authority.as_str() == authority.host() || authority.port_u16().is_some()
             })
             && !text.contains('@')
-    })
+    });
+    is_collector.then(|| text.to_owned()).ok_or(NotTaken)
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used)]
-    use super::*;
-    use crate::config::Config;
+    use crate::args::{Invalid, Options};
 
-    fn with(name: &str, value: &str) -> Result<Config, Invalid> {
-        Config::from_lookup(&|n| (n == name).then(|| value.to_owned()))
+    fn with(name: &str, value: &str) -> Result<Options, Invalid> {
+        Options::from_lookup(&|n| (n == name).then(|| value.to_owned()))
     }
 
     #[test]
@@ -173,9 +199,12 @@ mod tests {
             "https://[::1]:4317",
         ] {
             let config = with("OTEL_EXPORTER_OTLP_ENDPOINT", value).unwrap();
-            assert_eq!(config.telemetry.otlp_endpoint.as_deref(), Some(value));
+            assert_eq!(
+                config.telemetry.otel_exporter_otlp_endpoint.as_deref(),
+                Some(value)
+            );
         }
         let config = with("OTEL_EXPORTER_OTLP_ENDPOINT", "").unwrap();
-        assert_eq!(config.telemetry.otlp_endpoint, None);
+        assert_eq!(config.telemetry.otel_exporter_otlp_endpoint, None);
     }
 }
