@@ -3,7 +3,7 @@
 # containers, from the sources of what writes them, and the committed list of them.
 #   reasons.sh check    compares the two; versions that cannot be downloaded are named
 #   reasons.sh write    writes the list
-# Go's module cache keeps the sources. `domain/failure.rs` says what each reason means, and
+# Go's module cache keeps the sources. `src/domain/src/reasons.rs` says what each reason means, and
 # a unit test compares it with the list.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -59,7 +59,7 @@ for version in "${known[@]}"; do
   short=${version%.*}
   if ! diff <(awk -F'\t' -v v="$short" '/^#/ {next} index(" " $4 " ", " " v " ") {print $1}' "$list" | LC_ALL=C sort) \
     <(cut -f1 "$out/$version" | LC_ALL=C sort); then
-    echo "tests/reasons.txt (<) and the sources of Kubernetes $version (>) differ: tests/reasons.sh write, and say in src/domain/src/failure.rs what is new" >&2
+    echo "tests/reasons.txt (<) and the sources of Kubernetes $version (>) differ: tests/reasons.sh write, and say in src/domain/src/reasons.rs what is new" >&2
     failed=1
   fi
 done

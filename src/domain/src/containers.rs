@@ -9,16 +9,25 @@
 //! other plain containers and ephemeral containers never count. An end that came before
 //! the pod was evicted, disrupted or timed out is the worker's own end.
 use super::{
-    failure::{self, Meaning},
-    pod::PodPhase,
+    names::WORKER,
+    reasons::{self, Meaning},
 };
-
-/// The container that the worker's program runs in.
-pub const WORKER: &str = "worker";
 
 /// How the kubelet's text begins where it ends a pod and the runtime has no such container,
 /// whether it ever had or not. Of one that had run it says so in other words.
 const GONE_AT_TERMINATION: &str = "The container could not be located when the pod was terminated";
+
+/// A phase of a pod's life, in Kubernetes' words. A [`Pod`](super::pod::Pod) holds its worker's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PodPhase {
+    #[default]
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+    /// The node does not answer.
+    Unknown,
+}
 
 /// When the kubelet starts a container again that has ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -196,7 +205,7 @@ impl Facts {
                         PodPhase::Pending
                     };
                 }
-                if !failure::is_ordinary_waiting(reason) {
+                if !reasons::is_ordinary_waiting(reason) {
                     reading.explain(reason, message);
                 }
             }
@@ -318,9 +327,9 @@ impl Facts {
                     return;
                 }
                 State::Waiting { reason, message }
-                    if !failure::is_ordinary_waiting(reason) && reading.reason.is_empty() =>
+                    if !reasons::is_ordinary_waiting(reason) && reading.reason.is_empty() =>
                 {
-                    reading.reason = failure::of_init(reason);
+                    reading.reason = reasons::of_init(reason);
                     reading.message = format!("init container {name}: {message}");
                     return;
                 }
@@ -333,13 +342,13 @@ impl Facts {
         // Why the pod ended says more than what its containers made of it.
         let by_pod = self.phase == PodPhase::Failed && !self.reason.is_empty();
         let of_worker = reading.exit_code.is_some()
-            && failure::meaning(&reading.reason, &reading.message) != Meaning::Interruption;
+            && reasons::meaning(&reading.reason, &reading.message) != Meaning::Interruption;
         if by_pod || of_worker {
             return;
         }
         reading.phase = PodPhase::Failed;
         reading.exit_code = Some(end.exit_code);
-        reading.reason = failure::of_init(&end.reason);
+        reading.reason = reasons::of_init(&end.reason);
         reading.message = format!("init container {name}: {}", end.message);
         reading.finished = end.finished;
         reading.failed_init = end.started.is_some().then(|| name.into());

@@ -4,14 +4,11 @@
 //! Reasons are Kubernetes' own words (kubelet, scheduler, taint manager), but for
 //! those of ours: PendingTimeout, NodeLost, Deleted, Lost. The matrix of what each means
 //! is in `reasons.rs`.
-mod reasons;
-
 use super::{
-    ledger::Stage,
     pod::{Pod, PodPhase},
+    reasons::{Meaning, meaning},
+    stage::Stage,
 };
-pub use reasons::{Meaning, WORKSPACE};
-pub(super) use reasons::{is_ordinary_waiting, meaning, of_init};
 
 /// An image that could not be pulled, or a container that could not be created, for so
 /// long (seconds since the first error) never will be; the kubelet has tried at least three
@@ -47,20 +44,6 @@ impl std::fmt::Debug for Timing<'_> {
     }
 }
 
-/// Whether the pod is in that stage now.
-pub fn is_in(pod: &Pod, stage: Stage) -> bool {
-    let ended = pod.worker_has_ended();
-    match stage {
-        Stage::Waiting => pod.started.is_none(),
-        Stage::PullFails | Stage::CreateFails => {
-            !ended && pod.started.is_none() && trouble(&pod.reason) == Some(stage)
-        }
-        Stage::Lost => !ended && pod.node_lost.is_some(),
-        Stage::Deleting => !pod.all_have_ended() && pod.deleting,
-        Stage::Ended => ended,
-    }
-}
-
 /// What becomes of a pod that has not ended.
 pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
     let silence = silence(pod, timing);
@@ -72,7 +55,7 @@ pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
         return Outlook::Failed(reason.to_owned());
     }
     let pending = (timing.since)(Stage::Waiting) + timing.pending_timeout;
-    if let Some(stage) = trouble(reason) {
+    if let Some(stage) = Stage::of_trouble(reason) {
         let cured_by = (timing.since)(stage) + PULL_TIMEOUT;
         return due(cured_by.min(pending), timing.now, reason);
     }
@@ -82,7 +65,7 @@ pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
 /// What becomes of a pod whose node does not answer: by the node controller's word, or
 /// because the pod is still there long after its deletion was asked for.
 pub fn silence(pod: &Pod, timing: Timing<'_>) -> Outlook {
-    let is_in = |stage| is_in(pod, stage);
+    let is_in = |stage: Stage| stage.is_of(pod);
     let lost = is_in(Stage::Lost).then(|| (timing.since)(Stage::Lost));
     let deleting = is_in(Stage::Deleting).then(|| (timing.since)(Stage::Deleting) + pod.grace);
     match lost.into_iter().chain(deleting).min() {
@@ -96,16 +79,6 @@ fn due(at: i64, now: i64, reason: &str) -> Outlook {
         Outlook::Failed(reason.to_owned())
     } else {
         Outlook::FailsAt(at)
-    }
-}
-
-/// The kubelet goes on trying; so do we, for a while. Reasons of one stage are the same
-/// trouble: the kubelet tells the error and its backoff by turns.
-fn trouble(reason: &str) -> Option<Stage> {
-    match meaning(reason, "") {
-        Meaning::PullFails => Some(Stage::PullFails),
-        Meaning::CreateFails => Some(Stage::CreateFails),
-        _ => None,
     }
 }
 

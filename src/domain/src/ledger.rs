@@ -9,38 +9,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    failure,
     pod::Pod,
+    stage::Stage,
     task::{Task, WorkerRecord},
 };
-
-/// A state in which a pod may stay only for so long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Its container has yet to start, or never did.
-    Waiting,
-    /// An image of it cannot be pulled.
-    PullFails,
-    /// A container of it cannot be created.
-    CreateFails,
-    /// Its node has not been heard of.
-    Lost,
-    /// Its deletion was asked for, and not all of its containers have ended.
-    Deleting,
-    /// It has ended.
-    Ended,
-}
-
-impl Stage {
-    pub const ALL: [Self; 6] = [
-        Self::Waiting,
-        Self::PullFails,
-        Self::CreateFails,
-        Self::Lost,
-        Self::Deleting,
-        Self::Ended,
-    ];
-}
 
 /// What this leader knows of a worker that waits for another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +53,7 @@ impl Times {
             let mut times = before.remove(&pod.uid).unwrap_or_default();
             for stage in Stage::ALL {
                 let time = &mut times[stage as usize];
-                *time = failure::is_in(pod, stage).then(|| time.unwrap_or(now));
+                *time = stage.is_of(pod).then(|| time.unwrap_or(now));
             }
             if times.iter().any(Option::is_some) {
                 self.pods.insert(pod.uid.clone(), times);

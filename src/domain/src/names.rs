@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-use super::task::{MAX_ATTEMPT, MAX_TASK_WORKERS};
+use super::limits::{MAX_ATTEMPT, MAX_TASK_WORKERS};
+
+/// The container that the worker's program runs in.
+pub const WORKER: &str = "worker";
 
 /// Pod and WorkerTask names are at most this long, so that a pod's name is its
 /// hostname too (RFC 1123 label).

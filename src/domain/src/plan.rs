@@ -16,10 +16,11 @@ use jiff::Timestamp;
 use super::{
     conditions,
     failure::{self, Outlook, Timing},
-    ledger::{Stage, Waited},
+    ledger::Waited,
     pod::{ByIndex, Pod},
     queue::Attempt,
     retry::{self, Ending, Verdict},
+    stage::Stage,
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
     transition,
     urgency::{self, Change},

@@ -1,19 +1,8 @@
 //! A worker's pod as the API server last told of it.
 use std::sync::Arc;
 
-use super::{containers::WORKER, task::TaskSpec};
-
-/// A phase of a pod's life, in Kubernetes' words. A [`Pod`] holds its worker's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum PodPhase {
-    #[default]
-    Pending,
-    Running,
-    Succeeded,
-    Failed,
-    /// The node does not answer.
-    Unknown,
-}
+pub use super::containers::PodPhase;
+use super::{names::WORKER, task::TaskSpec};
 
 /// A compact record; only the fields that something here uses, and what a task's
 /// pods have in common is shared by them ([`Pod::share`]). Times are Unix seconds.

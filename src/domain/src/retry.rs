@@ -1,5 +1,5 @@
 //! Which failures are the worker's own, and which are tried again.
-use super::failure::{self, Meaning};
+use super::reasons::{self, Meaning};
 
 /// Failures of a worker that are tried again at its own cost, unless its task says
 /// otherwise.
@@ -38,7 +38,7 @@ pub struct Ending<'a> {
 /// container started (the caller bounds these by time), at the cost of the budget after. An
 /// exit code, OOM kill, deadline or a limit of its own is the worker's own fault.
 pub fn judge(ending: Ending<'_>) -> Verdict {
-    let is_own = failure::meaning(ending.reason, ending.message) == Meaning::Own;
+    let is_own = reasons::meaning(ending.reason, ending.message) == Meaning::Own;
     if is_own || ending.failures >= ending.budget {
         return Verdict::Fail;
     }

@@ -18,14 +18,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+pub use super::limits::{MAX_ATTEMPT, MAX_TASK_WORKERS};
 use super::names;
 pub use applied::Verb;
 pub use kept::Kept;
 pub use past::{MAX_PAST, Past};
 pub(super) use stored::fit;
 
-/// Workers a task may have.
-pub const MAX_TASK_WORKERS: u32 = 1_000;
 /// Of a WorkerTask, as etcd holds it: each change writes, and tells, all of it.
 pub const MAX_TASK_BYTES: usize = 384 * 1024;
 /// Of these a worker takes at most so many.
@@ -34,9 +33,6 @@ pub const WORKER_BYTES: usize = 350;
 const RECORD_BYTES: usize = 200;
 /// Of a task beside its workers and what its request carried, as a rule.
 const OVERHEAD_BYTES: usize = 1_024;
-/// Attempts of a worker that may be counted: far more than any makes, and few enough for
-/// every sum.
-pub const MAX_ATTEMPT: u32 = 1_000_000;
 /// Request ids that a task remembers.
 pub const REMEMBERED_REQUESTS: usize = 16;
 

@@ -38,11 +38,17 @@ where
         kind: K::kind(&()),
         name: meta.name.unwrap_or_default().into(),
         uid: meta.uid.unwrap_or_default(),
-        version: version.as_deref().map_or(0, super::watch::number),
+        version: version.as_deref().map_or(0, number),
         task: owner.map(|o| (o.name.into(), o.uid.into())),
         why,
     };
     (Object::Unread(unread), version)
+}
+
+/// Returns a resourceVersion as a number. Versions of one resource can be compared
+/// (KEP-5504). A version that is no number counts as 0.
+pub fn number(version: &str) -> u64 {
+    version.parse().unwrap_or(0)
 }
 
 /// Tells of an object that cannot be decoded in the log.

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use super::object::number;
 use super::{
     Loggable,
     error::Brief,
@@ -413,11 +414,6 @@ where
         "ERROR" => Told::Failed(serde_json::from_str(text).unwrap_or_default()),
         _ => Told::Nothing,
     })
-}
-
-/// Versions of one resource can be compared (KEP-5504).
-pub fn number(version: &str) -> u64 {
-    version.parse().unwrap_or(0)
 }
 
 #[cfg(test)]

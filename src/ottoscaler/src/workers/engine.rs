@@ -34,11 +34,12 @@ use crate::{
     domain::{
         janitor::{self, History},
         last_word,
-        ledger::{Ledger, Stage},
+        ledger::Ledger,
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
         queue::Attempt,
         refusal::Refusal,
+        stage::Stage,
         task::{Task, TaskStatus},
         unread::Unread,
         urgency::{self, Change},

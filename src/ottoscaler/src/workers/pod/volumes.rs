@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{
     Volume, VolumeMount,
 };
 
-use crate::domain::{failure, template::Template};
+use crate::domain::{reasons, template::Template};
 
 /// Its own; where workers may write besides /tmp of their image.
 const WORKSPACE: &str = "/workspace";
@@ -21,7 +21,7 @@ pub(super) fn ca_file() -> String {
 
 pub(super) fn volumes(template: &Template) -> Vec<Volume> {
     let mut volumes = vec![Volume {
-        name: failure::WORKSPACE.to_owned(),
+        name: reasons::WORKSPACE.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
             size_limit: Some(super::amount(&template.workspace)),
             ..EmptyDirVolumeSource::default()
@@ -59,7 +59,7 @@ pub(super) fn mounts(template: &Template) -> Vec<VolumeMount> {
         read_only,
         ..VolumeMount::default()
     };
-    let mut mounts = vec![mount(failure::WORKSPACE, WORKSPACE, None)];
+    let mut mounts = vec![mount(reasons::WORKSPACE, WORKSPACE, None)];
     let cache = template.cache_claim.as_ref();
     mounts.extend(cache.map(|_| mount("cache", CACHE, None)));
     let ca = template.ca_bundle.as_ref();

@@ -3,7 +3,7 @@
 //!
 //! `tests/reasons.txt` lists them, made from the sources of what writes them; a test fails
 //! when that list and this matrix differ. A reason that is not here is infrastructure's.
-use super::super::containers::WORKER;
+use super::names::WORKER;
 
 /// The volume for what a worker writes, whose size limit is the worker's own.
 pub const WORKSPACE: &str = "workspace";
@@ -198,7 +198,7 @@ mod tests {
 
     use super::*;
 
-    const LIST: &str = include_str!("../../../../tests/reasons.txt");
+    const LIST: &str = include_str!("../../../tests/reasons.txt");
 
     /// The reasons of the list and what carries each.
     fn listed() -> impl Iterator<Item = (&'static str, &'static str)> {
