@@ -30,7 +30,7 @@ keep lib.rs 'args|cluster|election'
 keep cluster/mod.rs 'convert|crd|error|events|object|watch'
 
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
-mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler --package domain "$@"; }
+mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler --package fenced-lease "$@"; }
 
 total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
@@ -43,13 +43,13 @@ else
   parts=$((total / 12))
   mapfile -t run < <(seq 0 $((parts - 1)))
   # Of what is broken and of what its tests run through.
-  parts_of=(src/ottoscaler/src/election src/domain src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
+  parts_of=(src/ottoscaler/src/election src/fenced-lease src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
   out=$work/$(git ls-files -z --cached --others --exclude-standard "${parts_of[@]}" |
     sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi
 
 # Without a break all is green.
-${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --package domain --lib -- election:: candidate:: lease:: term:: --skip an_hour
+${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --package fenced-lease --lib -- election:: candidate:: lease:: term:: timings:: --skip an_hour
 for part in "${run[@]}"; do
   [ ! -e "$out/$part/done" ] || continue
   rm -rf "${out:?}/$part"

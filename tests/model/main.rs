@@ -1,7 +1,7 @@
 //! The protocol, checked exhaustively (stateright): election, fence, sealing and
 //! adoption, with crashes, pauses, lost and late messages and drifting clocks.
 //!
-//! `domain::candidate`, with `domain::lease` in it, is production's own. Each `without_…`
+//! `fenced_lease::candidate`, with `fenced_lease::lease` in it, is production's own. Each `without_…`
 //! takes one wall away and must find a counterexample: it shows that the walls
 //! are needed, and that the checker would see a break.
 //!

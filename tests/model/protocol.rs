@@ -4,7 +4,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use ottoscaler::domain::lease::{Standing, Why};
+use fenced_lease::lease::{AcquireReason, Standing};
 use stateright::Property;
 
 use crate::world::{ATTEMPTS, Leading, LeaseWrite, Message, Pod, Replica, Task, Work, World};
@@ -263,7 +263,7 @@ impl Model {
         };
         saw(
             &self.sights.dead_and_taken,
-            standing == Standing::Free(Why::Dead),
+            standing == Standing::Free(AcquireReason::Dead),
         );
         Some(write)
     }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ottoscaler::domain::{
+use fenced_lease::{
     candidate::Candidate,
     lease::{Record, Standing},
 };
@@ -195,7 +195,7 @@ impl Replica {
         let left = |until: Duration| until.saturating_sub(self.clock());
         match self.candidate.standing(self.clock()) {
             Standing::Ours => 0_u8.hash(state),
-            Standing::Free(why) => why.word().hash(state),
+            Standing::Free(reason) => reason.as_str().hash(state),
             Standing::HeldUntil(until) => left(until + ticks(1)).hash(state),
         }
         if self.waiting || self.leading.is_some() {

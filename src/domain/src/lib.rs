@@ -1,7 +1,6 @@
 //! What Ottoscaler decides, as pure functions and plain data: no client, no
 //! runtime, no clock. Time comes in as an argument, and the dependencies of this
 //! crate hold none of them.
-pub mod candidate;
 pub mod concurrency;
 pub mod conditions;
 pub mod containers;
@@ -9,7 +8,6 @@ pub mod failure;
 pub mod gates;
 pub mod janitor;
 pub mod last_word;
-pub mod lease;
 pub mod ledger;
 pub mod limits;
 pub mod names;
@@ -25,7 +23,6 @@ pub mod stage;
 pub mod story;
 pub mod task;
 pub mod template;
-pub mod term;
 pub mod transition;
 pub mod unread;
 pub mod urgency;

@@ -6,6 +6,10 @@ mod lead;
 
 use std::{sync::Arc, time::Duration};
 
+use fenced_lease::{
+    lease::{AcquireReason, Standing},
+    term::Term,
+};
 use k8s_openapi::{
     api::{coordination::v1::Lease, core::v1::Pod},
     jiff::Timestamp,
@@ -34,11 +38,7 @@ use crate::{
         watch::{self as cluster_watch, Select, Sink},
     },
     config,
-    domain::{
-        lease::{Standing, Why},
-        term::Term,
-        unread::Unread,
-    },
+    domain::unread::Unread,
 };
 
 /// Of a lease call; well under the renew deadline.
@@ -233,7 +233,7 @@ impl Contender {
             let Some((term, why)) = won else {
                 return;
             };
-            let cause = why.map_or("free", Why::word);
+            let cause = why.map_or("free", AcquireReason::as_str);
             tracing::info!(%term, cause, "leading");
             self.metrics.acquired(&term, why);
             events.acquired(&term, cause);
@@ -263,7 +263,7 @@ impl Contender {
         lease: &mut watch::Receiver<Option<Arc<Lease>>>,
         wake: &mut watch::Receiver<()>,
         shutdown: &CancellationToken,
-    ) -> Option<(Term, Option<Why>)> {
+    ) -> Option<(Term, Option<AcquireReason>)> {
         let mut failures = 0_u32;
         loop {
             self.beat.strike();

@@ -3,7 +3,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::{
     cluster::events::{self, Note, Publisher},
-    domain::term::Term,
+    election::Term,
 };
 
 /// Where the contender puts changes.

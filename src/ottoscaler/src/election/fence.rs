@@ -26,7 +26,7 @@ use super::{
     Clock,
     metrics::{Metrics, Wall},
 };
-use crate::{cluster::TERM, domain::term::Term};
+use crate::{cluster::TERM, election::Term};
 
 /// Of one request, however much validity is left.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,7 +2,7 @@
 //!
 //! What holds: a PATCH goes out only with uid and resourceVersion of the GET just
 //! before it, each used once, so of two racing contenders one gets a 409; what
-//! the crate takes for an expired Lease is one that [`crate::domain::lease::Observer`] calls free, for
+//! the crate takes for an expired Lease is one that [`fenced_lease::lease::ObservedLease`] calls free, for
 //! the renewTime it is shown says how long *we* saw the record unchanged; one
 //! field manager writes. The crate runs one operation at a time: its lock is
 //! owned by the contender's loop.
@@ -11,6 +11,10 @@ use std::{
     time::Duration,
 };
 
+use fenced_lease::{
+    candidate::Candidate,
+    lease::{Record, Standing},
+};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -19,10 +23,6 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::Clock;
-use crate::domain::{
-    candidate::Candidate,
-    lease::{Record, Standing},
-};
 
 pub(super) const RELEASED_BY: &str = "ottoscaler.io/released-by";
 pub(super) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";

@@ -21,7 +21,9 @@ use prometheus_client::{
 };
 
 use super::Clock;
-use crate::domain::{lease::Why, term::Term};
+use fenced_lease::lease::AcquireReason;
+
+use super::Term;
 
 /// Shared by the contender and the clients of its terms.
 #[derive(Debug, Clone)]
@@ -134,10 +136,10 @@ impl Metrics {
         registry.register_collector(Box::new(m.deadline));
     }
 
-    pub(super) fn acquired(&self, term: &Term, why: Option<Why>) {
+    pub(super) fn acquired(&self, term: &Term, why: Option<AcquireReason>) {
         self.leader.set(1);
         self.term.set(term.transitions.into());
-        self.count(Turn::Acquired, why.map_or("unknown", Why::word));
+        self.count(Turn::Acquired, why.map_or("unknown", AcquireReason::as_str));
     }
 
     pub(super) fn lost(&self, cause: &'static str) {
@@ -186,7 +188,7 @@ mod tests {
             transitions: 7,
             holder: "h".into(),
         };
-        metrics.acquired(&term, Some(Why::Released));
+        metrics.acquired(&term, Some(AcquireReason::Released));
         metrics.renewed(
             Duration::from_millis(3),
             Clock::default().boot() + Duration::from_secs(60),

@@ -39,7 +39,7 @@ pub use fence::{LeaderClient, NotLeading, is_fenced};
 pub use metrics::Metrics;
 pub use pause::{NO_REASON, NotSet, Pause, PauseSwitch};
 
-use crate::domain::term::Term;
+pub use fenced_lease::term::Term;
 
 /// Who leads, as this replica knows.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,10 @@
 #![expect(clippy::unwrap_used)]
 use serde_json::{Value, json};
 
+use fenced_lease::lease::{AcquireReason, Standing};
+
 use super::*;
-use crate::{
-    domain::lease::{Standing, Why},
-    election::Clock,
-};
+use crate::election::Clock;
 
 const HOLDER: &str = "otto-0_10.0.0.1:9090_0000abcd";
 
@@ -60,7 +59,7 @@ fn standing_after(tell: impl FnOnce(&Witness)) -> Standing {
 fn is_proof(pod: Pod) -> bool {
     matches!(
         standing_after(|witness| witness.applied(pod)),
-        Standing::Free(Why::Dead)
+        Standing::Free(AcquireReason::Dead)
     )
 }
 
@@ -72,7 +71,7 @@ fn the_published_container_terminated_is_a_proof() {
     // And when the pod goes with it.
     let gone = pod("u", ended("c1", "Completed"), json!({}));
     let standing = standing_after(|witness| witness.deleted(gone));
-    assert!(matches!(standing, Standing::Free(Why::Dead)));
+    assert!(matches!(standing, Standing::Free(AcquireReason::Dead)));
 }
 
 #[test]

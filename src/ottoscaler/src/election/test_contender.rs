@@ -19,7 +19,7 @@ use super::{
     guard::RELEASED_BY,
     test_server::{Asked, Server, held_by, paused_clock},
 };
-use crate::{config, domain::term::Term};
+use crate::{config, election::Term};
 
 pub(super) const S: fn(u64) -> Duration = Duration::from_secs;
 pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     cluster::ATTEMPT,
-    domain::{names, pod::Pod, term::Term},
+    domain::{names, pod::Pod},
+    election::Term,
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 

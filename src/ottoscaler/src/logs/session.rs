@@ -27,7 +27,8 @@ use super::{
 use crate::{
     cluster::Loggable,
     config::AckMode,
-    domain::{pod::Pod, term::Term},
+    domain::pod::Pod,
+    election::Term,
     proto::{LogForwardResponse, log_forward_response::Status},
     workers::Drained,
 };

@@ -13,8 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Contender, term_of};
 use crate::{
     cluster::Loggable,
-    domain::term::Term,
-    election::{Beat, LeaderClient, Reign, Tenure, fence::Validity},
+    election::{Beat, LeaderClient, Reign, Tenure, Term, fence::Validity},
 };
 
 const RELEASE_TRIES: u32 = 3;

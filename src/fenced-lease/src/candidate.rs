@@ -1,22 +1,24 @@
-//! One replica's side of the contest for the Lease; pure.
+//! One candidate's side of the contest for a Lease; pure.
 //!
-//! The state machine that runs in production (`election::guard` feeds it) is the
-//! one that `tests/model` checks. What holds: an identity leads at most one term;
-//! what was read is the precondition of one write at most; validity counts from
-//! when the last acknowledged write was *sent*. Times are Durations since boot.
+//! This state machine runs in production (the guard feeds it) and in a model checker.
+//!
+//! Invariants: an identity leads at most one term; what was read is the precondition of one
+//! write at most; validity counts from when the last acknowledged write was *sent*. Times are
+//! Durations since boot.
 use std::time::Duration;
 
-use super::lease::{Observer, Record, Standing};
+use crate::lease::{ObservedLease, Record, Standing};
 
-/// Identities of the past that are remembered: a Lease names at most the last.
-const FORMER: usize = 4;
+/// How many former identities are remembered: a Lease names at most the last one.
+const MAX_FORMER: usize = 4;
 
-/// What a write of the Lease demands of it: uid and resourceVersion.
+/// What a write of the Lease requires of it: its uid and its resourceVersion.
 pub type Precondition = (String, String);
 
+/// One participant of the contest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Candidate {
-    observer: Observer,
+    observed: ObservedLease,
     renew_deadline: Duration,
     me: String,
     former: Vec<String>,
@@ -27,10 +29,11 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// A Lease is kept for `duration`; a leader acts for `renew_deadline`.
-    pub fn new(duration: Duration, renew_deadline: Duration) -> Self {
+    /// Creates a candidate without an identity. It holds a Lease for `lease_duration`, and
+    /// as a leader acts for `renew_deadline` after sending its last acknowledged write.
+    pub fn new(lease_duration: Duration, renew_deadline: Duration) -> Self {
         Self {
-            observer: Observer::new(duration),
+            observed: ObservedLease::new(lease_duration),
             renew_deadline,
             me: String::new(),
             former: Vec::new(),
@@ -40,60 +43,63 @@ impl Candidate {
         }
     }
 
-    /// From now on as `me`; the identity before is one of the past.
+    /// Takes a new identity; the one before becomes a former one, which never leads again.
     pub fn become_identity(&mut self, me: &str) {
         let old = std::mem::replace(&mut self.me, me.to_owned());
         if !old.is_empty() {
             self.former.push(old);
-            let surplus = self.former.len().saturating_sub(FORMER);
+            let surplus = self.former.len().saturating_sub(MAX_FORMER);
             self.former.drain(..surplus);
         }
         self.precondition = None;
     }
 
+    /// Returns the present identity.
     pub fn me(&self) -> &str {
         &self.me
     }
 
-    /// A holder that was proved dead.
+    /// Notes that `holder` was proved dead: a Lease that names it is free.
     pub fn proved_dead(&mut self, holder: String) {
         self.dead = Some(holder);
     }
 
-    /// What a watch told.
+    /// Takes what a watch reported. A watch may lag, so it is no precondition of a write.
     pub fn observe(&mut self, record: Option<Record>, now: Duration) {
-        self.observer.look(record, now);
+        self.observed.observe(record, now);
     }
 
-    /// What a read told; the next write is conditional on it.
+    /// Takes what a read returned; the next write is conditional on it.
     pub fn read(&mut self, record: Option<Record>, now: Duration) {
         self.precondition = record
             .as_ref()
             .map(|r| (r.uid.clone(), r.resource_version.clone()));
-        self.observer.look(record, now);
+        self.observed.observe(record, now);
     }
 
+    /// Returns what this candidate may do `now`.
     pub fn standing(&self, now: Duration) -> Standing {
-        self.observer
+        self.observed
             .standing(&self.me, &self.former, self.dead.as_deref(), now)
     }
 
-    /// For one write. None: nothing was read since the last.
+    /// Takes the precondition of one write; `None` if nothing was read since the last write.
     pub fn take_precondition(&mut self) -> Option<Precondition> {
         self.precondition.take()
     }
 
-    /// A write goes out.
+    /// Notes that a write of the Lease is sent `now`.
     pub fn send(&mut self, now: Duration) {
         self.sent = now;
     }
 
+    /// Returns when the last write was sent.
     pub fn sent(&self) -> Duration {
         self.sent
     }
 
-    /// Until when the last write, once acknowledged, lets us act. The Lease
-    /// stands for longer, counted from later.
+    /// Returns until when the last write, once acknowledged, allows to act. The Lease stands
+    /// for longer than that, and counted from later.
     pub fn valid_until(&self) -> Duration {
         self.sent + self.renew_deadline
     }
@@ -102,7 +108,7 @@ impl Candidate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::Why;
+    use crate::lease::AcquireReason;
 
     fn candidate() -> Candidate {
         let mut candidate = Candidate::new(Duration::from_secs(6), Duration::from_secs(4));
@@ -147,9 +153,9 @@ mod tests {
         candidate.become_identity("b");
         assert_eq!(
             candidate.standing(Duration::ZERO),
-            Standing::Free(Why::Former)
+            Standing::Free(AcquireReason::Former)
         );
-        for n in 0..FORMER {
+        for n in 0..MAX_FORMER {
             candidate.become_identity(&format!("c{n}"));
         }
         let standing = candidate.standing(Duration::ZERO);
@@ -167,7 +173,7 @@ mod tests {
         candidate.proved_dead("y".into());
         assert_eq!(standing(&candidate), Standing::HeldUntil(until));
         candidate.proved_dead("x".into());
-        assert_eq!(standing(&candidate), Standing::Free(Why::Dead));
+        assert_eq!(standing(&candidate), Standing::Free(AcquireReason::Dead));
     }
 
     #[test]

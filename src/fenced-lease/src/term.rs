@@ -1,22 +1,26 @@
-//! The term of a leader: what tells its writes from those of any other.
+//! The term of a leader: the fencing token that its writes carry.
 use std::{fmt, str::FromStr};
 
-/// `<lease uid>/<leaseTransitions>/<holder identity>`.
+/// One period of leadership, written `<lease uid>/<leaseTransitions>/<holder identity>`.
 ///
-/// The uid tells a recreated Lease from the old one, whose transitions start
-/// again at 0; the holder is fresh after every demotion, so no two terms of a
-/// Lease are equal.
+/// No two terms are equal. The uid tells a recreated Lease from the one before it, whose
+/// transitions start at 0 again. The holder's identity is fresh after every demotion, so a
+/// candidate that acquires the Lease twice has two terms even where the transitions did not
+/// move.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Term {
+    /// `metadata.uid` of the Lease.
     pub lease_uid: String,
+    /// `spec.leaseTransitions` of the Lease.
     pub transitions: i32,
+    /// `spec.holderIdentity` of the Lease.
     pub holder: String,
 }
 
-/// A text that is no term.
+/// A text is not a [`Term`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a term: {0:?} (expected <lease uid>/<transitions>/<holder>)")]
-pub struct NotATerm(String);
+pub struct ParseTermError(String);
 
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,10 +29,10 @@ impl fmt::Display for Term {
 }
 
 impl FromStr for Term {
-    type Err = NotATerm;
+    type Err = ParseTermError;
 
-    fn from_str(s: &str) -> Result<Self, NotATerm> {
-        let bad = || NotATerm(s.to_owned());
+    fn from_str(s: &str) -> Result<Self, ParseTermError> {
+        let bad = || ParseTermError(s.to_owned());
         let mut parts = s.splitn(3, '/');
         let (Some(uid), Some(transitions), Some(holder)) =
             (parts.next(), parts.next(), parts.next())
@@ -67,7 +71,7 @@ mod tests {
     #[test]
     fn a_text_that_lacks_a_part_is_no_term() {
         for text in ["", "u", "u/7", "/7/h", "u/x/h", "u//h"] {
-            assert_eq!(text.parse::<Term>(), Err(NotATerm(text.to_owned())));
+            assert_eq!(text.parse::<Term>(), Err(ParseTermError(text.to_owned())));
         }
     }
 }
