@@ -47,10 +47,10 @@ pub(super) enum Error {
 /// How to open a log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Open {
-    /// From a second on; None: its start.
+    /// The Unix second from which on lines are served; None: all.
     pub(super) since: Option<i64>,
     pub(super) follow: bool,
-    /// Of the container before the one that is there now.
+    /// Read the instance of the container before the one that is there now.
     pub(super) previous: bool,
 }
 
@@ -201,6 +201,17 @@ const REFUSALS: [&str; 13] = [
     "context cancelled",
     "rpc error: ",
 ];
+
+/// How the kubelet says, in place of the log, that its node has no inotify instance left.
+const CANNOT_FOLLOW: [&str; 2] = [
+    "failed to create fsnotify watcher",
+    "failed to watch directory",
+];
+
+/// Whether a kubelet that said so in place of the log can serve it without following.
+pub(super) fn cannot_follow(words: &str) -> bool {
+    CANNOT_FOLLOW.iter().any(|begin| words.starts_with(begin))
+}
 
 fn is_refusal(line: &Line) -> bool {
     let begins = |words: &&str| line.text.starts_with(words.as_bytes());

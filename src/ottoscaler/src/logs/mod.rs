@@ -20,6 +20,7 @@ mod gate;
 mod handler;
 mod line;
 mod metrics;
+mod missing;
 mod reopen;
 #[cfg(test)]
 mod resume_model;
@@ -29,6 +30,8 @@ mod settings;
 mod show;
 mod spool;
 mod tail;
+mod tail_machine;
+mod tail_signals;
 mod window;
 
 pub use forwarder::Forwarder;

@@ -237,8 +237,7 @@ impl<S: Source, P: Pods> Session<S, P> {
 
     fn tail(&self, from: &Checkpoint) -> Tail<S, P> {
         let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
-        let now = jiff::Timestamp::now().as_second();
-        Tail::new(pod, source, pods, from.restart, from.place.clone()).begun_at(now)
+        Tail::new(pod, source, pods, from.restart, from.place.clone()).of_first_reader()
     }
 
     fn saver(&self, stored: &Checkpoint) -> Saver<S> {

@@ -50,10 +50,6 @@ impl Settings {
 pub(super) trait Pods: Clone + Send + Sync + 'static {
     /// The newest picture of this very pod; None once it is gone.
     fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
-
-    fn is_current(&self, pod: &Pod) -> bool {
-        self.latest(pod).is_some()
-    }
 }
 
 impl Pods for Index {

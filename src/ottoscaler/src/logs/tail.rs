@@ -1,54 +1,32 @@
-//! A worker's log from where we stand, line by line, whatever breaks on the way.
+//! A container's log, line by line, whatever breaks on the way.
 //!
-//! What holds: lines come in file order, each once; where some may be missing, one gap
-//! is told before what comes after; the end is told when the log was read to it by an
-//! open that began after the container's end, or a follow came to it and such an open finds
-//! nothing later, or one that followed and ended at once. The API server serves a container's
-//! newest file only, so a line that is not in it any more was rotated away.
+//! What to do next is decided by [`TailMachine`]. This driver opens the log, reads it and
+//! waits, and tells the machine what came of it.
+//!
+//! Invariants: at most one log is open or being opened, and at most one probe is in flight;
+//! both end with this reader. [`Tail::next`] is cancel safe.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::Instrument as _;
 
 use super::{
     checkpoint::{Anchor, Place, Resume, Step},
-    ends::Ends,
-    follow::{Error, Open, Piece, Reader, Source},
-    gap::{Gap, Reason},
+    follow::{Error, Open, Piece, Reader, Source, cannot_follow},
+    gap::Gap,
     line::Line,
-    reopen::Reopen,
     settings::Pods,
+    tail_machine::TailMachine,
+    tail_signals::{Effect, End, Failure, Input, Instance, Why},
 };
 use crate::{cluster::Loggable, domain::pod::Pod};
 
-/// How long a log may give later lines than the one looked for, until it is read to
-/// its end to decide whether that one is gone.
-const DOUBT: Duration = Duration::from_secs(2);
-/// Silence of a log until a read is given up; of a followed one, until it is looked whether there is more: a follow can
-/// miss a rotation (kubernetes/kubernetes#126564), or hang on a dead connection.
-const QUIET: Duration = Duration::from_secs(30);
-/// The same of a log that has been silent for long.
-const QUIETEST: Duration = Duration::from_secs(300);
-/// What is on its way to a follow arrives in so long.
-const ARRIVES: Duration = Duration::from_secs(2);
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks of a kubelet whether a log is to be rotated: nothing was before the
-/// container had run for so long.
-const ROTATES_AFTER: i64 = 10;
-/// Between two looks at the status as the watch has it.
-const TOLD_LOOK: Duration = Duration::from_millis(100);
-/// How the kubelet says, in place of the log, that a node has no inotify instance left.
-const CANNOT_FOLLOW: [&str; 2] = [
-    "failed to create fsnotify watcher",
-    "failed to watch directory",
-];
-/// A log of a container that has ended is given up when its node has refused to serve it for
-/// so long: one whose runtime or kubelet is starting refuses likewise. As long as any log may
-/// be silent until a read is given up.
-const REFUSED: Duration = QUIET;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A follow gets so long to give what a probe found.
+const PROBE_GRACE: Duration = Duration::from_secs(2);
 
 /// What comes next of a log.
 #[derive(Debug)]
@@ -62,147 +40,73 @@ pub(super) enum Next {
     Gone,
 }
 
-/// One at most.
-type Opening = JoinSet<Result<Reader, Error>>;
-type Look = Pin<Box<dyn Future<Output = bool> + Send>>;
+type Opened = Result<Reader, Error>;
+type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-/// How a log is open.
-#[derive(Debug, Clone, Copy)]
-struct Mode {
-    follow: bool,
-    /// The container had ended before.
-    over: bool,
-    /// And another one runs in its place.
-    previous: bool,
-}
-
+/// A reader of one container's log.
 pub(super) struct Tail<S, P> {
     pod: Arc<Pod>,
     source: Arc<S>,
     pods: P,
     /// Which of the container's instances; the first is 0.
     restart: i32,
-    /// After the last line that was handed on.
-    at: Option<Place>,
-    /// Its line is not in the file any more: all that is there is new, after a gap.
-    lost: bool,
-    /// A line that was read, after the gap that was told.
-    ready: Option<(Line, Anchor)>,
-    resume: Resume,
-    mode: Mode,
+    machine: TailMachine,
+    /// What the machine's Durations count from.
+    began: Instant,
+    /// The log being opened. It goes on while nobody waits for [`Self::next`], because it
+    /// has a place in the queue of all opens (`gate.rs`).
+    opening: JoinSet<Opened>,
     reader: Option<Reader>,
-    /// A log being opened: goes on while nobody waits for it, for it has a place that others
-    /// wait for.
-    opening: Opening,
-    next_open: Instant,
-    reopen: Reopen,
-    /// Later lines than the one looked for came; decided then.
-    doubt_at: Option<Instant>,
-    /// The next open reads to the end and decides.
-    decide: bool,
-    /// The node cannot follow: its logs are read again and again.
-    poll: bool,
-    quiet: Duration,
-    quiet_at: Instant,
-    look: Option<Look>,
-    /// Followed to an end after the container's.
-    caught_up: bool,
-    opened: Instant,
-    ends: Ends,
-    /// And no byte of the file is left.
-    is_whole: bool,
-    /// A follow ended, and the status has yet to tell why.
-    awaits_status: bool,
-    gone: bool,
-    /// Since when its node refuses to serve the log of the container, which has ended, and
-    /// whether all of it had been read before.
-    refusal: Option<(Instant, bool)>,
-    /// Later instances have taken its place, and its log is gone.
-    replaced: bool,
-    /// The container's start (Unix seconds), where its first line may have been rotated
-    /// away before anybody read it.
-    late_since: Option<i64>,
+    probe: Option<Probe>,
+    /// The line after a gap that was handed on.
+    after_gap: Option<Next>,
 }
 
 impl<S: Source, P: Pods> Tail<S, P> {
-    /// From that place on.
+    /// Reads on after `place`; None: from the log's first byte on.
     pub(super) fn new(
         pod: Arc<Pod>,
         source: Arc<S>,
         pods: P,
         restart: i32,
-        at: Option<Place>,
+        place: Option<Place>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             pod,
             source,
             pods,
             restart,
-            resume: Resume::new(at.clone()),
-            at,
-            lost: false,
-            ready: None,
-            mode: Mode {
-                follow: false,
-                over: false,
-                previous: false,
-            },
-            reader: None,
+            machine: TailMachine::new(place),
+            began: Instant::now(),
             opening: JoinSet::new(),
-            next_open: now,
-            reopen: Reopen::default(),
-            doubt_at: None,
-            decide: false,
-            poll: false,
-            quiet: QUIET,
-            quiet_at: now + QUIET,
-            look: None,
-            caught_up: false,
-            opened: now,
-            ends: Ends::default(),
-            is_whole: false,
-            awaits_status: false,
-            gone: false,
-            refusal: None,
-            replaced: false,
-            late_since: None,
+            reader: None,
+            probe: None,
+            after_gap: None,
         }
     }
 
-    /// Read by whoever must tell what is missing at `now` (Unix seconds), also before the
-    /// first line that there is.
-    pub(super) fn begun_at(mut self, now: i64) -> Self {
-        let is_new = self.at.is_none() && self.restart == self.pod.restart_count;
-        let started = self.pod.started.filter(|_| is_new);
-        self.late_since = started.filter(|at| now - at > ROTATES_AFTER);
+    /// Tells of a gap before the first line, too, where the log is opened so late that lines
+    /// may have been rotated away.
+    pub(super) fn of_first_reader(mut self) -> Self {
+        let is_newest = self.restart == self.pod.restart_count;
+        let started = self.pod.started.filter(|_| is_newest);
+        self.machine = self.machine.of_container_started(started);
         self
     }
 
-    /// Waits for it as long as the pod lives. Cancel safe: an open log stays open.
+    /// Waits for it as long as the pod lives.
     pub(super) async fn next(&mut self) -> Next {
         loop {
             if let Some(next) = self.ready() {
                 return next;
             }
-            if self.gone {
-                return Next::Gone;
+            match self.machine.end() {
+                Some(End::Complete) => return Next::End,
+                Some(End::Gone) => return Next::Gone,
+                None => {}
             }
-            if self.replaced {
-                return Next::End;
-            }
-            let next = match self.piece().await {
-                Ok(Piece::Line(line)) => self.line(line),
-                // Of a log cut off in the middle of a line, only the rest tells.
-                Ok(Piece::Unended(line)) if self.mode.over => self.line(line),
-                Ok(Piece::Refused(words)) => self.refused(&words),
-                Ok(end) => {
-                    self.is_whole = matches!(end, Piece::End);
-                    self.at_end()
-                }
-                Err(error) => self.not_read(&error),
-            };
-            if let Some(next) = next {
+            let input = self.input().await;
+            if let Some(next) = self.step(input) {
                 return next;
             }
         }
@@ -210,326 +114,157 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     /// What was read already, if anything.
     pub(super) fn ready(&mut self) -> Option<Next> {
-        if let Some((line, anchor)) = self.ready.take() {
-            return Some(self.hand_on(line, anchor));
+        if let Some(next) = self.after_gap.take() {
+            return Some(next);
         }
         loop {
             let line = self.reader.as_mut()?.ready()?;
-            if let Some(next) = self.line(line) {
+            if let Some(next) = self.step(Input::Line(line)) {
                 return Some(next);
             }
         }
     }
 
-    /// Nothing was taken for long: what has come meanwhile may be no more than a part,
-    /// for a reader that hangs over two rotations misses the file between.
+    /// Nothing was read for long, for want of room.
     pub(super) fn was_held_up(&mut self) {
-        if self.reader.is_some() || !self.opening.is_empty() {
-            self.opening = JoinSet::new();
-            self.rewind();
-            self.next_open = Instant::now();
-        }
+        self.step(Input::HeldUp);
     }
 
-    /// Nothing more is read: who serves it is free at once.
+    /// Closes the log, so that who serves it is free at once. Nothing more is read.
     pub(super) fn close(&mut self) {
         self.opening = JoinSet::new();
         self.reader = None;
-        self.look = None;
+        self.probe = None;
     }
 
-    async fn piece(&mut self) -> Result<Piece, Error> {
-        loop {
-            let Some(reader) = &mut self.reader else {
-                if !self.open().await? {
-                    return Ok(Piece::End);
-                }
-                continue;
-            };
-            let doubts = self.mode.follow && self.doubt_at.is_some();
-            tokio::select! {
-                biased;
-                piece = reader.next() => return piece,
-                () = sleep_until(self.doubt_at.unwrap_or(self.quiet_at)), if doubts => {
-                    self.rewind();
-                    self.decide = true;
-                    self.next_open = Instant::now();
-                }
-                () = sleep_until(self.quiet_at), if self.look.is_none() => {
-                    if !self.mode.follow {
-                        return Err(Error::Timeout);
-                    }
-                    let (source, pod, at) = (self.source.clone(), self.pod.clone(), self.sought());
-                    let previous = self.mode.previous;
-                    self.look = Some(Box::pin(async move {
-                        let more = timeout(LOOK_TIMEOUT, has_more(&*source, &pod, at, previous)).await;
-                        sleep(ARRIVES).await;
-                        more.unwrap_or(false)
-                    }));
-                }
-                more = async { match &mut self.look { Some(look) => look.await, None => false } }, if self.look.is_some() => {
-                    self.look = None;
-                    self.quiet = (self.quiet * 2).min(QUIETEST);
-                    self.quiet_at = Instant::now() + self.quiet;
-                    if more {
-                        tracing::info!(pod = &*self.pod.name, "a followed log misses lines; opened again");
-                        self.rewind();
-                    }
-                }
+    /// Carries out what the machine makes of an input.
+    fn step(&mut self, input: Input) -> Option<Next> {
+        let effect = self.machine.next(input, self.began.elapsed());
+        if self.machine.end().is_some() {
+            self.close();
+        }
+        match effect {
+            Effect::Wait => None,
+            Effect::Line(line, anchor) => {
+                self.probe = None;
+                Some(Next::Line(line, anchor))
             }
-        }
-    }
-
-    /// False: as if it had been, and had nothing later.
-    async fn open(&mut self) -> Result<bool, Error> {
-        if self.opening.is_empty() && !self.begin_to_open().await? {
-            return Ok(false);
-        }
-        let opened = self.opening.join_next().await;
-        let opened = opened.ok_or(Error::Timeout)?;
-        let opened = opened.map_err(std::io::Error::other)??;
-        // By its name; it may be another pod's by now.
-        if !self.pods.is_current(&self.pod) {
-            return Err(Error::Gone);
-        }
-        self.opened = Instant::now();
-        self.quiet_at = self.opened + self.quiet;
-        self.reader = Some(opened);
-        Ok(true)
-    }
-
-    async fn begin_to_open(&mut self) -> Result<bool, Error> {
-        self.wait_to_open().await;
-        if !self.pods.is_current(&self.pod) {
-            return Err(Error::Gone);
-        }
-        let over = self.is_over();
-        let later = self.later_instances();
-        // The node keeps the log of the one before.
-        if later > 1 {
-            return Err(Error::Replaced);
-        }
-        // A log that has ended is read to its last byte.
-        let follow = !over && !self.decide && !self.poll;
-        let previous = later == 1;
-        self.mode = Mode {
-            follow,
-            over,
-            previous,
-        };
-        if over && later == 0 && self.is_whole && self.ends.are_proven() {
-            return Ok(false);
-        }
-        let how = Open {
-            since: self.sought().as_ref().and_then(Place::since),
-            follow,
-            previous,
-        };
-        let (source, pod) = (self.source.clone(), self.pod.clone());
-        let open = async move { source.open(&pod, how).await };
-        self.opening.spawn(open.in_current_span());
-        Ok(true)
-    }
-
-    async fn wait_to_open(&mut self) {
-        if !self.awaits_status {
-            sleep_until(self.next_open).await;
-        }
-        while Instant::now() < self.next_open && !self.is_over() {
-            sleep_until(self.next_open.min(Instant::now() + TOLD_LOOK)).await;
-        }
-        self.awaits_status = false;
-    }
-
-    fn line(&mut self, line: Line) -> Option<Next> {
-        match self.resume.step(&line) {
-            Step::Held => {
-                if self.resume.is_flowing() {
-                    self.doubt_at = None;
-                }
-                None
+            Effect::Gap(gap, line) => {
+                tracing::warn!(
+                    pod = &*self.pod.name,
+                    reason = gap.reason.as_str(),
+                    "log lines may be missing"
+                );
+                self.probe = None;
+                self.after_gap = line.map(|(line, anchor)| Next::Line(line, anchor));
+                Some(Next::Gap(gap))
             }
-            Step::Late => {
-                self.ends.doubt();
-                self.doubt_at.get_or_insert_with(|| Instant::now() + DOUBT);
-                None
-            }
-            Step::New(anchor) if self.lost || self.is_late(&line) => {
-                let reason = if self.lost {
-                    Reason::Rotated
-                } else {
-                    Reason::Late
+            Effect::Open {
+                since,
+                follow,
+                previous,
+            } => {
+                let how = Open {
+                    since,
+                    follow,
+                    previous,
                 };
-                self.lost = false;
-                let gap = self.gap(reason, line.time(), Some(Place::Before(anchor.clone())));
-                self.ready = Some((line, anchor));
-                Some(gap)
+                let (source, pod) = (self.source.clone(), self.pod.clone());
+                let open = async move { source.open(&pod, how).await };
+                self.opening.spawn(open.in_current_span());
+                None
             }
-            Step::New(anchor) => Some(self.hand_on(line, anchor)),
-        }
-    }
-
-    /// Whether lines may have been before that first one. A container that was silent for
-    /// so long looks the same.
-    fn is_late(&mut self, line: &Line) -> bool {
-        let since = self.late_since.take();
-        since
-            .zip(line.time())
-            .is_some_and(|(at, line)| line.as_second() - at > ROTATES_AFTER)
-    }
-
-    fn hand_on(&mut self, line: Line, anchor: Anchor) -> Next {
-        self.at = Some(Place::After(anchor.clone()));
-        self.reopen.fruitful();
-        self.look = None;
-        self.quiet = QUIET;
-        self.quiet_at = Instant::now() + QUIET;
-        self.caught_up = false;
-        self.refusal = None;
-        self.ends.forget();
-        Next::Line(line, anchor)
-    }
-
-    /// The kubelet's own words in place of a log. Where it cannot follow, the log is read
-    /// without following.
-    fn refused(&mut self, words: &str) -> Option<Next> {
-        let cannot_follow = CANNOT_FOLLOW.iter().any(|begin| words.starts_with(begin));
-        if !self.mode.follow || !cannot_follow {
-            return self.not_read(&Error::Refused);
-        }
-        tracing::warn!(
-            pod = &*self.pod.name,
-            "its node cannot follow logs; reading them again and again"
-        );
-        self.poll = true;
-        self.rewind();
-        None
-    }
-
-    /// A log that ended: for good if the container had, else it is opened again.
-    fn at_end(&mut self) -> Option<Next> {
-        self.refusal = None;
-        let over = self.is_over();
-        if self.resume.is_flowing() {
-            if self.mode.over {
-                let lost = std::mem::take(&mut self.lost);
-                return Some(if lost {
-                    self.gap(Reason::Rotated, None, None)
-                } else {
-                    Next::End
-                });
+            Effect::Probe { sought, previous } => {
+                let (source, pod) = (self.source.clone(), self.pod.clone());
+                self.probe = Some(Box::pin(async move {
+                    let probe = has_more(&*source, &pod, sought, previous);
+                    let found_more = timeout(PROBE_TIMEOUT, probe).await;
+                    sleep(PROBE_GRACE).await;
+                    found_more.unwrap_or(false)
+                }));
+                None
             }
-            if self.mode.follow && !self.lost {
-                self.caught_up = over;
-                self.ends.note(Some(self.opened));
+            Effect::Close(why) => {
+                self.tell(why);
+                self.close();
+                None
             }
-            self.ask_again(over);
-            return None;
-        }
-        // What a follow had read to the end was rotated then, and nothing is after it.
-        if (self.caught_up || self.ends.reached_the_end()) && self.doubt_at.is_none() {
-            if self.mode.over {
-                return Some(Next::End);
-            }
-            self.ends.note(self.mode.follow.then_some(self.opened));
-        }
-        // Only who reads to the end knows that the line is not there.
-        let to_the_end = !self.mode.follow && (self.mode.over || self.doubt_at.is_some());
-        self.lost = to_the_end && !self.may_be_its_successors();
-        let lost = self.lost;
-        self.ask_again(lost);
-        None
-    }
-
-    /// After an end: at once, or once the status may have told why a follow ended.
-    fn ask_again(&mut self, at_once: bool) {
-        self.rewind();
-        if at_once {
-            self.next_open = Instant::now();
-        } else if self.mode.follow {
-            self.awaits_status = true;
-            self.next_open = self.next_open.max(Instant::now() + self.ends.wait());
         }
     }
 
-    fn not_read(&mut self, error: &Error) -> Option<Next> {
-        let is_there = self.pods.is_current(&self.pod);
-        let is_refused = matches!(error, Error::Refused) && self.mode.over;
-        if is_refused && self.refusal.is_none() {
-            let had_all = self.caught_up || self.ends.reached_the_end();
-            self.refusal = Some((Instant::now(), had_all));
-        }
-        let refusal = self.refusal.filter(|_| is_refused);
-        let is_removed = refusal.is_some_and(|(since, _)| since.elapsed() >= REFUSED);
-        let reason = match error {
-            Error::Replaced if is_there => Reason::Restarted,
-            Error::Refused if is_there && is_removed => Reason::Removed,
-            // Also where it is said to be gone: a kubelet that restarts knows no pods at first.
-            error if is_there => {
-                self.ends.not_read();
-                tracing::debug!(pod = &*self.pod.name, error = %Loggable(error), "log not read; trying again");
-                self.rewind();
-                return None;
+    fn tell(&self, why: Why) {
+        let pod = &*self.pod.name;
+        match why {
+            Why::CannotFollow => {
+                tracing::warn!(pod, "its node cannot follow logs; its log is polled");
             }
-            _ => Reason::PodGone,
+            Why::MissedLines => {
+                tracing::info!(pod, "a followed log misses lines; opened again");
+            }
+            Why::Ended | Why::Doubt | Why::HeldUp => {}
+        }
+    }
+
+    /// What happens next. Cancel safe.
+    async fn input(&mut self) -> Input {
+        let deadline = self.machine.deadline().map(|at| self.began + at);
+        let (reader, probe) = (&mut self.reader, &mut self.probe);
+        tokio::select! {
+            biased;
+            Some(piece) = async { Some(reader.as_mut()?.next().await) } => self.read(piece),
+            Some(opened) = self.opening.join_next() => self.opened(opened),
+            Some(found_more) = async { Some(probe.as_mut()?.await) } => {
+                self.probe = None;
+                Input::Probed { found_more }
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                Input::Tick(self.instance())
+            }
+            // The log was closed for good.
+            else => std::future::pending().await,
+        }
+    }
+
+    fn opened(&mut self, opened: Result<Opened, JoinError>) -> Input {
+        match opened.unwrap_or_else(|error| Err(std::io::Error::other(error).into())) {
+            Ok(reader) => {
+                self.reader = Some(reader);
+                Input::Opened(self.instance())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn read(&self, piece: Result<Piece, Error>) -> Input {
+        let ended = |rest| Input::Ended {
+            rest,
+            instance: self.instance(),
         };
-        self.replaced = reason == Reason::Restarted;
-        self.gone = !self.replaced;
-        let had_all = self.caught_up || self.refusal.is_some_and(|(_, had_all)| had_all);
-        (!had_all).then(|| self.gap(reason, None, None))
+        match piece {
+            Ok(Piece::Line(line)) => Input::Line(line),
+            Ok(Piece::Unended(line)) => ended(Some(line)),
+            Ok(Piece::End) => ended(None),
+            Ok(Piece::Refused(words)) if cannot_follow(&words) => {
+                Input::Failed(Failure::CannotFollow, self.instance())
+            }
+            Ok(Piece::Refused(_)) => self.failed(&Error::Refused),
+            Err(error) => self.failed(&error),
+        }
     }
 
-    fn gap(&mut self, reason: Reason, to: Option<jiff::Timestamp>, place: Option<Place>) -> Next {
-        tracing::warn!(
-            pod = &*self.pod.name,
-            reason = reason.as_str(),
-            "log lines may be missing"
-        );
-        let from = self.at.as_ref().and_then(Place::time);
-        self.at.clone_from(&place);
-        Next::Gap(Gap {
-            reason,
-            from,
-            to,
-            place,
-        })
+    fn failed(&self, error: &Error) -> Input {
+        tracing::debug!(pod = &*self.pod.name, error = %Loggable(error), "log not read");
+        let failure = match error {
+            Error::Gone => Failure::Gone,
+            Error::Replaced => Failure::Replaced,
+            Error::Refused => Failure::Refused,
+            Error::Timeout | Error::Api(_) | Error::Read(_) => Failure::Broken,
+        };
+        Input::Failed(failure, self.instance())
     }
 
-    /// The log is opened again, and what is behind us held back.
-    fn rewind(&mut self) {
-        self.resume = Resume::new(self.sought());
-        self.reader = None;
-        // It is read again.
-        self.ready = None;
-        self.doubt_at = None;
-        self.decide = false;
-        self.look = None;
-        self.next_open = Instant::now() + self.reopen.delay();
-    }
-
-    /// What an open log must have before something new.
-    fn sought(&self) -> Option<Place> {
-        self.at.clone().filter(|_| !self.lost)
-    }
-
-    fn is_over(&self) -> bool {
-        self.pods.latest(&self.pod).is_none_or(|p| {
-            let ended = p.finished.is_some() && !p.restarts;
-            p.worker_has_ended() || ended || p.restart_count > self.restart
-        })
-    }
-
-    /// Whether what is served now is of a container that took this one's place: the status
-    /// tells only that this one has ended.
-    fn may_be_its_successors(&self) -> bool {
-        let latest = self.pods.latest(&self.pod);
-        !self.mode.over && latest.is_some_and(|p| p.restarts && p.finished.is_some())
-    }
-
-    /// Of the container, after the one whose log this is.
-    fn later_instances(&self) -> i32 {
-        let latest = self.pods.latest(&self.pod);
-        latest.map_or(0, |p| p.restart_count + i32::from(p.reran) - self.restart)
+    fn instance(&self) -> Instance {
+        Instance::of(self.pods.latest(&self.pod).as_deref(), self.restart)
     }
 }
 

@@ -8,7 +8,13 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 
 use super::*;
-use crate::{domain::pod::PodPhase, logs::checkpoint::Checkpoint};
+use crate::{
+    domain::pod::PodPhase,
+    logs::{
+        checkpoint::Checkpoint,
+        tail_machine::{PROBE_AFTER, REMOVED_AFTER, STATUS_POLL},
+    },
+};
 
 #[path = "tail_tests/ends.rs"]
 mod ends;
@@ -390,9 +396,9 @@ async fn a_follow_that_missed_a_rotation_is_opened_again() {
     let began = Instant::now();
     node.hang_at.store(3, Relaxed);
     let look = || node.hang_at.store(usize::MAX, Relaxed);
-    let (line, ()) = meanwhile(some(&mut tail), QUIET, look).await;
+    let (line, ()) = meanwhile(some(&mut tail), PROBE_AFTER, look).await;
     assert_eq!(line, "line 3");
-    assert!(began.elapsed() < QUIET + 2 * ARRIVES);
+    assert!(began.elapsed() < PROBE_AFTER + 2 * PROBE_GRACE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -424,7 +430,10 @@ async fn a_read_that_hangs_is_given_up() {
         node.dead.store(1, Relaxed);
         let began = Instant::now();
         assert_eq!(some(&mut node.tail(after)).await, "line 2");
-        assert!(began.elapsed() < QUIET + 2 * ARRIVES, "over: {over}");
+        assert!(
+            began.elapsed() < PROBE_AFTER + 2 * PROBE_GRACE,
+            "over: {over}"
+        );
     }
 }
 
@@ -478,24 +487,35 @@ async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
     assert_eq!(node.opens.lock().unwrap().len(), 2);
 }
 
-/// Nobody knows what was rotated away before the first reader came.
+/// Nobody knows what was rotated away before the first reader came. No clock but the node's
+/// is looked at: the reader's may be anything.
 #[tokio::test(start_paused = true)]
 async fn who_comes_late_to_a_file_that_begins_late_tells_of_a_gap() {
+    let tail = |node: &Arc<Node>, start: i64| {
+        let mut tail = node.tail(None);
+        Arc::make_mut(&mut tail.pod).started = Some(1_790_000_000 + start);
+        tail.of_first_reader()
+    };
+    let two = async |mut tail| [some(&mut tail).await, some(&mut tail).await];
     let node = Node::running();
     node.print(20..23);
-    let read = |late: bool, start: i64| {
-        let mut tail = node.tail(None);
-        let start = 1_790_000_000 + start;
-        Arc::make_mut(&mut tail.pod).started = Some(start);
-        let mut tail = tail.begun_at(start + if late { 11 } else { 9 });
-        async move { [some(&mut tail).await, some(&mut tail).await] }
-    };
     assert_eq!(
-        read(true, 9).await,
+        two(tail(&node, 9)).await,
         ["gap read late None Some(20)", "line 20"]
     );
-    assert_eq!(read(true, 10).await, ["line 20", "line 21"]);
-    assert_eq!(read(false, 0).await, ["line 20", "line 21"]);
+    assert_eq!(two(tail(&node, 10)).await, ["line 20", "line 21"]);
+    // Who came early to a container that was silent has seen that nothing went.
+    for (came_at, first) in [
+        (0, "line 20"),
+        (9, "line 20"),
+        (12, "gap read late None Some(20)"),
+    ] {
+        let node = Node::running();
+        let silent = Duration::from_secs(20 - came_at);
+        let read = two(tail(&node, 0));
+        let (read, ()) = meanwhile(read, silent, || node.print(20..22)).await;
+        assert_eq!(read[0], first, "{came_at}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

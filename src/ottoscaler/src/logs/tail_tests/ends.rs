@@ -1,6 +1,6 @@
 //! How a log ends: with its container, its pod, or the container's next run.
 use super::*;
-use crate::logs::ends::ASKED_AGAIN;
+use crate::logs::ends::RETRY_AFTER;
 
 #[tokio::test(start_paused = true)]
 async fn a_log_is_followed_to_its_end() {
@@ -29,7 +29,7 @@ async fn when_a_follow_has_ended_its_status_is_waited_for_and_not_the_log_asked(
         };
         let (all, told) = meanwhile(rest(&mut tail), Duration::from_millis(after), told).await;
         assert_eq!(all, ["end"]);
-        assert!(told.elapsed() <= TOLD_LOOK, "{:?}", told.elapsed());
+        assert!(told.elapsed() <= STATUS_POLL, "{:?}", told.elapsed());
         assert_eq!(node.opens.lock().unwrap().len(), 2);
     }
 }
@@ -92,7 +92,7 @@ async fn a_silent_log_whose_follows_are_cut_now_and_then_is_followed_on() {
         node.print(n..n + 1);
         let printed = Instant::now();
         reads(&mut tail, n..n + 1).await;
-        assert!(printed.elapsed() <= ASKED_AGAIN, "{:?}", printed.elapsed());
+        assert!(printed.elapsed() <= RETRY_AFTER, "{:?}", printed.elapsed());
     }
 }
 

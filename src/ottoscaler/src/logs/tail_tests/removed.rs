@@ -28,7 +28,10 @@ async fn a_log_that_its_node_has_removed_is_one_gap_and_no_line() {
             "{words}"
         );
         let took = begun.elapsed();
-        assert!((REFUSED..REFUSED * 2).contains(&took), "{took:?}");
+        assert!(
+            (REMOVED_AFTER..REMOVED_AFTER * 2).contains(&took),
+            "{took:?}"
+        );
         assert!(node.opens.lock().unwrap().len() < 15);
     }
 }
@@ -45,7 +48,11 @@ async fn a_log_that_is_refused_for_a_while_is_read_when_it_is_served() {
         }
         let serves = || *node.refuses.lock().unwrap() = None;
         // A container that runs is waited for as long as it does.
-        let after = if over { REFUSED / 2 } else { REFUSED * 3 };
+        let after = if over {
+            REMOVED_AFTER / 2
+        } else {
+            REMOVED_AFTER * 3
+        };
         let (line, ()) = meanwhile(some(&mut tail), after, serves).await;
         assert_eq!(line, "line 0");
         node.end();
