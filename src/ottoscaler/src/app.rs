@@ -2,40 +2,39 @@
 //!
 //! The first SIGTERM drains: not ready → the leader hands over → the server
 //! answers its last calls → watches end → spans are flushed. A second one aborts.
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use kube::{Api, api::ListParams};
+use kube::Api;
 use prometheus_client::registry::Registry;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    args::Options,
     cluster::{
-        self, Loggable,
+        self,
         convert::PodView,
-        crd::{UNFINISHED, WorkerTask},
-        watch::{self, Select, Sink},
+        crd::WorkerTask,
+        watch::{self, Select},
     },
-    config::Config,
-    domain::template::Policy,
-    election::{self, Clients, Clock, Clocks, Contender, Pause, PauseSwitch, Reign, Tenure},
+    election::{self, Clients, Clock, Clocks, Contender, PauseSwitch},
     grpc::{self, Guest, Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
-    logs::{self, Forwarder, HandlerClient, Nobody, Show},
+    leader::Controllers,
+    logs::{self, HandlerClient, Show},
     supervisor::{Signals, Supervisor},
-    telemetry,
-    workers::{self, Drained, Manager, Parts, Tell},
+    telemetry, workers,
 };
 
-/// For what blocks a thread when all else has ended.
-const END_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// The time that a blocked thread is given to end when all else has ended.
+const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a replica until it is told to stop.
 ///
 /// # Errors
 /// It could not start, or a part of it failed for good.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(options: Options) -> anyhow::Result<()> {
     let runtime = Builder::new_multi_thread().enable_all().build()?;
     // A thread of its own: what renews the Lease must not wait for the work's turn.
     let election = Builder::new_multi_thread()
@@ -46,12 +45,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let apart = election.handle().clone();
     let result = runtime.block_on(async {
         let traces = telemetry::init(
-            &config.telemetry,
-            &config.replica.pod_name,
-            &config.namespace,
+            &options.telemetry,
+            &options.replica.pod_name,
+            &options.namespace,
         )?;
         grpc::raise_open_files();
-        let result = Box::pin(serve(config, apart)).await;
+        let result = Box::pin(serve(options, apart)).await;
         // The flush blocks; it must not hold a worker thread.
         tokio::task::spawn_blocking(move || traces.flush()).await?;
         result
@@ -62,8 +61,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// `apart`: where the election runs.
-async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
-    for warning in &config.warnings {
+async fn serve(options: Options, apart: Handle) -> anyhow::Result<()> {
+    for warning in &options.warnings {
         tracing::warn!("{warning}");
     }
     let kube = cluster::client::config()
@@ -76,18 +75,25 @@ async fn serve(config: Config, apart: Handle) -> anyhow::Result<()> {
         clocks.client(kube.clone())?
     };
     let work_client = clocks.client(kube)?;
-    Box::pin(serve_with(config, apart, clocks, lease_client, work_client)).await
+    Box::pin(serve_with(
+        options,
+        apart,
+        clocks,
+        lease_client,
+        work_client,
+    ))
+    .await
 }
 
 /// The same with clients of the API server.
 async fn serve_with(
-    config: Config,
+    options: Options,
     apart: Handle,
     clocks: Clocks,
     lease_client: kube::Client,
     work_client: kube::Client,
 ) -> anyhow::Result<()> {
-    let Config {
+    let Options {
         namespace,
         serve,
         replica,
@@ -98,7 +104,7 @@ async fn serve_with(
         handler,
         telemetry: _,
         warnings: _,
-    } = config;
+    } = options;
     let shutdown = CancellationToken::new();
     let stop = CancellationToken::new();
     let mut tasks = Supervisor::new(shutdown.clone());
@@ -169,7 +175,7 @@ async fn serve_with(
             "there is no otto-handler: logs stay on their pods, and those for LOG_DRAIN_TIMEOUT"
         );
     }
-    let reign = Leading {
+    let controllers = Controllers {
         index,
         router,
         handler,
@@ -202,7 +208,7 @@ async fn serve_with(
     // Also when it panics: the shutdown must not wait for it then.
     let (told, done) = (shutdown.clone(), contended.clone().drop_guard());
     tasks.essential_on(&apart, "election", async move {
-        Box::pin(contender.run(Arc::new(reign), told)).await;
+        Box::pin(contender.run(Arc::new(controllers), told)).await;
         drop(done);
         // Ends with the others.
         Ok(())
@@ -247,124 +253,6 @@ fn watch_into_index(
         watch::run(worker_tasks, Select::All, sink, until).await;
         Ok(())
     });
-}
-
-/// What a leader does.
-#[derive(Debug)]
-struct Leading {
-    index: Index,
-    router: Arc<Router>,
-    handler: Option<HandlerClient>,
-    logs: logs::Settings,
-    policy: Arc<Policy>,
-    limits: crate::config::Limits,
-    metrics: workers::Metrics,
-    pause: Pause,
-    clocks: Clocks,
-}
-
-#[tonic::async_trait]
-impl Reign for Leading {
-    async fn run(&self, tenure: Tenure) {
-        let caught_up = CancellationToken::new();
-        let drained = Drained::default();
-        let manager = Manager::new(&Parts {
-            client: tenure.client.clone(),
-            index: self.index.clone(),
-            drained: drained.clone(),
-            policy: self.policy.clone(),
-            limits: self.limits.clone(),
-            metrics: self.metrics.clone(),
-            pause: self.pause.clone(),
-            clocks: self.clocks.clone(),
-            caught_up: caught_up.clone(),
-            drain: tenure.drain.clone(),
-            lost: tenure.lost.clone(),
-        });
-        let forwarder = self.handler.clone().map(|handler| Forwarder {
-            handler,
-            settings: self.logs.clone(),
-            index: self.index.clone(),
-            drained,
-        });
-        let tell: Arc<dyn Tell> = match &self.handler {
-            Some(handler) => Arc::new(handler.clone()),
-            None => Arc::new(Nobody),
-        };
-        self.router.lead(Arc::new(manager.clone()));
-        let ended = async {
-            tokio::select! {
-                () = tenure.drain.cancelled() => {}
-                () = tenure.lost.cancelled() => {}
-            }
-            self.router.follow();
-        };
-        // What is new can begin at once; what was there before, only once known.
-        let forward = async {
-            tokio::select! {
-                () = self.catch_up(&tenure) => {}
-                () = tenure.drain.cancelled() => return,
-                () = tenure.lost.cancelled() => return,
-            }
-            caught_up.cancel();
-            if let Some(forwarder) = forwarder {
-                forwarder.run(&tenure).await;
-            }
-        };
-        futures::future::join3(ended, manager.run(tell), forward).await;
-    }
-}
-
-impl Leading {
-    /// A new leader judges what its predecessor left by consistent lists: its
-    /// watches may lag behind. Of tasks it lists those that are not finished; a
-    /// thousand of the past would only hold up the first pods. One that it takes for
-    /// unfinished in error is sealed, and the answer is what became of it.
-    async fn catch_up(&self, tenure: &Tenure) {
-        self.index.wait_synced().await;
-        let tasks = tenure.client.api::<WorkerTask>();
-        let pods = tenure.client.api::<PodView>();
-        let (tasks, pods) = futures::future::join(
-            list(
-                &tasks,
-                ListParams::default().fields(UNFINISHED),
-                TaskFeed::keep,
-            ),
-            list(&pods, ListParams::default(), PodFeed::keep),
-        )
-        .await;
-        let tasks_at = watch::number(&tasks.version);
-        let feed = TaskFeed(self.index.clone());
-        feed.some(tasks.all, tasks.unread, tasks_at);
-        let pods_at = watch::number(&pods.version);
-        PodFeed(self.index.clone()).listed(pods.all, pods.unread, pods_at);
-    }
-}
-
-/// What there is, and as of which version. Tries until it has listed; the caller
-/// bounds it by the term.
-async fn list<K, T>(
-    api: &Api<K>,
-    params: ListParams,
-    keep: impl Fn(K) -> Option<T>,
-) -> watch::Listed<T>
-where
-    K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned,
-{
-    loop {
-        match watch::list(api, params.clone(), &keep).await {
-            Ok(listed) => return listed,
-            Err(ref error @ watch::Error::Api(kube::Error::Api(ref status)))
-                if status.code == 400 =>
-            {
-                tracing::error!(error = %Loggable(error), "not listed; is this version's CustomResourceDefinition installed?");
-            }
-            Err(error) => {
-                tracing::warn!(error = %Loggable(&error), "not listed; trying again");
-            }
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
 }
 
 #[cfg(test)]

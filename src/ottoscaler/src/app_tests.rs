@@ -25,7 +25,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::*;
 use crate::{
-    config::{Config, LogFormat, Telemetry},
+    args::{LogFormat, TelemetryOptions},
     proto::{
         LogForwardResponse, PauseRequest, ResumeRequest, ScaleRequest, ShowLogsRequest,
         WorkerLogEntry, WorkerStatusAck, WorkerStatusNotification, WorkerStatusRequest,
@@ -438,7 +438,7 @@ const SAID: [&str; 9] = [
 #[tokio::test]
 async fn no_line_of_the_log_has_what_others_said() {
     let log = Log::default();
-    let settings = Telemetry {
+    let settings = TelemetryOptions {
         log_level: "trace".to_owned(),
         log_format: LogFormat::Json,
         otel_exporter_otlp_endpoint: None,
@@ -458,7 +458,7 @@ async fn no_line_of_the_log_has_what_others_said() {
         .serve_with_incoming(TcpListenerStream::new(listener));
     running.spawn(async { serve.await.unwrap() });
     let ports = (listen().await.1, listen().await.1, listen().await.1);
-    let config = Config::from_lookup(&|name| {
+    let config = Options::from_lookup(&|name| {
         Some(match name {
             "GRPC_PORT" => ports.0.clone(),
             "HEALTH_PORT" => ports.1.clone(),

@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod election;
 pub mod grpc;
 pub mod index;
+mod leader;
 pub mod logs;
 pub mod supervisor;
 pub mod telemetry;
