@@ -19,7 +19,7 @@ use crate::{
         watch::{self, Select},
     },
     election::{self, Clients, Clock, Clocks, Contender, PauseSwitch},
-    grpc::{self, Guest, Health, Probe, Router, Server},
+    grpc::{self, ConnectionLimits, Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     leader::Controllers,
     logs::{self, HandlerClient, Show},
@@ -158,9 +158,9 @@ async fn serve_with(
         health: health.clone(),
         drain: shutdown.clone(),
     };
-    let listener = Server::listen(serve.grpc_port, Guest::grpc())?;
-    let health_listener = Server::listen(serve.health_port, Guest::health())?;
-    let metrics_listener = Server::listen(serve.metrics_port, Guest::metrics())?;
+    let listener = Server::listen(serve.grpc_port, ConnectionLimits::grpc())?;
+    let health_listener = Server::listen(serve.health_port, ConnectionLimits::health())?;
+    let metrics_listener = Server::listen(serve.metrics_port, ConnectionLimits::metrics())?;
     tracing::info!(
         grpc_port = serve.grpc_port,
         health_port = serve.health_port,

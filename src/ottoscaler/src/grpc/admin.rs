@@ -1,4 +1,4 @@
-//! OttoscalerAdminService: any replica writes the pause, every replica sees it; any
+//! The OttoscalerAdminService. Any replica writes the pause, which every replica sees, and any
 //! replica shows logs.
 use std::pin::Pin;
 
@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{
-    errors::{self, answered},
-    reads::Reads,
+    errors::{self, record_outcome},
+    reads::SyncedIndex,
 };
 use crate::{
     domain::request::Selection,
@@ -20,24 +20,25 @@ use crate::{
     },
 };
 
-const MAX_REASON: usize = 256;
+const MAX_REASON_BYTES: usize = 256;
 
+/// An `Admin` implements the OttoscalerAdminService of this replica.
 #[derive(Debug, Clone)]
 pub(super) struct Admin {
     pub(super) pause: Pause,
     pub(super) switch: PauseSwitch,
     pub(super) show: Show,
-    pub(super) index: Reads,
+    pub(super) index: SyncedIndex,
     pub(super) drain: CancellationToken,
 }
 
 impl Admin {
-    /// `why`: None ends the pause.
-    async fn set(&self, why: Option<&str>) -> Result<Response<PauseState>, Status> {
-        let set = self.switch.set(why).await;
+    /// Pauses with a reason, or ends the pause without one.
+    async fn set_pause(&self, reason: Option<&str>) -> Result<Response<PauseState>, Status> {
+        let set = self.switch.set(reason).await;
         set.map_err(|error| Status::unavailable(error.to_string()))?;
-        tracing::info!(paused = why.is_some(), "pause set");
-        let paused = self.pause.configured().or(why).unwrap_or_default();
+        tracing::info!(paused = reason.is_some(), "pause set");
+        let paused = self.pause.configured().or(reason).unwrap_or_default();
         Ok(Response::new(PauseState {
             paused: paused.to_owned(),
         }))
@@ -48,15 +49,15 @@ impl Admin {
 impl OttoscalerAdminService for Admin {
     async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseState>, Status> {
         let reason = request.into_inner().reason;
-        answered(
-            if reason.len() > MAX_REASON || reason.chars().any(char::is_control) {
+        record_outcome(
+            if reason.len() > MAX_REASON_BYTES || reason.chars().any(char::is_control) {
                 Err(Status::invalid_argument(format!(
-                    "reason: must have at most {MAX_REASON} bytes and no control characters"
+                    "reason: must have at most {MAX_REASON_BYTES} bytes and no control characters"
                 )))
             } else if reason.is_empty() {
-                self.set(Some(NO_REASON)).await
+                self.set_pause(Some(NO_REASON)).await
             } else {
-                self.set(Some(&reason)).await
+                self.set_pause(Some(&reason)).await
             },
         )
     }
@@ -76,14 +77,14 @@ impl OttoscalerAdminService for Admin {
             Err(Status::invalid_argument("task_id: must be given"))
         } else {
             Selection::parse(&task_id, &worker_pod_name, "")
-                .map_err(errors::status)
+                .map_err(errors::from_refusal)
                 .and_then(|selection| self.index.synced().map(|_| selection))
                 .and_then(|selection| self.show.lines(selection, follow, self.drain.clone()))
         };
-        Ok(Response::new(Box::pin(answered(lines)?)))
+        Ok(Response::new(Box::pin(record_outcome(lines)?)))
     }
 
     async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<PauseState>, Status> {
-        answered(self.set(None).await)
+        record_outcome(self.set_pause(None).await)
     }
 }

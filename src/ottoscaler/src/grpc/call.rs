@@ -3,27 +3,30 @@ use tokio::time::Instant;
 
 use crate::proto;
 
+/// A method that only the leader can execute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(super) enum ScaleMethod {
     Up,
     Down,
 }
 
-/// A call with what must travel along.
+/// A `ScaleCall` is a checked request together with everything that travels to the leader with it.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub(super) verb: Verb,
+pub(super) struct ScaleCall {
+    pub(super) method: ScaleMethod,
     pub(super) request: proto::ScaleRequest,
     pub(super) request_id: String,
     pub(super) traceparent: Option<String>,
     pub(super) deadline: Instant,
-    /// It came over the one hop already, meant for the leader of this term.
-    pub(super) forwarded: Option<String>,
+    /// The term whose leader must answer. It is set exactly when another replica forwarded the
+    /// call, so such a call has already crossed its one hop.
+    pub(super) target_term: Option<String>,
 }
 
-/// An answer, and how far a watch must come to show it.
+/// A `RoutedResponse` is the leader's response together with the resource versions that a watch
+/// must reach to show it.
 #[derive(Debug, Clone)]
-pub(super) struct Answer {
+pub(super) struct RoutedResponse {
     pub(super) response: proto::ScaleResponse,
     pub(super) task_version: u64,
     pub(super) pod_version: u64,

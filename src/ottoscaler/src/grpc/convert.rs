@@ -1,4 +1,4 @@
-//! Wire messages ↔ plain data.
+//! Conversions between protobuf messages and the types of `domain`.
 use std::collections::HashMap;
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     proto,
 };
 
-pub(super) fn request(
+pub(super) fn scale_request(
     wire: proto::ScaleRequest,
     request_id: String,
     traceparent: Option<String>,
@@ -40,7 +40,10 @@ pub(super) fn request(
     }
 }
 
-pub(super) fn response(outcome: Outcome, started_at: jiff::Timestamp) -> proto::ScaleResponse {
+pub(super) fn scale_response(
+    outcome: Outcome,
+    started_at: jiff::Timestamp,
+) -> proto::ScaleResponse {
     use proto::scale_response::Status;
     let status = match outcome.kind {
         OutcomeKind::Success => Status::Success,
@@ -58,33 +61,37 @@ pub(super) fn response(outcome: Outcome, started_at: jiff::Timestamp) -> proto::
     }
 }
 
-pub(super) fn worker(worker: &Worker) -> proto::WorkerPodStatus {
+pub(super) fn worker_status(worker: &Worker) -> proto::WorkerPodStatus {
     let Worker { task, view } = worker;
-    labelled(task, view.record.index, shown(task, view))
+    with_labels(
+        task,
+        view.record.index,
+        unlabelled_worker_status(task, view),
+    )
 }
 
-/// With the labels of its pod, which follow from the task and the index.
-pub(super) fn labelled(
+/// Adds the labels of the worker's pod, which are derived from the task and the worker's index.
+pub(super) fn with_labels(
     task: &Task,
     index: u32,
-    shown: proto::WorkerPodStatus,
+    status: proto::WorkerPodStatus,
 ) -> proto::WorkerPodStatus {
     proto::WorkerPodStatus {
         labels: task.worker_labels(index).into_iter().collect(),
-        ..shown
+        ..status
     }
 }
 
-/// All of a worker but its labels.
-pub(super) fn shown(task: &Task, view: &WorkerView) -> proto::WorkerPodStatus {
+/// Returns everything about a worker except its labels.
+pub(super) fn unlabelled_worker_status(task: &Task, view: &WorkerView) -> proto::WorkerPodStatus {
     let WorkerView { pod_name, record } = view;
     proto::WorkerPodStatus {
         pod_name: pod_name.clone(),
         task_id: task.spec.task_id.clone(),
         status: view.state().as_str().to_owned(),
-        created_at: time(record.created),
-        started_at: time(record.started),
-        completed_at: time(record.finished),
+        created_at: rfc3339_or_empty(record.created),
+        started_at: rfc3339_or_empty(record.started),
+        completed_at: rfc3339_or_empty(record.finished),
         node_name: record.node.clone(),
         pod_ip: record.ip.clone(),
         labels: HashMap::new(),
@@ -92,15 +99,15 @@ pub(super) fn shown(task: &Task, view: &WorkerView) -> proto::WorkerPodStatus {
         worker_index: i32::try_from(record.index).unwrap_or(i32::MAX),
         attempt: i32::try_from(record.attempt).unwrap_or(i32::MAX),
         exit_code: record.exit_code,
-        queued_at: time(record.queued),
-        scheduled_at: time(record.scheduled),
-        prepared_at: time(record.prepared),
-        first_line_at: time(record.first_line),
+        queued_at: rfc3339_or_empty(record.queued),
+        scheduled_at: rfc3339_or_empty(record.scheduled),
+        prepared_at: rfc3339_or_empty(record.prepared),
+        first_line_at: rfc3339_or_empty(record.first_line),
     }
 }
 
-/// RFC 3339; empty when not reached.
-fn time(seconds: Option<i64>) -> String {
+/// Formats a time in seconds since the epoch as RFC 3339; a time that has not come yet is empty.
+fn rfc3339_or_empty(seconds: Option<i64>) -> String {
     seconds
         .and_then(|s| jiff::Timestamp::from_second(s).ok())
         .map(|t| t.to_string())

@@ -1,8 +1,8 @@
-//! Refusals as gRPC errors that tell the client what it can do.
+//! The gRPC statuses of refused calls. Their details say what the client can do.
 //!
-//! INVALID_ARGUMENT carries a BadRequest for each field; UNAVAILABLE and, where
-//! there will be room again, RESOURCE_EXHAUSTED a RetryInfo. NOT_LEADER is the reason
-//! of an ErrorInfo, so that a follower knows to look again.
+//! INVALID_ARGUMENT carries a BadRequest with each wrong field. UNAVAILABLE carries a RetryInfo,
+//! and so does RESOURCE_EXHAUSTED where a retry can succeed. An ErrorInfo with the reason
+//! NOT_LEADER makes the follower that forwarded the call look for the leader again.
 use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
@@ -13,11 +13,11 @@ use crate::proto::MAX_ANSWER;
 
 const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Puts the outcome of a call on its span. The message stays out of the log: it quotes the
-/// request.
-pub(super) fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
+/// Records the status code of a call on its span. The message is not logged, because it quotes
+/// the request.
+pub(super) fn record_outcome<T>(result: Result<T, Status>) -> Result<T, Status> {
     let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
     tracing::Span::current().record("rpc.response.status_code", format!("{code:?}"));
     if result.is_err() {
@@ -26,7 +26,7 @@ pub(super) fn answered<T>(result: Result<T, Status>) -> Result<T, Status> {
     result
 }
 
-pub(super) fn status(refusal: Refusal) -> Status {
+pub(super) fn from_refusal(refusal: Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
         Refusal::Invalid(violations) => {
@@ -57,16 +57,17 @@ pub(super) fn not_leader(message: impl Into<String>) -> Status {
     unavailable(NOT_LEADER, message.into())
 }
 
-/// Whether a leader said this of the call itself, rather than that there is none.
-pub(super) fn is_leaders_word(status: &Status) -> bool {
+/// Reports whether a leader said this about the call itself, rather than a replica that found no
+/// leader.
+pub(super) fn is_from_leader(status: &Status) -> bool {
     status
         .get_details_error_info()
         .is_some_and(|info| info.reason != NOT_LEADER)
 }
 
-/// A failure of the hop is not the client's: it hears that it may try again, as
-/// from a replica.
-pub(super) fn of_hop(status: Status) -> Status {
+/// Turns a failure of the connection to the leader into a status that the client can retry. A
+/// status with an ErrorInfo was made by a replica and stays as it is.
+pub(super) fn from_hop(status: Status) -> Status {
     match status.get_details_error_info() {
         Some(_) => status,
         None => not_leader(format!("the leader did not answer: {}", status.message())),
@@ -74,18 +75,18 @@ pub(super) fn of_hop(status: Status) -> Status {
 }
 
 fn unavailable(reason: &str, message: String) -> Status {
-    again(Code::Unavailable, reason, message)
+    with_retry_info(Code::Unavailable, reason, message)
 }
 
-/// This replica has no room for the call now.
-pub(super) fn exhausted(message: impl Into<String>) -> Status {
-    again(Code::ResourceExhausted, "BUSY", message.into())
+/// Returns the status of a call for which this replica has no room now.
+pub(super) fn resource_exhausted(message: impl Into<String>) -> Status {
+    with_retry_info(Code::ResourceExhausted, "BUSY", message.into())
 }
 
-/// An answer that the client would refuse.
-pub(super) fn too_long(workers: usize, bytes: usize, longest: usize) -> Status {
+/// Returns the status of a call whose response is larger than its client accepts.
+pub(super) fn response_too_large(workers: usize, bytes: usize, limit: usize) -> Status {
     let message = format!(
-        "the answer for {workers} workers has {bytes} bytes, of which gRPC clients take {longest}: \
+        "the answer for {workers} workers has {bytes} bytes, of which gRPC clients take {limit}: \
          select by task_id or status_filter, or let the client take more and say so in the \
          metadata {MAX_ANSWER}"
     );
@@ -94,22 +95,22 @@ pub(super) fn too_long(workers: usize, bytes: usize, longest: usize) -> Status {
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
-/// This replica has not seen the cluster yet: it can answer no reader.
+/// Returns the status of a read while this replica has not listed the cluster yet.
 pub(super) fn not_synced() -> Status {
     let message = "this replica has not seen the cluster yet; try again, or another replica";
     unavailable("NOT_SYNCED", message.to_owned())
 }
 
-/// The same call may succeed later.
-fn again(code: Code, reason: &str, message: String) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+/// Makes a status that says when to retry: the same call may succeed later.
+fn with_retry_info(code: Code, reason: &str, message: String) -> Status {
+    let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
     details.set_error_info(reason, DOMAIN, HashMap::new());
     Status::with_error_details(code, message, details)
 }
 
-/// Whether a replica that answered so may be asked again, or another one: the
-/// call is idempotent, and the peer or the way to it was at fault.
-pub(super) fn is_passing(code: Code) -> bool {
+/// Reports whether an idempotent call that ended with this code may be sent again, to the same
+/// replica or another one, because the peer or the connection was at fault and not the call.
+pub(super) fn is_retryable(code: Code) -> bool {
     match code {
         Code::Unavailable
         | Code::Unknown

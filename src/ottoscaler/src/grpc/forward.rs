@@ -1,8 +1,10 @@
 //! The one hop from a follower to the leader.
 //!
-//! What holds: to an address there is one connection, one attempt to connect at a
-//! time, and one backoff, however many calls wait for it. A connection over which
-//! somebody else than the leader answered, or nobody, is left for the next one.
+//! Invariants:
+//! - An address has one connection, one attempt to connect in flight, and one backoff, however
+//!   many calls wait for it.
+//! - A connection is discarded when a call over it gets no response, or one that is not from the
+//!   leader that the call was meant for.
 use std::{
     collections::HashMap,
     sync::{
@@ -24,99 +26,108 @@ use tonic::{
 };
 
 use super::{
-    call::{Answer, Call, Verb},
+    call::{RoutedResponse, ScaleCall, ScaleMethod},
     errors,
 };
 use crate::{
     election::Leader, proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry,
 };
 
-/// Marks a forwarded call with the replica that sent it.
+/// The metadata key that marks a forwarded call; its value is the replica that sent it.
 pub(super) const FORWARDED: &str = "ottoscaler-forwarded";
-/// Of the leader that a forwarded call is meant for; its answer says it again. An
-/// address may be somebody else's by now, even another install's.
+/// The metadata key of the term that a forwarded call is meant for, which the response repeats:
+/// the address may belong to another pod by now, even to one of another installation.
 pub(super) const TERM: &str = "ottoscaler-term";
 pub(super) const REQUEST_ID: &str = "request_id";
 pub(super) const TASK_VERSION: &str = "ottoscaler-task-version";
 pub(super) const POD_VERSION: &str = "ottoscaler-pod-version";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Of HTTP/2 while a call is under way, and of TCP: a leader whose host is gone is noticed
-/// before the call's deadline. The peer is Ottoscaler, which does not count pings.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-/// Leaders that a connection is kept for.
-const MAX_LINKS: usize = 8;
-/// Before an address is tried again; it doubles up to the longest. Calls need not
-/// wait for it to notice a new leader.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// The keepalive interval of HTTP/2 while a call is in flight, and of TCP. With it, the loss of
+/// the leader's host is noticed before the call's deadline. The peer is Ottoscaler, which does not
+/// limit pings.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// The number of addresses for which a connection is kept.
+const MAX_CONNECTIONS: usize = 8;
+/// The first delay before an address is tried again. It doubles up to [`MAX_BACKOFF`]. A call
+/// that waits for it still notices a new leader at once.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
+/// A `LeaderClient` sends calls to the leader in another replica.
 #[derive(Debug)]
-pub(super) struct Forward {
+pub(super) struct LeaderClient {
     pod_name: String,
-    /// By address. Written and read by calls.
-    links: Mutex<HashMap<String, Link>>,
-    /// Attempts to connect so far.
+    /// The connections by address. Calls write and read them.
+    connections: Mutex<HashMap<String, SharedConnection>>,
+    /// The number of attempts to connect so far.
     attempts: AtomicU64,
 }
 
-/// The way to an address. Every call that needs it waits for the same connection.
+/// A `SharedConnection` is the connection to one address, which all calls to it share.
 #[derive(Debug, Default)]
-struct Link {
-    /// With the number of the attempt. None: the next call makes it.
-    current: Option<(Connected, u64)>,
-    /// Attempts in a row over which no leader answered.
+struct SharedConnection {
+    /// The connection with the number of its attempt. When there is none, the next call connects.
+    current: Option<(ConnectFuture, u64)>,
+    /// The number of attempts in a row over which no leader answered.
     failures: u32,
-    /// Why the last one was left.
-    why: Option<Arc<str>>,
+    /// The reason for which the last connection was discarded.
+    last_error: Option<Arc<str>>,
 }
 
-type Connected = Shared<BoxFuture<'static, Result<Channel, Arc<str>>>>;
+/// The outcome of an attempt to connect, which many calls await.
+type ConnectFuture = Shared<BoxFuture<'static, Result<Channel, Arc<str>>>>;
 
-impl Forward {
+impl LeaderClient {
     pub(super) fn new(pod_name: &str) -> Self {
         Self {
             pod_name: pod_name.to_owned(),
-            links: Mutex::default(),
+            connections: Mutex::default(),
             attempts: AtomicU64::new(0),
         }
     }
 
-    /// Waits for a connection for as long as it takes: the caller bounds it.
+    /// Sends a call to the leader. It waits for a connection without a limit of its own: the
+    /// caller bounds it.
     #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = leader.address))]
-    pub(super) async fn send(&self, leader: &Leader, call: &Call) -> Result<Answer, Status> {
+    pub(super) async fn send(
+        &self,
+        leader: &Leader,
+        call: &ScaleCall,
+    ) -> Result<RoutedResponse, Status> {
         let (address, term) = (leader.address.as_str(), leader.term.to_string());
-        let (channel, number) = self.channel(address).await?;
+        let (channel, attempt) = self.channel(address).await?;
         let mut client = OttoscalerServiceClient::new(channel);
         let mut request = Request::new(call.request.clone());
         let metadata = request.metadata_mut();
-        put(metadata, FORWARDED, &self.pod_name);
-        put(metadata, TERM, &term);
-        put(metadata, REQUEST_ID, &call.request_id);
+        insert_metadata(metadata, FORWARDED, &self.pod_name);
+        insert_metadata(metadata, TERM, &term);
+        insert_metadata(metadata, REQUEST_ID, &call.request_id);
         telemetry::inject(metadata, call.traceparent.as_deref());
         request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
-        let result = match call.verb {
-            Verb::Up => client.scale_up(request).await,
-            Verb::Down => client.scale_down(request).await,
+        let result = match call.method {
+            ScaleMethod::Up => client.scale_up(request).await,
+            ScaleMethod::Down => client.scale_down(request).await,
         };
-        let said = match &result {
+        let answered_term = match &result {
             Ok(response) => response.metadata().get(TERM),
             Err(status) => status.metadata().get(TERM),
         };
-        let is_of_leader = said.is_some_and(|said| said.as_bytes() == term.as_bytes());
-        if is_of_leader {
-            self.works(address, number);
+        let is_from_leader =
+            answered_term.is_some_and(|answered| answered.as_bytes() == term.as_bytes());
+        if is_from_leader {
+            self.record_success(address, attempt);
         } else {
-            let why = match &result {
+            let error = match &result {
                 Ok(_) => "somebody else answers there",
                 Err(status) => status.message(),
             };
-            self.leave(address, number, why.into());
+            self.record_failure(address, attempt, error.into());
         }
         let response = match result {
-            Err(status) if errors::is_passing(status.code()) => return Err(status),
-            // For good, or done: the leader's word only.
-            _ if !is_of_leader => {
+            Err(status) if errors::is_retryable(status.code()) => return Err(status),
+            // A success or a final refusal counts only when it is from the leader.
+            _ if !is_from_leader => {
                 let message = format!("{address} is no longer the leader's; try again");
                 return Err(errors::not_leader(message));
             }
@@ -130,56 +141,60 @@ impl Forward {
                 .and_then(|v| v.parse().ok())
                 .unwrap_or(0)
         };
-        Ok(Answer {
+        Ok(RoutedResponse {
             task_version: version(TASK_VERSION),
             pod_version: version(POD_VERSION),
             response: response.into_inner(),
         })
     }
 
-    /// Why there is no connection to an address, if there was one that failed.
-    pub(super) fn why(&self, address: &str) -> Option<Arc<str>> {
-        self.links().get(address).and_then(|link| link.why.clone())
+    /// Returns why the last connection to an address failed, unless one has worked since.
+    pub(super) fn last_error(&self, address: &str) -> Option<Arc<str>> {
+        self.connections()
+            .get(address)
+            .and_then(|connection| connection.last_error.clone())
     }
 
-    fn links(&self) -> MutexGuard<'_, HashMap<String, Link>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn connections(&self) -> MutexGuard<'_, HashMap<String, SharedConnection>> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection to an address, and the number of its link.
+    /// Returns a connection to an address and the number of the attempt that made it.
     async fn channel(&self, address: &str) -> Result<(Channel, u64), Status> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| {
                 Status::unavailable(format!("the leader's address {address:?} is none: {e}"))
             })?
             .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE / 2)
-            .tcp_keepalive(Some(KEEPALIVE))
-            .tcp_keepalive_interval(Some(KEEPALIVE))
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_INTERVAL / 2)
+            .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
+            .tcp_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .tcp_keepalive_retries(Some(1))
             .tcp_nodelay(true);
         loop {
-            let (connected, number) = self.link(address, &endpoint);
+            let (connected, attempt) = self.current_connection(address, &endpoint);
             match connected.await {
-                Ok(channel) => return Ok((channel, number)),
-                Err(why) => self.leave(address, number, why),
+                Ok(channel) => return Ok((channel, attempt)),
+                Err(error) => self.record_failure(address, attempt, error),
             }
         }
     }
 
-    /// The link to an address: the one there is, or the next attempt.
-    fn link(&self, address: &str, endpoint: &Endpoint) -> (Connected, u64) {
-        let mut links = self.links();
-        if links.len() >= MAX_LINKS && !links.contains_key(address) {
-            links.clear();
+    /// Returns the connection to an address. If there is none, it starts the next attempt.
+    fn current_connection(&self, address: &str, endpoint: &Endpoint) -> (ConnectFuture, u64) {
+        let mut connections = self.connections();
+        if connections.len() >= MAX_CONNECTIONS && !connections.contains_key(address) {
+            connections.clear();
         }
-        let link = links.entry(address.to_owned()).or_default();
-        if let Some((connected, number)) = &link.current {
-            return (connected.clone(), *number);
+        let connection = connections.entry(address.to_owned()).or_default();
+        if let Some((connected, attempt)) = &connection.current {
+            return (connected.clone(), *attempt);
         }
-        let number = self.attempts.fetch_add(1, Ordering::Relaxed);
-        let (endpoint, backoff) = (endpoint.clone(), backoff(link.failures));
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
+        let (endpoint, backoff) = (endpoint.clone(), backoff(connection.failures));
         let connect = async move {
             sleep(backoff).await;
             let connected: Result<Channel, Arc<str>> = endpoint
@@ -189,51 +204,59 @@ impl Forward {
             connected
         };
         let connected = connect.boxed().shared();
-        link.current = Some((connected.clone(), number));
-        (connected, number)
+        connection.current = Some((connected.clone(), attempt));
+        (connected, attempt)
     }
 
-    /// The leader answered over it.
-    fn works(&self, address: &str, number: u64) {
-        if let Some(link) = self.links().get_mut(address).filter(|l| l.is(number)) {
-            link.failures = 0;
-            link.why = None;
+    /// Records that the leader answered over the connection of this attempt.
+    fn record_success(&self, address: &str, attempt: u64) {
+        if let Some(connection) = self
+            .connections()
+            .get_mut(address)
+            .filter(|c| c.is_of(attempt))
+        {
+            connection.failures = 0;
+            connection.last_error = None;
         }
     }
 
-    /// The next call connects anew, after a backoff. Of the calls that shared a link
-    /// the first one leaves it for all.
-    fn leave(&self, address: &str, number: u64, why: Arc<str>) {
-        if let Some(link) = self.links().get_mut(address).filter(|l| l.is(number)) {
+    /// Discards the connection of this attempt; the next call connects again after the backoff.
+    /// The first of the calls that shared the connection discards it for all of them.
+    fn record_failure(&self, address: &str, attempt: u64, error: Arc<str>) {
+        if let Some(connection) = self
+            .connections()
+            .get_mut(address)
+            .filter(|c| c.is_of(attempt))
+        {
             tracing::debug!(address, "the leader was not reached");
-            link.failures = link.failures.saturating_add(1);
-            link.why = Some(why);
-            link.current = None;
+            connection.failures = connection.failures.saturating_add(1);
+            connection.last_error = Some(error);
+            connection.current = None;
         }
     }
 
     #[cfg(test)]
-    pub(super) fn attempts(&self) -> u64 {
+    pub(super) fn connect_attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)
     }
 }
 
-impl Link {
-    fn is(&self, number: u64) -> bool {
+impl SharedConnection {
+    fn is_of(&self, attempt: u64) -> bool {
         let current = self.current.as_ref();
-        current.is_some_and(|(_, current)| *current == number)
+        current.is_some_and(|(_, current)| *current == attempt)
     }
 }
 
 fn backoff(failures: u32) -> Duration {
     match failures.checked_sub(1) {
         None => Duration::ZERO,
-        Some(more) => (SHORTEST_BACKOFF * 2_u32.pow(more.min(10))).min(LONGEST_BACKOFF),
+        Some(more) => (MIN_BACKOFF * 2_u32.pow(more.min(10))).min(MAX_BACKOFF),
     }
 }
 
-pub(super) fn put(metadata: &mut MetadataMap, key: &'static str, value: &str) {
-    // A value that is no header value is left out.
+pub(super) fn insert_metadata(metadata: &mut MetadataMap, key: &'static str, value: &str) {
+    // A value that is not a valid header value is left out.
     if let Ok(value) = value.parse() {
         metadata.insert(key, value);
     }

@@ -1,5 +1,5 @@
-//! gRPC health: `liveness` and `readiness` for the kubelet, `""` and the service
-//! for clients. All are NOT_SERVING until something is known.
+//! The gRPC health service: `liveness` and `readiness` for the kubelet, `""` and the name of the
+//! service for clients. All of them are NOT_SERVING until the first probe.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
@@ -14,15 +14,15 @@ use super::errors;
 use crate::{election::Beat, index::Index};
 
 pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
-/// The election shows life every second while it waits, whatever the timings of the
-/// Lease, and before each round of calls, which takes some 6 s at most. So long
-/// without is wedged.
-const WEDGED: Duration = Duration::from_secs(20);
-/// Watches of health at a time.
-const MAX_WATCHES: usize = 256;
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The age of the election's heartbeat from which on the replica is not alive. The election beats
+/// every second while it waits, whatever the timings of the Lease, and before each round of calls,
+/// which takes at most 6 s. A heartbeat of this age means that it is stuck.
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(20);
+/// The number of health watches at a time, over all ports.
+const MAX_HEALTH_WATCHES: usize = 256;
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What health is judged by.
+/// A `Probe` holds what the health of the replica is derived from.
 #[derive(Debug, Clone)]
 pub struct Probe {
     pub index: Index,
@@ -32,26 +32,27 @@ pub struct Probe {
 
 impl Probe {
     fn is_alive(&self) -> bool {
-        self.beat.silence() < WEDGED
+        self.beat.silence() < LIVENESS_TIMEOUT
     }
 
-    /// Synced once is ready until the drain: a fault that all replicas share must not take
-    /// all of them out. How old an answer is, it says itself.
+    /// Reports whether the replica can serve. Once synced it stays ready until it drains: a fault
+    /// that all replicas share must not take all of them out of the Service. Each response says
+    /// how stale it is.
     fn is_ready(&self) -> bool {
         self.index.synced() && !self.drain.is_cancelled()
     }
 }
 
-/// What is published: everything that was judged last.
+/// A `ReplicaHealth` is the result of one probe.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Judgement {
+struct ReplicaHealth {
     alive: bool,
     ready: bool,
 }
 
-impl Judgement {
-    /// Of a name that clients ask for; None: nobody has it.
-    fn of(self, name: &str) -> Option<ServingStatus> {
+impl ReplicaHealth {
+    /// Returns the status of a service name, or none when the name is unknown.
+    fn serving_status(self, name: &str) -> Option<ServingStatus> {
         let good = match name {
             "liveness" => self.alive,
             "" | SERVICE | "readiness" => self.ready,
@@ -65,41 +66,42 @@ impl Judgement {
     }
 }
 
-/// Publishes the judgement, by grpc.health.v1.
+/// A `Health` probes the replica and serves the result by grpc.health.v1.
 #[derive(Debug, Clone)]
 pub struct Health {
-    judged: watch::Sender<Judgement>,
-    /// Places for watches, of all ports.
+    published: watch::Sender<ReplicaHealth>,
+    /// The permits for watches of all ports.
     watches: Arc<Semaphore>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         Self {
-            judged: watch::channel(Judgement::default()).0,
-            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            published: watch::channel(ReplicaHealth::default()).0,
+            watches: Arc::new(Semaphore::new(MAX_HEALTH_WATCHES)),
         }
     }
 }
 
 impl Health {
-    /// Runs until cancelled.
+    /// Probes the replica until cancelled.
     pub async fn run(&self, probe: Probe, cancel: CancellationToken) {
-        let mut every = tokio::time::interval(LOOK_EVERY);
-        let mut told = false;
+        let mut every = tokio::time::interval(PROBE_INTERVAL);
+        let mut drained = false;
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = every.tick() => {}
-                // At once: what a rollout waits for, and what ends new calls.
+                // A rollout waits for readiness, and its end stops new calls: both are published
+                // at once.
                 () = probe.index.wait_synced(), if !probe.index.synced() => {}
-                () = probe.drain.cancelled(), if !told => told = true,
+                () = probe.drain.cancelled(), if !drained => drained = true,
             }
-            let now = Judgement {
+            let now = ReplicaHealth {
                 alive: probe.is_alive(),
                 ready: probe.is_ready(),
             };
-            self.judged.send_if_modified(|last| {
+            self.published.send_if_modified(|last| {
                 let is_news = *last != now;
                 *last = now;
                 is_news
@@ -108,7 +110,7 @@ impl Health {
     }
 }
 
-fn answer(status: ServingStatus) -> HealthCheckResponse {
+fn health_response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse {
         status: status.into(),
     }
@@ -120,37 +122,40 @@ impl pb::health_server::Health for Health {
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        let status = self.judged.borrow().of(&request.get_ref().service);
+        let status = self
+            .published
+            .borrow()
+            .serving_status(&request.get_ref().service);
         let status = status.ok_or_else(|| Status::not_found("unknown service"))?;
-        Ok(Response::new(answer(status)))
+        Ok(Response::new(health_response(status)))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    /// The status as it is, then each change of it. A name that nobody has is
-    /// SERVICE_UNKNOWN, and the stream goes on, as the protocol says.
+    /// Streams the current status, then each change of it. An unknown name is SERVICE_UNKNOWN and
+    /// does not end the stream, as the protocol requires.
     async fn watch(
         &self,
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let name = request.into_inner().service;
-        let place = self.watches.clone().try_acquire_owned();
-        let place = place.map_err(|_| {
-            errors::exhausted("this replica's health is watched by as many as it takes")
+        let permit = self.watches.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            errors::resource_exhausted("this replica's health is watched by as many as it takes")
         })?;
-        let mut judged = self.judged.subscribe();
-        judged.mark_changed();
-        let changes = stream::unfold((judged, None), move |(mut judged, last)| {
-            // Held for as long as the stream is.
-            let _held = &place;
+        let mut published = self.published.subscribe();
+        published.mark_changed();
+        let changes = stream::unfold((published, None), move |(mut published, last)| {
+            // The stream holds its permit until it is dropped.
+            let _held = &permit;
             let name = name.clone();
             async move {
                 loop {
-                    judged.changed().await.ok()?;
-                    let known = judged.borrow_and_update().of(&name);
+                    published.changed().await.ok()?;
+                    let known = published.borrow_and_update().serving_status(&name);
                     let now = known.unwrap_or(ServingStatus::ServiceUnknown);
                     if last != Some(now) {
-                        return Some((Ok(answer(now)), (judged, Some(now))));
+                        return Some((Ok(health_response(now)), (published, Some(now))));
                     }
                 }
             }
@@ -176,7 +181,7 @@ mod tests {
         index::{PodFeed, TaskFeed},
     };
 
-    /// Milliseconds since boot, as the test says.
+    /// A clock that shows the milliseconds since boot that the test sets.
     struct At(AtomicU64);
 
     impl Time for At {
@@ -193,7 +198,7 @@ mod tests {
     fn liveness_fails_only_once_the_election_is_silent_for_20_s() {
         let at = Arc::new(At(AtomicU64::new(5_000)));
         let probe = Probe {
-            // As in an outage of the API server: nothing was ever heard.
+            // As in an outage of the API server, the index has received nothing.
             index: Index::default(),
             beat: Beat::new(Clock::new(at.clone())),
             drain: CancellationToken::new(),
@@ -205,7 +210,7 @@ mod tests {
         }
         probe.beat.strike();
         assert!(probe.is_alive());
-        // A drain is no death.
+        // A replica that drains is alive.
         probe.drain.cancel();
         assert!(probe.is_alive() && !probe.is_ready());
     }
@@ -236,9 +241,9 @@ mod tests {
             tokio::time::sleep(day).await;
             TaskFeed(index.clone()).reset(vec![], 1);
             PodFeed(index.clone()).reset(vec![], 1);
-            // While it is heard of, as by bookmarks.
+            // Probes that change nothing, as while bookmarks arrive.
             for _ in 0..100 {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(PROBE_INTERVAL).await;
             }
             drain.cancel();
             tokio::time::sleep(day).await;
@@ -259,10 +264,10 @@ mod tests {
         let health = Health::default();
         let ask = || Request::new(HealthCheckRequest::default());
         let mut watched = Vec::new();
-        for _ in 0..MAX_WATCHES {
+        for _ in 0..MAX_HEALTH_WATCHES {
             watched.extend(health.watch(ask()).await);
         }
-        assert_eq!(watched.len(), MAX_WATCHES);
+        assert_eq!(watched.len(), MAX_HEALTH_WATCHES);
         let refused = health.watch(ask()).await.map(|_| ());
         let code = refused.map_err(|status| status.code());
         assert_eq!(code, Err(tonic::Code::ResourceExhausted));

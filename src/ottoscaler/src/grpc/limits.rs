@@ -1,14 +1,13 @@
-//! What one call, and all calls together, may take of this replica.
+//! A layer around every method of a port that limits each call and all calls together.
 //!
-//! A layer around every method of a port. What holds:
-//! - A call ends at its client's deadline with DEADLINE_EXCEEDED, whether it has
-//!   begun to answer or not; one that has yet to answer ends after
-//!   [`LONGEST_CALL`] in any case.
-//! - A request is sent whole within [`Limits::body_within`].
-//! - Calls under way, streams too, are bounded, and so are the bytes of requests
-//!   that have yet to be answered: RESOURCE_EXHAUSTED with a RetryInfo beyond.
-//! - What an answer holds ([`Place`] in its extensions) is held until the client
-//!   has taken it, or the call has ended.
+//! Invariants:
+//! - A call ends at its client's deadline with DEADLINE_EXCEEDED, whether its response has begun
+//!   or not. A call without a response ends after [`MAX_UNARY_CALL`] in any case.
+//! - A client sends its whole request within [`CallLimits::body_timeout`], or the call ends.
+//! - The calls in flight, streams included, are bounded, and so are the bytes of requests that have
+//!   yet to be answered. A call beyond either bound gets RESOURCE_EXHAUSTED with a RetryInfo.
+//! - The [`DeliverySlot`] in the extensions of a response is held until the client has read the
+//!   response or the call has ended.
 use std::{
     fmt,
     pin::Pin,
@@ -31,33 +30,33 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
-    deadline::{Deadline, LONGEST_CALL, exceeded},
-    errors::{self, answered},
-    untaken::Place,
+    deadline::{CallDeadline, MAX_UNARY_CALL, deadline_exceeded},
+    errors::{self, record_outcome},
+    undelivered::DeliverySlot,
 };
 
-/// Bytes in use out of so many.
+/// A `ByteBudget` bounds a number of bytes in use.
 #[derive(Debug)]
-pub(super) struct Budget {
-    of: usize,
+pub(super) struct ByteBudget {
+    capacity: usize,
     used: AtomicUsize,
 }
 
-impl Budget {
-    pub(super) fn new(of: usize) -> Arc<Self> {
+impl ByteBudget {
+    pub(super) fn new(capacity: usize) -> Arc<Self> {
         Arc::new(Self {
-            of,
+            capacity,
             used: AtomicUsize::new(0),
         })
     }
 
-    /// A share of it to begin with; None when there is no room.
-    pub(super) fn share(self: &Arc<Self>, bytes: usize) -> Option<Arc<Share>> {
-        let share = Arc::new(Share {
+    /// Reserves bytes, or returns none when too few are left.
+    pub(super) fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Arc<ByteReservation>> {
+        let reservation = Arc::new(ByteReservation {
             budget: self.clone(),
             bytes: AtomicUsize::new(0),
         });
-        share.grow(bytes).then_some(share)
+        reservation.try_grow(bytes).then_some(reservation)
     }
 
     #[cfg(test)]
@@ -66,18 +65,18 @@ impl Budget {
     }
 }
 
-/// What one call holds of a [`Budget`]; given back when dropped.
+/// A `ByteReservation` is the part of a [`ByteBudget`] that one call uses. It is released on drop.
 #[derive(Debug)]
-pub(super) struct Share {
-    budget: Arc<Budget>,
+pub(super) struct ByteReservation {
+    budget: Arc<ByteBudget>,
     bytes: AtomicUsize,
 }
 
-impl Share {
-    /// Whether there was room for so many more.
-    fn grow(&self, bytes: usize) -> bool {
-        let Budget { of, used } = &*self.budget;
-        let more = |used: usize| used.checked_add(bytes).filter(|sum| sum <= of);
+impl ByteReservation {
+    /// Reserves more bytes and reports whether enough were left.
+    fn try_grow(&self, bytes: usize) -> bool {
+        let ByteBudget { capacity, used } = &*self.budget;
+        let more = |used: usize| used.checked_add(bytes).filter(|sum| sum <= capacity);
         let fits = used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
             .is_ok();
@@ -88,59 +87,61 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for ByteReservation {
     fn drop(&mut self) {
         let bytes = self.bytes.load(Ordering::Relaxed);
         self.budget.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
-/// Of one port; cheap to clone.
+/// The `CallLimits` of one port are shared by its calls and cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct CallLimits {
     calls: Arc<Semaphore>,
-    requests: Arc<Budget>,
-    /// For a request to be sent whole.
-    body_within: Duration,
+    requests: Arc<ByteBudget>,
+    /// The time in which a client must send its whole request.
+    body_timeout: Duration,
 }
 
-impl Limits {
-    pub(super) fn new(calls: usize, request_bytes: usize, body_within: Duration) -> Self {
+impl CallLimits {
+    pub(super) fn new(calls: usize, request_bytes: usize, body_timeout: Duration) -> Self {
         Self {
             calls: Arc::new(Semaphore::new(calls)),
-            requests: Budget::new(request_bytes),
-            body_within,
+            requests: ByteBudget::new(request_bytes),
+            body_timeout,
         }
     }
 
-    /// A place for a call, and its share of the requests' bytes.
-    fn admit(&self) -> Result<(OwnedSemaphorePermit, Arc<Share>), Status> {
-        let place = self.calls.clone().try_acquire_owned().ok();
-        place.zip(self.requests.share(0)).ok_or_else(|| {
-            errors::exhausted("this replica has as many calls under way as it takes; try again")
+    /// Admits a call, with an empty reservation for the bytes of its request.
+    fn admit(&self) -> Result<(OwnedSemaphorePermit, Arc<ByteReservation>), Status> {
+        let permit = self.calls.clone().try_acquire_owned().ok();
+        permit.zip(self.requests.reserve(0)).ok_or_else(|| {
+            errors::resource_exhausted(
+                "this replica has as many calls under way as it takes; try again",
+            )
         })
     }
 }
 
-impl<S> Layer<S> for Limits {
-    type Service = Limited<S>;
+impl<S> Layer<S> for CallLimits {
+    type Service = LimitedService<S>;
 
-    fn layer(&self, inner: S) -> Limited<S> {
-        Limited {
+    fn layer(&self, inner: S) -> LimitedService<S> {
+        LimitedService {
             inner,
             limits: self.clone(),
         }
     }
 }
 
-/// A service within [`Limits`].
+/// A `LimitedService` applies [`CallLimits`] to the service inside.
 #[derive(Debug, Clone)]
-pub(super) struct Limited<S> {
+pub(super) struct LimitedService<S> {
     inner: S,
-    limits: Limits,
+    limits: CallLimits,
 }
 
-impl<S> Service<Request<Body>> for Limited<S>
+impl<S> Service<Request<Body>> for LimitedService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -155,59 +156,60 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The one that is ready, not its copy.
+        // The call must go to the instance that is ready, and not to its clone.
         let copy = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, copy);
         let limits = self.limits.clone();
         Box::pin(async move {
-            let admitted = Deadline::of(request.headers())
+            let admitted = CallDeadline::from_headers(request.headers())
                 .and_then(|deadline| Ok((deadline, limits.admit()?)));
-            let (deadline, (call, share)) = match admitted {
+            let (deadline, (permit, reservation)) = match admitted {
                 Ok(admitted) => admitted,
-                Err(status) => return Ok(refused(status)),
+                Err(status) => return Ok(refusal_response(status)),
             };
-            let longest = Instant::now() + LONGEST_CALL;
-            let until = deadline.map_or(longest, |Deadline(at)| at.min(longest));
+            let longest = Instant::now() + MAX_UNARY_CALL;
+            let until = deadline.map_or(longest, |CallDeadline(at)| at.min(longest));
             let mut request = request.map(|body| {
                 Body::new(RequestBody {
                     body,
-                    within: Box::pin(sleep(limits.body_within)),
-                    share: share.clone(),
+                    timeout: Box::pin(sleep(limits.body_timeout)),
+                    reservation: reservation.clone(),
                 })
             });
             if let Some(deadline) = deadline {
                 request.extensions_mut().insert(deadline);
             }
-            // The request is held by the call that works on it.
+            // The body of the request has a reservation of its own, and this one keeps the bytes
+            // reserved until there is a response.
             let answer = timeout_at(until, inner.call(request)).await;
-            drop(share);
+            drop(reservation);
             let mut response = match answer {
                 Ok(answer) => answer?,
-                Err(_) => return Ok(refused(exceeded())),
+                Err(_) => return Ok(refusal_response(deadline_exceeded())),
             };
-            let held = response.extensions_mut().remove::<Arc<Place>>();
+            let slot = response.extensions_mut().remove::<Arc<DeliverySlot>>();
             Ok(response.map(|body| {
                 Body::new(ResponseBody {
                     body: Some(body),
-                    until: deadline.map(|Deadline(at)| Box::pin(sleep_until(at))),
-                    _call: call,
-                    _held: held,
+                    until: deadline.map(|CallDeadline(at)| Box::pin(sleep_until(at))),
+                    _permit: permit,
+                    _slot: slot,
                 })
             }))
         })
     }
 }
 
-fn refused(status: Status) -> Response<Body> {
-    let refused = answered::<()>(Err(status));
+fn refusal_response(status: Status) -> Response<Body> {
+    let refused = record_outcome::<()>(Err(status));
     refused.map_or_else(Status::into_http, |()| Response::default())
 }
 
-/// A request on its way in.
+/// A `RequestBody` counts the bytes of a request and ends it when it arrives too slowly.
 struct RequestBody {
     body: Body,
-    within: Pin<Box<Sleep>>,
-    share: Arc<Share>,
+    timeout: Pin<Box<Sleep>>,
+    reservation: Arc<ByteReservation>,
 }
 
 impl http_body::Body for RequestBody {
@@ -221,15 +223,15 @@ impl http_body::Body for RequestBody {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
-                Poll::Ready(Some(if self.share.grow(bytes) {
+                Poll::Ready(Some(if self.reservation.try_grow(bytes) {
                     Ok(frame)
                 } else {
-                    Err(errors::exhausted(
+                    Err(errors::resource_exhausted(
                         "this replica holds as many bytes of requests as it takes; try again",
                     ))
                 }))
             }
-            Poll::Pending if self.within.as_mut().poll(cx).is_ready() => {
+            Poll::Pending if self.timeout.as_mut().poll(cx).is_ready() => {
                 let late = Status::deadline_exceeded("the request was not sent whole in time");
                 Poll::Ready(Some(Err(late)))
             }
@@ -246,13 +248,13 @@ impl http_body::Body for RequestBody {
     }
 }
 
-/// An answer on its way out.
+/// A `ResponseBody` ends a response at the deadline and holds what the call uses until then.
 struct ResponseBody {
-    /// None once the deadline has ended it.
+    /// The body, until the deadline has ended it.
     body: Option<Body>,
     until: Option<Pin<Box<Sleep>>>,
-    _call: OwnedSemaphorePermit,
-    _held: Option<Arc<Place>>,
+    _permit: OwnedSemaphorePermit,
+    _slot: Option<Arc<DeliverySlot>>,
 }
 
 impl fmt::Debug for ResponseBody {
@@ -272,14 +274,14 @@ impl http_body::Body for ResponseBody {
         if self.body.is_none() {
             return Poll::Ready(None);
         }
-        // First: a stream that always has more would never come to its end.
+        // The deadline comes first: a stream that always has more data would never reach its end.
         if let Some(until) = &mut self.until
             && until.as_mut().poll(cx).is_ready()
         {
             self.body = None;
             let mut trailers = http::HeaderMap::new();
             return Poll::Ready(Some(
-                exceeded()
+                deadline_exceeded()
                     .add_header(&mut trailers)
                     .map(|()| Frame::trailers(trailers)),
             ));

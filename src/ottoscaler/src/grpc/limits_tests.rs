@@ -7,19 +7,19 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::grpc::untaken::Untaken;
+use crate::grpc::undelivered::UndeliveredResponses;
 
 const WITHIN: Duration = Duration::from_secs(20);
 
-fn limits() -> Limits {
-    Limits::new(2, 100, WITHIN)
+fn limits() -> CallLimits {
+    CallLimits::new(2, 100, WITHIN)
 }
 
-type Answer = Result<Response<Body>, Infallible>;
+type MethodResult = Result<Response<Body>, Infallible>;
 
-/// Reads its request, as every method does, then answers by `then`.
+/// Returns a method that reads its request, as every method does, and then answers with `then`.
 fn method<T, F>(
-    limits: &Limits,
+    limits: &CallLimits,
     then: T,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
 + Clone
@@ -48,14 +48,14 @@ fn request(grpc_timeout: Option<&str>, body: Body) -> Request<Body> {
     request
 }
 
-/// So many bytes, and no end.
+/// Returns a body of so many bytes that does not end.
 fn unfinished(bytes: usize) -> Body {
     let first = Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; bytes])));
     let first = futures::stream::iter([first]);
     Body::new(StreamBody::new(first.chain(futures::stream::pending())))
 }
 
-fn status(answer: Answer) -> Status {
+fn status(answer: MethodResult) -> Status {
     let response = answer.unwrap();
     Status::from_header_map(response.headers()).unwrap()
 }
@@ -79,7 +79,7 @@ async fn a_call_that_waits_ends_at_its_deadline_or_after_five_minutes() {
     }
 }
 
-/// Of a stream that always has more.
+/// Returns the response of a stream that always has more data.
 fn endless() -> Response<Body> {
     let more = futures::stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::from("x"))));
     Response::new(Body::new(StreamBody::new(more)))
@@ -88,7 +88,7 @@ fn endless() -> Response<Body> {
 #[tokio::test(start_paused = true)]
 async fn a_stream_ends_at_its_deadline_and_not_before() {
     let mut streams = method(&limits(), || async { endless() });
-    // Longer than a unary call may last.
+    // This is longer than a unary call may last.
     let response = streams
         .call(request(Some("1H"), Body::empty()))
         .await
@@ -109,7 +109,7 @@ async fn a_stream_ends_at_its_deadline_and_not_before() {
     let ended = Status::from_header_map(&last).unwrap();
     assert_eq!(ended.code(), Code::DeadlineExceeded);
     assert!(body.frame().await.is_none());
-    // Without a deadline it goes on.
+    // Without a deadline the stream continues.
     let response = streams.call(request(None, Body::empty())).await.unwrap();
     tokio::time::advance(Duration::from_secs(86_400)).await;
     assert!(
@@ -135,7 +135,7 @@ async fn a_request_that_is_not_sent_whole_ends_and_gives_its_bytes_back() {
     assert_eq!(limits.requests.used(), 0);
 }
 
-/// A byte now and then is no progress.
+/// A client that sends a byte now and then makes no progress.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_drips_ends_too() {
     let drops = futures::stream::unfold((), |()| async {
@@ -156,7 +156,7 @@ async fn the_bytes_of_requests_are_bounded_until_they_are_answered() {
         ok().await
     });
     let sixty = || Body::new(http_body_util::Full::new(Bytes::from(vec![0; 60])));
-    // The first is whole and worked on, the second one too much.
+    // The first request is complete and in flight; the second one exceeds the bound.
     let (first, second) = tokio::join!(slow.call(request(None, sixty())), async {
         sleep(WITHIN / 4).await;
         assert_eq!(limits.requests.used(), 60);
@@ -186,8 +186,8 @@ async fn calls_under_way_are_bounded_and_a_stream_counts_until_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn what_an_answer_holds_is_held_until_it_was_taken() {
-    let untaken = Untaken::new(10);
-    let place = untaken.hold(7, None).unwrap();
+    let undelivered = UndeliveredResponses::new(10);
+    let place = undelivered.reserve(7, None).unwrap();
     let mut method = method(&limits(), move || {
         let place = place.clone();
         async move {
@@ -200,7 +200,7 @@ async fn what_an_answer_holds_is_held_until_it_was_taken() {
     drop(method);
     let (_, mut body) = response.into_parts();
     assert!(body.frame().await.is_some());
-    assert_eq!(untaken.used(), 7);
+    assert_eq!(undelivered.used(), 7);
     drop(body);
-    assert_eq!(untaken.used(), 0);
+    assert_eq!(undelivered.used(), 0);
 }

@@ -1,24 +1,21 @@
 //! The listening side of every port.
 //!
-//! What holds:
-//! - A port is listened on at every address of both families by one socket; where
-//!   the kernel has no IPv6, at every address of IPv4.
-//! - Every accepted socket has Nagle's algorithm off, so a small answer leaves at
-//!   once. tonic's own setting does not reach sockets that it did not accept itself.
-//! - A peer that sends nothing is closed: it must send its first bytes within
-//!   [`OPENING`]. HTTP/2 keepalive judges it from then on, and [`Guest::quiet`]
-//!   where there is none.
-//! - The connections of a port are bounded. At the bound the address that holds
-//!   most of them loses its newest for a peer that holds fewer; where there is
-//!   none, the newcomer is closed. So one client cannot keep all others out.
-//! - An error of `accept` neither ends the loop nor makes it spin: it is tried
-//!   again after a backoff, and told once.
+//! Invariants:
+//! - One socket listens at every address of both families, or at every address of IPv4 where the
+//!   kernel has no IPv6.
+//! - Every accepted socket has Nagle's algorithm off, so that a small response leaves at once.
+//!   tonic's own setting does not reach sockets that it did not accept itself.
+//! - A peer that does not send its first bytes within [`OPENING_TIMEOUT`] is disconnected. After
+//!   that HTTP/2 keepalive finds dead peers, and [`ConnectionLimits::idle_timeout`] does where
+//!   there is no keepalive.
+//! - The connections of a port are bounded by a [`ConnectionTable`].
+//! - An error of `accept` neither ends the loop nor makes it spin. `accept` is called again after a
+//!   backoff, and only the first error in a row is logged.
 use std::{
-    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -36,67 +33,67 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
-/// A client sends its first bytes as soon as it is connected; this leaves room for
-/// three that were lost on the way and sent again.
-const OPENING: Duration = Duration::from_secs(10);
-/// Between two tries of an `accept` that fails; it doubles up to the longest.
-const SHORTEST_BACKOFF: Duration = Duration::from_millis(10);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
-/// Connections that the kernel completes before they are accepted.
-const BACKLOG: u32 = 1_024;
-/// Between two log lines that tell of refused connections.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+use super::connections::{ConnectionSlot, ConnectionTable};
 
-/// What a port asks of its peers.
+/// The time in which a peer must send its first bytes. A client sends them as soon as it is
+/// connected; this allows for three losses and retransmissions.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay after the first failed `accept`. It doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(10);
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// The number of connections that the kernel completes before they are accepted.
+const BACKLOG: u32 = 1_024;
+
+/// The `ConnectionLimits` of a port are what it requires of its peers.
 #[derive(Debug, Clone, Copy)]
-pub struct Guest {
-    /// Connections at a time.
-    pub connections: usize,
-    /// Bytes that a peer must have sent within [`OPENING`].
-    pub first_bytes: usize,
-    /// A connection is closed when nothing came for so long. None: the protocol
-    /// itself finds peers that are gone.
-    pub quiet: Option<Duration>,
+pub struct ConnectionLimits {
+    /// The number of connections at a time.
+    pub max_connections: usize,
+    /// The number of bytes that a peer must send within [`OPENING_TIMEOUT`].
+    pub opening_bytes: usize,
+    /// The time after which a connection is closed when nothing was received. There is none where
+    /// the protocol itself finds dead peers.
+    pub idle_timeout: Option<Duration>,
 }
 
-impl Guest {
-    /// The connection preface of HTTP/2 (RFC 9113, 3.4).
-    const PREFACE: usize = 24;
+impl ConnectionLimits {
+    /// The length of the connection preface of HTTP/2 (RFC 9113, 3.4).
+    const HTTP2_PREFACE_BYTES: usize = 24;
 
-    /// Of the port that clients and other replicas use. At most a quarter of the
-    /// files that this process may open, for logs and the spool need theirs.
+    /// Returns the limits of the port for clients and other replicas. Its connections take at most
+    /// a quarter of the files that this process may open, since logs and the spool need files too.
     pub fn grpc() -> Self {
         let files = getrlimit(Resource::Nofile).current;
         let quarter = files.map_or(usize::MAX, |n| usize::try_from(n / 4).unwrap_or(usize::MAX));
         Self {
-            connections: quarter.clamp(16, 1_000),
-            first_bytes: Self::PREFACE,
-            quiet: None,
+            max_connections: quarter.clamp(16, 1_000),
+            opening_bytes: Self::HTTP2_PREFACE_BYTES,
+            idle_timeout: None,
         }
     }
 
-    /// Of the port that the kubelet uses.
+    /// Returns the limits of the port for the kubelet's probes.
     pub fn health() -> Self {
         Self {
-            connections: 64,
+            max_connections: 64,
             ..Self::grpc()
         }
     }
 
-    /// Of the port that Prometheus uses, by HTTP/1.
+    /// Returns the limits of the port for Prometheus, which uses HTTP/1.
     pub fn metrics() -> Self {
         Self {
-            connections: 64,
-            // `GET / HTTP/1.1`
-            first_bytes: 14,
-            // A scraper that comes less often connects anew.
-            quiet: Some(Duration::from_secs(120)),
+            max_connections: 64,
+            // This is the length of `GET / HTTP/1.1`.
+            opening_bytes: 14,
+            // A client that scrapes less often connects again.
+            idle_timeout: Some(Duration::from_secs(120)),
         }
     }
 }
 
-/// Raises the limit of open files to what the system allows: the usual soft limit
-/// of 1,024 is for programs that use `select`. Called once, at the start.
+/// Raises the limit of open files to the hard limit: the usual soft limit of 1,024 is for programs
+/// that use `select`. The process calls it once, at its start.
 pub fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -110,56 +107,56 @@ pub fn raise_open_files() {
     }
 }
 
-/// A port that is listened on.
+/// A `Listener` accepts the connections of one port.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    guest: Guest,
-    places: Arc<Places>,
-    trouble: Trouble,
+    limits: ConnectionLimits,
+    table: Arc<ConnectionTable>,
+    backoff: AcceptBackoff,
 }
 
 impl Listener {
-    /// Listens on a port of every address; inside the runtime.
+    /// Listens on a port at every address. It must be called inside the runtime.
     ///
     /// # Errors
-    /// The port is taken, or may not be listened on.
-    pub fn bind(port: u16, guest: Guest) -> io::Result<Self> {
+    /// Returns an error when the port is taken or the process may not listen on it.
+    pub fn bind(port: u16, limits: ConnectionLimits) -> io::Result<Self> {
         let socket = listen_on_all(port, TcpSocket::new_v6)?;
         Ok(Self {
             socket,
-            guest,
-            places: Arc::new(Places::new(guest.connections)),
-            trouble: Trouble::default(),
+            limits,
+            table: Arc::new(ConnectionTable::new(limits.max_connections)),
+            backoff: AcceptBackoff::default(),
         })
     }
 
-    /// The address that is listened on.
+    /// Returns the address on which it listens.
     ///
     /// # Errors
-    /// The system does not tell it.
+    /// Returns the error of the system call.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// The next connection that has a place.
+    /// Waits for the next connection that the table admits.
     pub async fn accept(&mut self) -> Connection {
         loop {
             let accepted = self.socket.accept().await;
-            let Some((stream, peer)) = self.trouble.outlive(accepted).await else {
+            let Some((stream, peer)) = self.backoff.handle(accepted).await else {
                 continue;
             };
-            // A peer that is gone again is found out by reading.
+            // This fails when the peer is gone already, which the next read reports.
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "TCP_NODELAY was not set");
             }
-            if let Some(place) = self.places.admit(peer.ip().to_canonical()) {
-                return Connection::new(stream, self.guest, place);
+            if let Some(slot) = self.table.admit(peer.ip().to_canonical()) {
+                return Connection::new(stream, self.limits, slot);
             }
         }
     }
 
-    /// The same as a stream without an end.
+    /// Returns the accepted connections as a stream that does not end.
     pub fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
         stream::unfold(self, |mut listener| async move {
             let connection = listener.accept().await;
@@ -183,13 +180,13 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// `ipv6` makes the socket for both families.
+/// Listens at all addresses. `ipv6` makes the socket for both families.
 fn listen_on_all(
     port: u16,
     ipv6: impl FnOnce() -> io::Result<TcpSocket>,
 ) -> io::Result<TcpListener> {
     let listen = |socket: TcpSocket, address: IpAddr| {
-        // A restarted replica need not wait for its old connections to fade.
+        // With it a restarted replica does not wait for its old connections in TIME_WAIT.
         socket.set_reuseaddr(true)?;
         socket.bind((address, port).into())?;
         socket.listen(BACKLOG)
@@ -199,7 +196,7 @@ fn listen_on_all(
         listen(socket, Ipv6Addr::UNSPECIFIED.into())
     });
     match both {
-        // Somebody has the port, of either family.
+        // Another process has the port in one of the families.
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
         Err(error) => {
             tracing::info!(port, %error, "no IPv6 here: listening on IPv4 only");
@@ -209,16 +206,16 @@ fn listen_on_all(
     }
 }
 
-/// Outlives errors of `accept`.
+/// An `AcceptBackoff` delays the next `accept` after an error.
 #[derive(Debug, Default)]
-struct Trouble {
-    /// Errors in a row.
+struct AcceptBackoff {
+    /// The number of errors in a row.
     errors: u32,
 }
 
-impl Trouble {
-    /// What was accepted; None, after a backoff, when nothing was.
-    async fn outlive<T>(&mut self, accepted: io::Result<T>) -> Option<T> {
+impl AcceptBackoff {
+    /// Returns what was accepted, or none after it has waited for the backoff.
+    async fn handle<T>(&mut self, accepted: io::Result<T>) -> Option<T> {
         match accepted {
             Ok(accepted) => {
                 if self.errors > 0 {
@@ -227,7 +224,7 @@ impl Trouble {
                 }
                 return Some(accepted);
             }
-            // The peer's: it is gone before it was accepted.
+            // The peer left before it was accepted, which needs no backoff.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -240,142 +237,49 @@ impl Trouble {
                         "connections cannot be accepted; trying again. Is the limit of open files too low?"
                     );
                 }
-                let backoff = SHORTEST_BACKOFF * 2_u32.pow(self.errors.min(10));
+                let backoff = MIN_BACKOFF * 2_u32.pow(self.errors.min(10));
                 self.errors = self.errors.saturating_add(1);
-                sleep(backoff.min(LONGEST_BACKOFF)).await;
+                sleep(backoff.min(MAX_BACKOFF)).await;
             }
         }
         None
     }
 }
 
-/// Who holds the connections of a port.
-#[derive(Debug)]
-struct Places {
-    max: usize,
-    /// Written by the listener and by connections that end.
-    held: Mutex<Held>,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    all: usize,
-    next: u64,
-    /// Each with what closes it, oldest first.
-    by_peer: HashMap<IpAddr, BTreeMap<u64, CancellationToken>>,
-    told: Option<Instant>,
-}
-
-impl Places {
-    fn new(max: usize) -> Self {
-        Self {
-            max,
-            held: Mutex::default(),
-        }
-    }
-
-    /// A place for a connection of this peer, if need be somebody else's.
-    fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.all >= self.max {
-            held.tell(self.max);
-            let own = held.by_peer.get(&peer).map_or(0, BTreeMap::len);
-            let most = held.by_peer.iter().max_by_key(|(_, places)| places.len());
-            let (most, newest) = most
-                .filter(|(_, places)| places.len() > own + 1)
-                .and_then(|(peer, places)| Some((*peer, *places.last_key_value()?.0)))?;
-            if let Some(close) = held.remove(most, newest) {
-                close.cancel();
-            }
-        }
-        let (number, close) = (held.next, CancellationToken::new());
-        held.next += 1;
-        held.all += 1;
-        let places = held.by_peer.entry(peer).or_default();
-        places.insert(number, close.clone());
-        Some(Place {
-            places: self.clone(),
-            peer,
-            number,
-            close,
-        })
-    }
-}
-
-impl Held {
-    fn remove(&mut self, peer: IpAddr, number: u64) -> Option<CancellationToken> {
-        let places = self.by_peer.get_mut(&peer)?;
-        let close = places.remove(&number)?;
-        if places.is_empty() {
-            self.by_peer.remove(&peer);
-        }
-        self.all -= 1;
-        Some(close)
-    }
-
-    fn tell(&mut self, max: usize) {
-        if self.told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-            self.told = Some(Instant::now());
-            tracing::warn!(
-                max,
-                "the port has as many connections as it takes: closing some"
-            );
-        }
-    }
-}
-
-/// One connection's place; free again when dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Places>,
-    peer: IpAddr,
-    number: u64,
-    close: CancellationToken,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let held = self.places.held.lock();
-        // Somebody else may have it by now.
-        let _ = held
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(self.peer, self.number);
-    }
-}
-
-/// An accepted connection.
+/// A `Connection` is an accepted connection with its slot and its deadline.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
-    /// Bytes that must come before the peer counts as one that speaks.
-    lacking: usize,
-    /// When its silence has lasted too long. None: the protocol finds out.
-    silence: Option<Pin<Box<Sleep>>>,
-    quiet: Option<Duration>,
-    closed: Pin<Box<WaitForCancellationFutureOwned>>,
-    place: Place,
+    /// The number of first bytes that the peer has yet to send.
+    opening_bytes_missing: usize,
+    /// The time at which the connection ends if nothing is received before. There is none where
+    /// the protocol itself finds dead peers.
+    idle_deadline: Option<Pin<Box<Sleep>>>,
+    idle_timeout: Option<Duration>,
+    close_requested: Pin<Box<WaitForCancellationFutureOwned>>,
+    slot: ConnectionSlot,
 }
 
 impl Connection {
-    fn new(stream: TcpStream, guest: Guest, place: Place) -> Self {
+    fn new(stream: TcpStream, limits: ConnectionLimits, slot: ConnectionSlot) -> Self {
         Self {
             stream,
-            lacking: guest.first_bytes,
-            silence: Some(Box::pin(sleep(OPENING))),
-            quiet: guest.quiet,
-            closed: Box::pin(place.close.clone().cancelled_owned()),
-            place,
+            opening_bytes_missing: limits.opening_bytes,
+            idle_deadline: Some(Box::pin(sleep(OPENING_TIMEOUT))),
+            idle_timeout: limits.idle_timeout,
+            close_requested: Box::pin(slot.close.clone().cancelled_owned()),
+            slot,
         }
     }
 
-    /// Ready with why the connection must end.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.closed.as_mut().poll(cx).is_ready() {
+    /// Returns ready with the reason once the connection must end.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.close_requested.as_mut().poll(cx).is_ready() {
             let why = "closed, for others need its room";
             return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, why));
         }
-        if let Some(silence) = &mut self.silence
-            && silence.as_mut().poll(cx).is_ready()
+        if let Some(idle_deadline) = &mut self.idle_deadline
+            && idle_deadline.as_mut().poll(cx).is_ready()
         {
             let why = "the peer was silent for too long";
             return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, why));
@@ -383,15 +287,20 @@ impl Connection {
         Poll::Pending
     }
 
-    fn heard(&mut self, bytes: usize) {
-        self.lacking = self.lacking.saturating_sub(bytes);
-        if bytes == 0 || self.lacking > 0 {
+    /// Extends the deadline once the peer has sent its first bytes.
+    fn bytes_received(&mut self, bytes: usize) {
+        self.opening_bytes_missing = self.opening_bytes_missing.saturating_sub(bytes);
+        if bytes == 0 || self.opening_bytes_missing > 0 {
             return;
         }
-        match (self.quiet, &mut self.silence) {
-            (None, silence) => *silence = None,
-            (Some(quiet), Some(silence)) => silence.as_mut().reset(Instant::now() + quiet),
-            (Some(quiet), silence @ None) => *silence = Some(Box::pin(sleep(quiet))),
+        match (self.idle_timeout, &mut self.idle_deadline) {
+            (None, idle_deadline) => *idle_deadline = None,
+            (Some(idle_timeout), Some(idle_deadline)) => {
+                idle_deadline.as_mut().reset(Instant::now() + idle_timeout)
+            }
+            (Some(idle_timeout), idle_deadline @ None) => {
+                *idle_deadline = Some(Box::pin(sleep(idle_timeout)))
+            }
         }
     }
 }
@@ -402,13 +311,13 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Poll::Ready(error) = self.poll_end(cx) {
+        if let Poll::Ready(error) = self.poll_close(cx) {
             return Poll::Ready(Err(error));
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Poll::Ready(Ok(())) = read {
-            self.heard(buffer.filled().len() - before);
+            self.bytes_received(buffer.filled().len() - before);
         }
         read
     }
@@ -420,8 +329,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // HTTP/1 does not read while it waits for a peer that does not read.
-        if let Poll::Ready(error) = self.poll_end(cx) {
+        // HTTP/1 does not read while it writes to a peer that does not read.
+        if let Poll::Ready(error) = self.poll_close(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -440,7 +349,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(error) = self.poll_end(cx) {
+        if let Poll::Ready(error) = self.poll_close(cx) {
             return Poll::Ready(Err(error));
         }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bytes)
@@ -451,12 +360,13 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The connection that a call came by, in its request's extensions.
+/// A `ConnectionHandle` closes the connection of a call. It is stored in the extensions of the
+/// call's request.
 #[derive(Debug, Clone, Default)]
-pub struct Peer(CancellationToken);
+pub struct ConnectionHandle(CancellationToken);
 
-impl Peer {
-    /// Ends the connection with all its calls.
+impl ConnectionHandle {
+    /// Closes the connection with all its calls.
     pub(super) fn close(&self) {
         self.0.cancel();
     }
@@ -468,10 +378,10 @@ impl Peer {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = ConnectionHandle;
 
-    fn connect_info(&self) -> Peer {
-        Peer(self.place.close.clone())
+    fn connect_info(&self) -> ConnectionHandle {
+        ConnectionHandle(self.slot.close.clone())
     }
 }
 

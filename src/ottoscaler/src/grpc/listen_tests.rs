@@ -7,23 +7,27 @@ use tokio::{
 
 use super::*;
 
-const GUEST: Guest = Guest {
-    connections: 3,
-    first_bytes: 4,
-    quiet: None,
+const LIMITS: ConnectionLimits = ConnectionLimits {
+    max_connections: 3,
+    opening_bytes: 4,
+    idle_timeout: None,
 };
 
-fn on_loopback(guest: Guest) -> (Listener, u16) {
-    let listener = Listener::bind(0, guest).unwrap();
+fn on_loopback(limits: ConnectionLimits) -> (Listener, u16) {
+    let listener = Listener::bind(0, limits).unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, port)
 }
 
-/// What `getsockopt` tells of a socket as every port hands it on.
+/// `getsockopt` is called on the socket that the port hands to the server.
 #[tokio::test]
 async fn accepted_sockets_have_nagle_off_on_every_port() {
-    for guest in [Guest::grpc(), Guest::health(), Guest::metrics()] {
-        let (mut listener, port) = on_loopback(guest);
+    for limits in [
+        ConnectionLimits::grpc(),
+        ConnectionLimits::health(),
+        ConnectionLimits::metrics(),
+    ] {
+        let (mut listener, port) = on_loopback(limits);
         for host in ["127.0.0.1", "::1"] {
             let _peer = TcpStream::connect((host, port)).await.unwrap();
             let accepted = listener.accept().await;
@@ -45,20 +49,23 @@ async fn where_the_kernel_has_no_ipv6_ipv4_is_listened_on() {
 async fn a_port_taken_in_either_family_is_told() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = taken.local_addr().unwrap().port();
-    let refused = Listener::bind(port, GUEST).unwrap_err();
+    let refused = Listener::bind(port, LIMITS).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
 }
 
-/// Sent so many bytes of an opening, then nothing more.
-async fn silent_after(sent: &'static [u8], quiet: Option<Duration>) -> io::Result<usize> {
-    let (mut listener, port) = on_loopback(Guest { quiet, ..GUEST });
+/// Sends some bytes, then nothing more, and returns how the connection ended.
+async fn silent_after(sent: &'static [u8], idle_timeout: Option<Duration>) -> io::Result<usize> {
+    let (mut listener, port) = on_loopback(ConnectionLimits {
+        idle_timeout,
+        ..LIMITS
+    });
     let mut peer = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut accepted = listener.accept().await;
     peer.write_all(sent).await.unwrap();
     let mut all = vec![0; sent.len()];
     accepted.read_exact(&mut all).await.unwrap();
     tokio::time::pause();
-    let read = timeout(OPENING * 100, accepted.read(&mut [0])).await;
+    let read = timeout(OPENING_TIMEOUT * 100, accepted.read(&mut [0])).await;
     tokio::time::resume();
     read.unwrap_or(Ok(usize::MAX))
 }
@@ -88,31 +95,31 @@ fn ip(last: u8) -> IpAddr {
 
 #[tokio::test]
 async fn one_peer_cannot_keep_the_others_out() {
-    let places = Arc::new(Places::new(4));
-    let greedy: Vec<_> = (0..4).filter_map(|_| places.admit(ip(1))).collect();
+    let table = Arc::new(ConnectionTable::new(4));
+    let greedy: Vec<_> = (0..4).filter_map(|_| table.admit(ip(1))).collect();
     assert_eq!(greedy.len(), 4);
-    // It gets no more.
-    assert!(places.admit(ip(1)).is_none());
-    // Two others get theirs, from its newest on.
-    let others: Vec<_> = (2..5).filter_map(|n| places.admit(ip(n))).collect();
+    // It gets no more connections.
+    assert!(table.admit(ip(1)).is_none());
+    // The others replace its newest connections.
+    let others: Vec<_> = (2..5).filter_map(|n| table.admit(ip(n))).collect();
     assert_eq!(others.len(), 3);
     let closed: Vec<bool> = greedy.iter().map(|p| p.close.is_cancelled()).collect();
     assert_eq!(closed, [false, true, true, true]);
-    // None has more than another one by now.
-    assert!(places.admit(ip(5)).is_none());
+    // No peer has more connections than another one by now.
+    assert!(table.admit(ip(5)).is_none());
     drop(greedy);
-    assert!(places.admit(ip(5)).is_some());
+    assert!(table.admit(ip(5)).is_some());
     drop(others);
-    let held = places.held.lock().unwrap();
-    assert_eq!((held.all, held.by_peer.len()), (0, 0));
+    let open = table.open.lock().unwrap();
+    assert_eq!((open.count, open.by_peer.len()), (0, 0));
 }
 
 #[tokio::test]
 async fn beyond_the_bound_a_connection_is_closed_at_once() {
-    let (mut listener, port) = on_loopback(GUEST);
+    let (mut listener, port) = on_loopback(LIMITS);
     let mut peers = Vec::new();
     let mut accepted = Vec::new();
-    for _ in 0..GUEST.connections {
+    for _ in 0..LIMITS.max_connections {
         peers.push(TcpStream::connect(("127.0.0.1", port)).await.unwrap());
         accepted.push(listener.accept().await);
     }
@@ -123,31 +130,31 @@ async fn beyond_the_bound_a_connection_is_closed_at_once() {
         read = late.read(&mut byte) => read,
     };
     assert!(matches!(refused, Ok(0) | Err(_)), "{refused:?}");
-    // A place that is free again is given.
+    // A slot that is free again is used.
     accepted.pop();
     let _next = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    timeout(OPENING, listener.accept()).await.unwrap();
+    timeout(OPENING_TIMEOUT, listener.accept()).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_accept_that_fails_is_tried_again_after_a_backoff() {
-    let (mut trouble, mut tries, began) = (Trouble::default(), 0, Instant::now());
+    let (mut backoff, mut tries, began) = (AcceptBackoff::default(), 0, Instant::now());
     while began.elapsed() < Duration::from_secs(60) {
         let failed: io::Result<()> = Err(Errno::MFILE.into());
-        assert!(trouble.outlive(failed).await.is_none());
+        assert!(backoff.handle(failed).await.is_none());
         tries += 1;
     }
     assert!((60..80).contains(&tries), "{tries} tries in a minute");
-    assert!(trouble.outlive(Ok(())).await.is_some());
-    assert_eq!(trouble.errors, 0);
+    assert!(backoff.handle(Ok(())).await.is_some());
+    assert_eq!(backoff.errors, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_left_before_it_was_accepted_delays_nobody() {
-    let (mut trouble, began) = (Trouble::default(), Instant::now());
+    let (mut backoff, began) = (AcceptBackoff::default(), Instant::now());
     for _ in 0..100 {
         let left: io::Result<()> = Err(Errno::CONNABORTED.into());
-        assert!(trouble.outlive(left).await.is_none());
+        assert!(backoff.handle(left).await.is_none());
     }
     assert_eq!(began.elapsed(), Duration::ZERO);
 }

@@ -1,9 +1,10 @@
-//! What otto-handler and the kubelet talk to; every replica serves it.
+//! The gRPC servers, which every replica runs. Callers are otto-handler, ottoctl and the kubelet.
 //!
-//! A handler is: check, one call, convert. ScaleUp and ScaleDown go through the
-//! [`Router`] to the leader; status is answered from the index.
+//! A handler checks the request, makes one call and converts the result. ScaleUp and ScaleDown go
+//! through the [`Router`] to the leader. Status is answered from the index of this replica.
 mod admin;
 mod call;
+mod connections;
 mod convert;
 mod deadline;
 mod errors;
@@ -16,27 +17,27 @@ mod router;
 mod scale;
 mod server;
 mod status;
-mod untaken;
+mod undelivered;
 mod watch;
 
 pub use health::{Health, Probe};
-pub use listen::{Guest, Listener, raise_open_files};
+pub use listen::{ConnectionLimits, Listener, raise_open_files};
 pub use router::Router;
-pub use server::{Server, Stopped};
+pub use server::{ServeError, Server};
 
 use crate::{domain::template::Policy, election::Pause};
 
-/// The OttoscalerService of this replica.
+/// A `ReplicaService` implements the OttoscalerService of this replica.
 #[derive(Debug, Clone)]
-pub struct Service {
+pub struct ReplicaService {
     router: std::sync::Arc<Router>,
-    index: reads::Reads,
-    /// The leader's too: a bad request ends where it came in.
+    index: reads::SyncedIndex,
+    /// The policy of the leader too, so that the replica which gets a bad request refuses it.
     policy: std::sync::Arc<Policy>,
     pause: Pause,
     drain: tokio_util::sync::CancellationToken,
-    /// Status answers, in bytes.
-    answers: std::sync::Arc<untaken::Untaken>,
-    /// WatchWorkers streams.
-    watches: std::sync::Arc<untaken::Untaken>,
+    /// The bytes of status responses that clients have yet to read.
+    response_bytes: std::sync::Arc<undelivered::UndeliveredResponses>,
+    /// The WatchWorkers streams in flight.
+    watch_streams: std::sync::Arc<undelivered::UndeliveredResponses>,
 }

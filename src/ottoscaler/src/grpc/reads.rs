@@ -1,21 +1,23 @@
-//! The index as methods read it.
+//! The access of gRPC methods to the index.
 use tonic::Status;
 
 use super::errors;
 use crate::index::Index;
 
-/// The index of this replica. No method answers from it before both watches have
-/// listed: it would show an empty cluster.
+/// A `SyncedIndex` is the index of this replica, which no method reads before both watches have
+/// listed: until then it would show an empty cluster.
 #[derive(Debug, Clone)]
-pub(super) struct Reads(Index);
+pub(super) struct SyncedIndex(Index);
 
-impl Reads {
+impl SyncedIndex {
     pub(super) fn new(index: Index) -> Self {
         Self(index)
     }
 
+    /// Returns the index once both watches have listed.
+    ///
     /// # Errors
-    /// UNAVAILABLE until there is something to read.
+    /// Returns UNAVAILABLE before.
     pub(super) fn synced(&self) -> Result<&Index, Status> {
         if self.0.synced() {
             Ok(&self.0)
@@ -24,7 +26,7 @@ impl Reads {
         }
     }
 
-    /// See [`Index::reached`].
+    /// Waits until the watches have reached these versions, see [`Index::reached`].
     pub(super) async fn reached(&self, task_version: u64, pod_version: u64) {
         self.0.reached(task_version, pod_version).await;
     }

@@ -1,8 +1,10 @@
-//! Every call to the leader, wherever it is.
+//! Routes ScaleUp and ScaleDown to the leader, in this replica or another one.
 //!
-//! What holds: a call crosses at most one hop; a replica never dials itself; a
-//! call that meets no leader, or one that is just leaving, is held and replayed
-//! (requests are idempotent) until shortly before its deadline.
+//! Invariants:
+//! - A call crosses at most one hop.
+//! - A replica never connects to itself.
+//! - A call that finds no leader, or one that steps down, is held and sent again until shortly
+//!   before its deadline. Requests are idempotent.
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -12,37 +14,38 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    call::{Answer, Call, Verb},
-    deadline::LONGEST_CALL,
+    call::{RoutedResponse, ScaleCall, ScaleMethod},
+    deadline::MAX_UNARY_CALL,
     errors,
-    forward::Forward,
+    forward::LeaderClient,
 };
 use crate::{domain::request::Refusal, election::Leadership, workers::Scale};
 
-/// Held so long when the client gives no deadline.
+/// The timeout of a call whose client gives no deadline.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
-/// Left to the client for our answer.
-const MARGIN: Duration = Duration::from_millis(200);
-/// Between two looks for a leader when nothing tells of a change.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The part of the client's timeout that is reserved for the response to reach it.
+const RESPONSE_MARGIN: Duration = Duration::from_millis(200);
+/// The time after which a held call looks for a leader again when no change was reported.
+const LEADER_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A `Router` sends each call to the leader and holds it while there is none.
 #[derive(Debug)]
 pub struct Router {
-    /// A leader that runs in this process. Set and cleared by the app, read by
-    /// calls.
+    /// The leader that runs in this process, if any. The app sets and clears it, calls read it.
     local: watch::Sender<Option<Arc<dyn Scale>>>,
     leadership: Leadership,
-    forward: Forward,
-    /// Our own address, which is never dialled.
+    leader_client: LeaderClient,
+    /// The address of this replica, to which no call is forwarded.
     address: String,
 }
 
-enum Try {
-    Answered(Box<Answer>),
-    /// For good.
+/// The outcome of one attempt to have a call answered.
+enum Attempt {
+    Answered(Box<RoutedResponse>),
+    /// The call was refused for good.
     Refused(Status),
-    /// Nobody could take it now.
-    Nobody(Status),
+    /// No leader could take the call now.
+    Unavailable(Status),
 }
 
 impl Router {
@@ -50,27 +53,29 @@ impl Router {
         Self {
             local: watch::channel(None).0,
             leadership,
-            forward: Forward::new(pod_name),
+            leader_client: LeaderClient::new(pod_name),
             address: address.to_owned(),
         }
     }
 
-    /// Calls are answered here from now on.
+    /// Starts to answer calls with the leader of this process.
     pub fn lead(&self, scale: Arc<dyn Scale>) {
         self.local.send_replace(Some(scale));
     }
 
-    /// Calls are answered elsewhere from now on.
+    /// Stops answering calls in this process.
     pub fn follow(&self) {
         self.local.send_replace(None);
     }
 
+    /// Returns the deadline of a call, somewhat earlier than its client's.
     pub(super) fn deadline(timeout: Option<Duration>) -> Instant {
-        let timeout = timeout.map_or(DEFAULT_DEADLINE, |t| t.min(LONGEST_CALL));
-        Instant::now() + timeout.saturating_sub(MARGIN).max(timeout / 2)
+        let timeout = timeout.map_or(DEFAULT_DEADLINE, |t| t.min(MAX_UNARY_CALL));
+        Instant::now() + timeout.saturating_sub(RESPONSE_MARGIN).max(timeout / 2)
     }
 
-    pub(super) async fn route(&self, call: Call) -> Result<Answer, Status> {
+    /// Has a call answered by the leader, in as many attempts as its deadline allows.
+    pub(super) async fn route(&self, call: ScaleCall) -> Result<RoutedResponse, Status> {
         let mut changes = self.leadership.watch();
         let mut local = self.local.subscribe();
         let mut last = None;
@@ -78,19 +83,20 @@ impl Router {
             changes.borrow_and_update();
             local.borrow_and_update();
             let attempt = timeout_at(call.deadline, self.attempt(&call, &mut changes)).await;
-            let nobody = match attempt {
-                Ok(Try::Answered(answer)) => return Ok(*answer),
-                Ok(Try::Refused(status)) => return Err(status),
-                Ok(Try::Nobody(status)) => status,
-                // What was said before tells more than that time is over.
-                Err(_) => last.take().unwrap_or_else(|| self.nobody_in_time()),
+            let unavailable = match attempt {
+                Ok(Attempt::Answered(answer)) => return Ok(*answer),
+                Ok(Attempt::Refused(status)) => return Err(status),
+                Ok(Attempt::Unavailable(status)) => status,
+                // What a leader answered before is more useful than a report of the timeout.
+                Err(_) => last.take().unwrap_or_else(|| self.no_leader_in_time()),
             };
-            // A marked call goes back: the follower that sent it looks again.
-            if call.forwarded.is_some() || call.deadline <= Instant::now() + LOOK_AGAIN {
-                return Err(nobody);
+            // A forwarded call is given back: the follower that sent it looks for the leader again.
+            if call.target_term.is_some() || call.deadline <= Instant::now() + LEADER_POLL_INTERVAL
+            {
+                return Err(unavailable);
             }
-            last = Some(nobody).filter(errors::is_leaders_word);
-            let changed = timeout(LOOK_AGAIN, async {
+            last = Some(unavailable).filter(errors::is_from_leader);
+            let changed = timeout(LEADER_POLL_INTERVAL, async {
                 tokio::select! {
                     changed = changes.changed() => changed,
                     led = local.changed() => led,
@@ -104,26 +110,28 @@ impl Router {
 
     async fn attempt(
         &self,
-        call: &Call,
+        call: &ScaleCall,
         changes: &mut tokio::sync::watch::Receiver<Option<Arc<crate::election::Leader>>>,
-    ) -> Try {
-        if let Some(local) = self.local().await
-            && self.is_meant_for_us(call)
+    ) -> Attempt {
+        if let Some(local) = self.local_leader().await
+            && self.is_for_local_term(call)
         {
-            return self.here(&*local, call).await;
+            return self.answer_locally(&*local, call).await;
         }
-        if call.forwarded.is_some() {
-            return Try::Nobody(errors::not_leader("this replica does not lead that term"));
+        if call.target_term.is_some() {
+            return Attempt::Unavailable(errors::not_leader(
+                "this replica does not lead that term",
+            ));
         }
         let Some(leader) = self
             .leadership
             .current()
             .filter(|l| !l.here && l.address != self.address)
         else {
-            return Try::Nobody(errors::not_leader("there is no leader yet; try again"));
+            return Attempt::Unavailable(errors::not_leader("there is no leader yet; try again"));
         };
-        // A new leader means that the old one will not answer.
-        let moved = async {
+        // Once another leader is known, the former one will not answer.
+        let leader_changed = async {
             while changes.changed().await.is_ok() {
                 if changes
                     .borrow_and_update()
@@ -136,64 +144,66 @@ impl Router {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            answer = self.forward.send(&leader, call) => match answer {
-                Ok(answer) => Try::Answered(Box::new(answer)),
-                Err(status) if errors::is_passing(status.code()) => Try::Nobody(errors::of_hop(status)),
-                Err(status) => Try::Refused(status),
+            answer = self.leader_client.send(&leader, call) => match answer {
+                Ok(answer) => Attempt::Answered(Box::new(answer)),
+                Err(status) if errors::is_retryable(status.code()) => Attempt::Unavailable(errors::from_hop(status)),
+                Err(status) => Attempt::Refused(status),
             },
-            () = moved => Try::Nobody(errors::not_leader("the leader changed")),
+            () = leader_changed => Attempt::Unavailable(errors::not_leader("the leader changed")),
         }
     }
 
-    fn nobody_in_time(&self) -> Status {
+    fn no_leader_in_time(&self) -> Status {
         let leader = self.leadership.current();
-        let why = leader.and_then(|l| self.forward.why(&l.address));
+        let why = leader.and_then(|l| self.leader_client.last_error(&l.address));
         errors::not_leader(match why {
             Some(why) => format!("no leader answered in time ({why}); try again"),
             None => "no leader answered in time; try again".to_owned(),
         })
     }
 
-    /// Not for another leader that was at this address.
-    fn is_meant_for_us(&self, call: &Call) -> bool {
-        call.forwarded.as_ref().is_none_or(|term| {
+    /// Reports whether a call is for the term of this process, rather than for another leader that
+    /// had the same address.
+    fn is_for_local_term(&self, call: &ScaleCall) -> bool {
+        call.target_term.as_ref().is_none_or(|term| {
             let current = self.leadership.current();
             current.is_some_and(|l| l.here && l.term.to_string() == *term)
         })
     }
 
-    /// The leader that runs here; waits a moment for one whose term has just begun.
-    async fn local(&self) -> Option<Arc<dyn Scale>> {
+    /// Returns the leader that runs in this process. If its term has just begun, this waits a
+    /// moment for its work to start.
+    async fn local_leader(&self) -> Option<Arc<dyn Scale>> {
         let mut local = self.local.subscribe();
         let now = local.borrow_and_update().clone();
         if now.is_some() || !self.leadership.current().is_some_and(|l| l.here) {
             return now;
         }
-        let begun = timeout(LOOK_AGAIN, local.wait_for(Option::is_some));
+        let begun = timeout(LEADER_POLL_INTERVAL, local.wait_for(Option::is_some));
         begun.await.ok()?.ok()?.clone()
     }
 
-    async fn here(&self, local: &dyn Scale, call: &Call) -> Try {
+    async fn answer_locally(&self, local: &dyn Scale, call: &ScaleCall) -> Attempt {
         let started_at = jiff::Timestamp::now();
-        let request = super::convert::request(
+        let request = super::convert::scale_request(
             call.request.clone(),
             call.request_id.clone(),
             call.traceparent.clone(),
         );
-        let result = match call.verb {
-            Verb::Up => local.scale_up(request, call.deadline).await,
-            Verb::Down => local.scale_down(request).await,
+        let result = match call.method {
+            ScaleMethod::Up => local.scale_up(request, call.deadline).await,
+            ScaleMethod::Down => local.scale_down(request).await,
         };
         match result {
-            Ok(outcome) => Try::Answered(Box::new(Answer {
+            Ok(outcome) => Attempt::Answered(Box::new(RoutedResponse {
                 task_version: outcome.task_version,
                 pod_version: outcome.pod_version,
-                response: super::convert::response(outcome, started_at),
+                response: super::convert::scale_response(outcome, started_at),
             })),
             Err(refusal @ (Refusal::NotLeader | Refusal::Unavailable(_))) => {
-                Try::Nobody(errors::status(refusal))
+                Attempt::Unavailable(errors::from_refusal(refusal))
             }
-            Err(refusal) => Try::Refused(errors::status(refusal)),
+            Err(refusal) => Attempt::Refused(errors::from_refusal(refusal)),
         }
     }
 }

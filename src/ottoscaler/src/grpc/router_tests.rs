@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     domain::request::{Outcome, OutcomeKind, ScaleRequest},
     election::{Leader, Pause, PauseSwitch},
-    grpc::{Guest, Health, Server},
+    grpc::{ConnectionLimits, Health, Server},
     index::Index,
     proto::{
         self, ottoscaler_service_client::OttoscalerServiceClient,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// A leader that remembers what it was asked.
+/// A leader that records its requests.
 #[derive(Debug, Default)]
 struct Asked {
     requests: Mutex<Vec<ScaleRequest>>,
@@ -50,7 +50,7 @@ impl Scale for Asked {
     }
 }
 
-/// A leader that makes use of all the time that the caller has.
+/// A leader that answers just before the caller's deadline.
 #[derive(Debug)]
 struct Patient;
 
@@ -63,7 +63,7 @@ impl Scale for Patient {
             message: "1 of 1 workers wait".into(),
             processed: 0,
             pod_names: vec![],
-            // What no watch here ever shows.
+            // No watch in these tests ever reaches these versions.
             task_version: 1_000,
             pod_version: 1_000,
         })
@@ -74,7 +74,7 @@ impl Scale for Patient {
     }
 }
 
-/// Gives its word once; whoever asks again waits for ever.
+/// A leader that answers its first call only; later calls never end.
 #[derive(Debug, Default)]
 struct SaysOnce(AtomicBool);
 
@@ -108,8 +108,8 @@ fn leader(address: &str, n: i32) -> Option<Arc<Leader>> {
     }))
 }
 
-/// The same, as its own replica sees it.
-fn here(address: &str, n: i32) -> Option<Arc<Leader>> {
+/// Returns the same leader as seen in its own replica.
+fn leads_here(address: &str, n: i32) -> Option<Arc<Leader>> {
     leader(address, n).map(|l| {
         Arc::new(Leader {
             here: true,
@@ -118,9 +118,9 @@ fn here(address: &str, n: i32) -> Option<Arc<Leader>> {
     })
 }
 
-fn call(within: Duration) -> Call {
-    Call {
-        verb: Verb::Up,
+fn call(within: Duration) -> ScaleCall {
+    ScaleCall {
+        method: ScaleMethod::Up,
         request: proto::ScaleRequest {
             task_id: "t".into(),
             worker_count: 1,
@@ -129,31 +129,31 @@ fn call(within: Duration) -> Call {
         request_id: "r1".into(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         deadline: Instant::now() + within,
-        forwarded: None,
+        target_term: None,
     }
 }
 
-/// A whole replica on loopback.
+/// A whole replica that listens on loopback.
 struct Replica {
     address: String,
     router: Arc<Router>,
     views: Views,
-    /// Ends with the test.
+    /// The server's task, which ends with the test.
     _serving: tokio::task::JoinSet<()>,
 }
 
-/// Leads term 1 by `asked`, if given.
+/// Starts a replica that leads term 1 with `asked`, if given.
 async fn replica(asked: Option<Arc<Asked>>) -> Replica {
     serving(asked.map(|asked| asked as Arc<dyn Scale>)).await
 }
 
 async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
-    let listener = Server::listen(0, Guest::grpc()).unwrap();
+    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
     let port = listener.local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     let (views, router) = router(&address);
     if let Some(scale) = scale {
-        views.send_replace(here(&address, 1));
+        views.send_replace(leads_here(&address, 1));
         router.lead(scale);
     }
     let config = crate::config::Config::from_lookup(&|_| None).unwrap();
@@ -241,8 +241,8 @@ async fn what_a_leader_said_is_told_when_the_time_is_over() {
     for leader in leaders {
         let (_views, router) = router("127.0.0.1:1");
         router.lead(leader);
-        let down = Call {
-            verb: Verb::Down,
+        let down = ScaleCall {
+            method: ScaleMethod::Down,
             ..call(Duration::from_millis(450))
         };
         let status = router.route(down).await.unwrap_err();
@@ -257,8 +257,8 @@ async fn a_forwarded_call_is_never_forwarded_again() {
     let led = replica(Some(asked.clone())).await;
     let (views, router) = router("127.0.0.1:1");
     views.send_replace(leader(&led.address, 1));
-    let marked = Call {
-        forwarded: Some("u/1/h".into()),
+    let marked = ScaleCall {
+        target_term: Some("u/1/h".into()),
         ..call(LONG)
     };
     let status = router.route(marked).await.unwrap_err();
@@ -268,7 +268,7 @@ async fn a_forwarded_call_is_never_forwarded_again() {
         "NOT_LEADER"
     );
     assert!(status.get_details_retry_info().is_some());
-    // Not even to a replica that leads: the one that sent it looks again.
+    // The call does not even reach a replica that leads: the follower that sent it looks again.
     assert!(asked.requests.lock().unwrap().is_empty());
 }
 
@@ -287,9 +287,9 @@ async fn a_call_is_held_until_there_is_a_leader() {
 async fn a_forwarded_call_waits_for_the_work_of_a_term_that_has_just_begun() {
     let asked = Arc::new(Asked::default());
     let (views, router) = router("127.0.0.1:1");
-    views.send_replace(here("127.0.0.1:1", 1));
-    let marked = Call {
-        forwarded: Some("u/1/h".into()),
+    views.send_replace(leads_here("127.0.0.1:1", 1));
+    let marked = ScaleCall {
+        target_term: Some("u/1/h".into()),
         ..call(LONG)
     };
     let (answered, ()) = tokio::join!(router.route(marked), async {
@@ -315,7 +315,7 @@ async fn without_a_leader_the_answer_comes_before_the_deadline() {
     let (_views, router) = router("127.0.0.1:1");
     let deadline = Instant::now() + Duration::from_millis(400);
     let status = router
-        .route(Call {
+        .route(ScaleCall {
             deadline,
             ..call(LONG)
         })
@@ -329,7 +329,7 @@ async fn without_a_leader_the_answer_comes_before_the_deadline() {
 async fn a_replica_never_dials_itself() {
     let address = replica(None).await.address;
     let (views, leadership) = Leadership::channel();
-    // An old record still names us, though we do not lead.
+    // An old Lease still names this replica, which does not lead.
     views.send_replace(leader(&address, 1));
     let router = Router::new(leadership, "me", &address);
     let status = router
@@ -344,7 +344,7 @@ async fn a_dead_leader_is_left_for_its_successor() {
     let asked = Arc::new(Asked::default());
     let alive = replica(Some(asked.clone())).await;
     let (views, router) = router("127.0.0.1:1");
-    // Takes connections and answers nothing.
+    // It accepts connections and answers nothing.
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     views.send_replace(leader(&mute.local_addr().unwrap().to_string(), 0));
     let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
@@ -360,7 +360,7 @@ async fn a_call_meant_for_another_term_is_not_answered_here() {
     let asked = Arc::new(Asked::default());
     let led = replica(Some(asked.clone())).await;
     let (views, follower) = router("127.0.0.1:1");
-    // Another install's, say, or an older one at the same address.
+    // This is, for example, the term of another installation, or an older one at the same address.
     views.send_replace(leader(&led.address, 7));
     let status = follower
         .route(call(Duration::from_secs(1)))
@@ -373,7 +373,7 @@ async fn a_call_meant_for_another_term_is_not_answered_here() {
     assert_eq!(asked.requests.lock().unwrap().len(), 1);
 }
 
-/// Views of a moment ago: each takes the other for the leader.
+/// Both views are outdated: each follower takes the other for the leader.
 #[tokio::test]
 async fn followers_that_take_each_other_for_the_leader_find_the_one_there_is() {
     let asked = Arc::new(Asked::default());
@@ -392,17 +392,17 @@ async fn followers_that_take_each_other_for_the_leader_find_the_one_there_is() {
         one.router.route(call(LONG)),
         other.router.route(call(LONG)),
         async {
-            tokio::time::sleep(LOOK_AGAIN * 3).await;
+            tokio::time::sleep(LEADER_POLL_INTERVAL * 3).await;
             one.views.send_replace(leader(&led.address, 1));
             other.views.send_replace(leader(&led.address, 1));
         }
     );
     assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
-    // Each once, in one hop: by its own request id.
+    // Each call arrives once, over one hop.
     assert_eq!(asked.requests.lock().unwrap().len(), 2);
 }
 
-/// A gRPC server of another kind; counts who asks.
+/// Starts a gRPC server of another kind, which counts its calls.
 async fn stranger(asked: Arc<AtomicUsize>) -> (String, tokio::task::JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -421,7 +421,7 @@ async fn stranger(asked: Arc<AtomicUsize>) -> (String, tokio::task::JoinSet<()>)
     (address, serving)
 }
 
-/// Kubernetes gives a dead pod's address to the next.
+/// Kubernetes gives the address of a dead pod to another one.
 #[tokio::test]
 async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
     let asked = Arc::new(Asked::default());
@@ -443,7 +443,7 @@ async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
         "the stranger was not asked"
     );
     assert_eq!(asked.requests.lock().unwrap().len(), 1);
-    // And where no leader comes, its refusal is not the client's.
+    // When there is no leader, the client does not see the refusal of the other server.
     views.send_replace(leader(&address, 0));
     let status = router
         .route(call(Duration::from_millis(500)))
@@ -453,7 +453,7 @@ async fn a_stranger_at_a_dead_leaders_address_does_not_answer_for_it() {
     assert!(status.get_details_retry_info().is_some());
 }
 
-/// The leader's address refuses, and 500 calls wait for it.
+/// The leader's address refuses connections while 500 calls wait for it.
 #[tokio::test]
 async fn calls_that_wait_share_one_attempt_to_connect_and_its_backoff() {
     let asked = Arc::new(Asked::default());
@@ -466,26 +466,26 @@ async fn calls_that_wait_share_one_attempt_to_connect_and_its_backoff() {
     let calls = futures::future::join_all((0..500).map(|_| router.route(call(LONG))));
     let change = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let attempts = router.forward.attempts();
+        let attempts = router.leader_client.connect_attempts();
         let began = Instant::now();
         views.send_replace(leader(&alive.address, 1));
         (attempts, began)
     };
     let (answers, (attempts, began)) = tokio::join!(calls, change);
-    // 0, 100 ms, 300 ms, 700 ms, 1.5 s, 2.5 s.
+    // The attempts begin after 0, 100 ms, 300 ms, 700 ms, 1.5 s and 2.5 s.
     assert!((4..=7).contains(&attempts), "{attempts} in 2 s");
     assert!(answers.iter().all(Result::is_ok));
-    // Nobody waited for the backoff to hear of the new leader.
+    // No call waited for the backoff before it noticed the new leader.
     assert!(
         began.elapsed() < Duration::from_secs(10),
         "{:?}",
         began.elapsed()
     );
     assert_eq!(asked.requests.lock().unwrap().len(), 500);
-    assert_eq!(router.forward.attempts(), attempts + 1);
+    assert_eq!(router.leader_client.connect_attempts(), attempts + 1);
 }
 
-/// Takes connections and closes them: a proxy without a backend, say.
+/// The address accepts connections and closes them, as a proxy without a backend does.
 #[tokio::test]
 async fn a_leader_that_hangs_up_is_not_stormed() {
     let hangs_up = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -504,7 +504,7 @@ async fn a_leader_that_hangs_up_is_not_stormed() {
         answers = calls => answers,
         () = take => panic!("it ended"),
     };
-    // One of ours each time, and what calls under way try over it.
+    // Each attempt makes one connection, and calls in flight may reconnect over it.
     assert!(taken <= 25, "{taken} connections in 2 s");
     for status in answers.into_iter().filter_map(Result::err) {
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
@@ -527,7 +527,7 @@ async fn a_closed_port_at_a_dead_leaders_address_is_left_for_its_successor() {
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     assert!(status.get_details_retry_info().is_some(), "{status:?}");
     let (answer, ()) = tokio::join!(router.route(call(LONG)), async {
-        tokio::time::sleep(LOOK_AGAIN * 3).await;
+        tokio::time::sleep(LEADER_POLL_INTERVAL * 3).await;
         views.send_replace(leader(&alive.address, 1));
     });
     assert!(answer.is_ok(), "{answer:?}");

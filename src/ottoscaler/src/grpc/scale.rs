@@ -1,4 +1,4 @@
-//! ScaleUp and ScaleDown: check, route, convert.
+//! The handlers of ScaleUp and ScaleDown: check, route, convert.
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -6,28 +6,29 @@ use tonic::{Request, Response, Status};
 use tracing::Span;
 
 use super::{
-    Service,
-    call::{Call, Verb},
+    ReplicaService,
+    call::{ScaleCall, ScaleMethod},
     convert,
-    deadline::Deadline,
+    deadline::CallDeadline,
     errors,
-    forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, TERM, put},
+    forward::{FORWARDED, POD_VERSION, REQUEST_ID, TASK_VERSION, TERM, insert_metadata},
     router::Router,
 };
 use crate::{proto, telemetry};
 
-/// For this replica's own watch to show what was answered.
-const CATCH_UP: Duration = Duration::from_millis(500);
+/// The longest time that a response waits until this replica's own watch shows its effect.
+const WATCH_CATCH_UP: Duration = Duration::from_millis(500);
 
-impl Service {
+impl ReplicaService {
+    /// Answers a ScaleUp or ScaleDown. The response to a forwarded call repeats its term.
     pub(super) async fn scale(
         &self,
-        verb: Verb,
+        method: ScaleMethod,
         request: Request<proto::ScaleRequest>,
     ) -> Result<Response<proto::ScaleResponse>, Status> {
-        let meant_for = request.metadata().get(TERM).cloned();
-        let mut result = self.answer(verb, request).await;
-        if let Some(term) = meant_for {
+        let target_term = request.metadata().get(TERM).cloned();
+        let mut result = self.answer(method, request).await;
+        if let Some(term) = target_term {
             let metadata = match &mut result {
                 Ok(response) => response.metadata_mut(),
                 Err(status) => status.metadata_mut(),
@@ -39,50 +40,51 @@ impl Service {
 
     async fn answer(
         &self,
-        verb: Verb,
+        method: ScaleMethod,
         request: Request<proto::ScaleRequest>,
     ) -> Result<Response<proto::ScaleResponse>, Status> {
         let (metadata, extensions, wire) = request.into_parts();
-        let checked = convert::request(wire.clone(), String::new(), None);
-        match verb {
-            Verb::Up => checked.check_scale_up(&self.policy),
-            Verb::Down => checked.check_scale_down(),
+        let checked = convert::scale_request(wire.clone(), String::new(), None);
+        match method {
+            ScaleMethod::Up => checked.check_scale_up(&self.policy),
+            ScaleMethod::Down => checked.check_scale_down(),
         }
-        .map_err(errors::status)?;
-        let text = |key: &str| {
+        .map_err(errors::from_refusal)?;
+        let metadata_text = |key: &str| {
             metadata
                 .get(key)
                 .and_then(|v| v.to_str().ok())
                 .map(str::to_owned)
         };
-        let call = Call {
-            verb,
+        let call = ScaleCall {
+            method,
             request: wire,
-            request_id: text(REQUEST_ID)
+            request_id: metadata_text(REQUEST_ID)
                 .filter(|id| !id.is_empty() && id.len() <= 128)
                 .unwrap_or_else(new_request_id),
-            traceparent: telemetry::traceparent(&Span::current()).or_else(|| text("traceparent")),
-            deadline: Router::deadline(extensions.get::<Deadline>().map(|d| d.left())),
-            forwarded: metadata
+            traceparent: telemetry::traceparent(&Span::current())
+                .or_else(|| metadata_text("traceparent")),
+            deadline: Router::deadline(extensions.get::<CallDeadline>().map(|d| d.remaining())),
+            target_term: metadata
                 .contains_key(FORWARDED)
-                .then(|| text(TERM).unwrap_or_default()),
+                .then(|| metadata_text(TERM).unwrap_or_default()),
         };
         let deadline = call.deadline;
         let answer = self.router.route(call).await?;
         let reached = self.index.reached(answer.task_version, answer.pod_version);
-        // An answer that comes too late is none.
-        let until = deadline.min(Instant::now() + CATCH_UP);
+        // The client's deadline bounds the wait: it ignores a response that comes later.
+        let until = deadline.min(Instant::now() + WATCH_CATCH_UP);
         let behind = timeout_at(until, reached).await.is_err();
         let mut response = Response::new(proto::ScaleResponse {
             behind,
             ..answer.response
         });
-        put(
+        insert_metadata(
             response.metadata_mut(),
             TASK_VERSION,
             &answer.task_version.to_string(),
         );
-        put(
+        insert_metadata(
             response.metadata_mut(),
             POD_VERSION,
             &answer.pod_version.to_string(),

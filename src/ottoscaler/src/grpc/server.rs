@@ -1,4 +1,4 @@
-//! The listening side: one function lists the whole stack.
+//! The gRPC servers of a replica. [`Server::serve`] lists the whole stack of layers.
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
@@ -7,8 +7,9 @@ use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
 use super::{
-    Guest, Health, Listener, Router, Service, admin::Admin, call::Verb, errors, errors::answered,
-    limits::Limits, listen::Peer, reads::Reads, status, untaken::Untaken, watch::Watch,
+    ConnectionLimits, Health, Listener, ReplicaService, Router, admin::Admin, call::ScaleMethod,
+    errors, errors::record_outcome, limits::CallLimits, listen::ConnectionHandle,
+    reads::SyncedIndex, status, undelivered::UndeliveredResponses, watch::WorkerWatch,
 };
 use crate::{
     domain::template::Policy,
@@ -23,33 +24,35 @@ use crate::{
     telemetry,
 };
 
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// A request is at most two maps of 128 KiB and some text.
-const MAX_REQUEST: usize = 1024 * 1024;
-/// Of all other requests, which carry little but names.
-const MAX_NAMES: usize = 64 * 1024;
-/// Calls of one connection under way, and of all.
-const MAX_STREAMS: u32 = 1_000;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// The largest ScaleUp or ScaleDown request in bytes: two maps of at most 128 KiB, and some text.
+const MAX_REQUEST_BYTES: usize = 1024 * 1024;
+/// The largest request in bytes of all other methods, which carry little more than names.
+const MAX_SMALL_REQUEST_BYTES: usize = 64 * 1024;
+/// The number of calls in flight over one connection.
+const MAX_STREAMS_PER_CONNECTION: u32 = 1_000;
+/// The number of calls in flight over all connections.
 const MAX_CALLS: usize = 4_000;
-/// Bytes of status answers that clients have yet to take.
-const MAX_ANSWERS: usize = 64 * 1024 * 1024;
-/// Streams of WatchWorkers. Over 10,000 workers each holds about a megabyte.
-const MAX_WATCHES: usize = 64;
-/// The same on the port for probes. All its connections together cannot take as many,
-/// so that no caller's can keep the kubelet's probe from its answer.
-const MAX_PROBE_STREAMS: u32 = 4;
-const MAX_PROBES: usize = 512;
-/// Bytes of all requests that have yet to be answered: 500 held calls of 64 KiB. Each
-/// is in memory about three times while it crosses the hop.
-const MAX_REQUESTS: usize = 32 * 1024 * 1024;
-/// For a request to be sent whole: 1 MiB at 50 KiB a second.
-const REQUEST_WITHIN: Duration = Duration::from_secs(20);
-/// For calls to end after the drain.
-const LAST_CALLS: Duration = Duration::from_secs(5);
+/// The bytes of status responses that clients have yet to read.
+const MAX_UNDELIVERED_BYTES: usize = 64 * 1024 * 1024;
+/// The number of WatchWorkers streams. Over 10,000 workers each of them holds about a megabyte.
+const MAX_WORKER_WATCHES: usize = 64;
+/// The number of calls in flight over one connection of the probe port.
+const MAX_PROBE_STREAMS_PER_CONNECTION: u32 = 4;
+/// The number of calls in flight on the probe port. Its connections together cannot reach it, so
+/// that no other caller can keep the kubelet's probe from being answered.
+const MAX_PROBE_CALLS: usize = 512;
+/// The bytes of all requests that have yet to be answered: 500 held calls of 64 KiB. Each of them
+/// is in memory about three times while it is forwarded.
+const MAX_PENDING_REQUEST_BYTES: usize = 32 * 1024 * 1024;
+/// The time in which a client must send its whole request: 1 MiB at 50 KiB a second.
+const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(20);
+/// The time that calls in flight have to end once the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The server cannot serve.
+/// A `ServeError` says why a server could not start or stopped.
 #[derive(Debug, thiserror::Error)]
-pub enum Stopped {
+pub enum ServeError {
     #[error("cannot listen on port {0}: {1}; is the port taken?")]
     Listen(u16, std::io::Error),
     #[error("the gRPC server stopped: {0}")]
@@ -58,7 +61,7 @@ pub enum Stopped {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Serves one replica.
+/// A `Server` serves the gRPC services of one replica.
 #[derive(Debug, Clone)]
 pub struct Server {
     pub router: Arc<Router>,
@@ -68,31 +71,39 @@ pub struct Server {
     pub switch: PauseSwitch,
     pub show: Show,
     pub health: Health,
-    /// Long streams end, so that clients go elsewhere.
+    /// Cancelled when the replica drains. Long streams then end, so that their clients go to
+    /// another replica.
     pub drain: CancellationToken,
 }
 
 impl Server {
-    /// # Errors
-    /// The port cannot be listened on.
-    pub fn listen(port: u16, guest: Guest) -> Result<Listener, Stopped> {
-        Listener::bind(port, guest).map_err(|e| Stopped::Listen(port, e))
-    }
-
-    /// Serves until `stop`, then for the last calls.
+    /// Listens on a port.
     ///
     /// # Errors
-    /// See [`Stopped`].
-    pub async fn serve(self, listener: Listener, stop: CancellationToken) -> Result<(), Stopped> {
-        let reads = Reads::new(self.index);
-        let service = Service {
+    /// Returns [`ServeError::Listen`] when the port cannot be listened on.
+    pub fn listen(port: u16, guest: ConnectionLimits) -> Result<Listener, ServeError> {
+        Listener::bind(port, guest).map_err(|e| ServeError::Listen(port, e))
+    }
+
+    /// Serves until `stop`, and then until the calls in flight have ended, for at most
+    /// [`DRAIN_TIMEOUT`].
+    ///
+    /// # Errors
+    /// Returns a [`ServeError`] when the server cannot start or fails.
+    pub async fn serve(
+        self,
+        listener: Listener,
+        stop: CancellationToken,
+    ) -> Result<(), ServeError> {
+        let reads = SyncedIndex::new(self.index);
+        let service = ReplicaService {
             router: self.router,
             index: reads.clone(),
             policy: self.policy,
             pause: self.pause.clone(),
             drain: self.drain.clone(),
-            answers: Untaken::new(MAX_ANSWERS),
-            watches: Untaken::new(MAX_WATCHES),
+            response_bytes: UndeliveredResponses::new(MAX_UNDELIVERED_BYTES),
+            watch_streams: UndeliveredResponses::new(MAX_WORKER_WATCHES),
         };
         let admin = Admin {
             pause: self.pause,
@@ -106,81 +117,97 @@ impl Server {
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let serve = transport(MAX_STREAMS)
-            // Outermost: a span for every call, in the caller's trace.
-            .trace_fn(span)
-            .layer(Limits::new(MAX_CALLS, MAX_REQUESTS, REQUEST_WITHIN))
+        let serve = server_builder(MAX_STREAMS_PER_CONNECTION)
+            // The outermost layer opens a span for every call, in the caller's trace.
+            .trace_fn(call_span)
+            .layer(CallLimits::new(
+                MAX_CALLS,
+                MAX_PENDING_REQUEST_BYTES,
+                REQUEST_BODY_TIMEOUT,
+            ))
             .add_service(
                 OttoscalerServiceServer::new(service)
-                    .max_decoding_message_size(MAX_REQUEST)
+                    .max_decoding_message_size(MAX_REQUEST_BYTES)
                     .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
                     .send_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
             .add_service(
-                OttoscalerAdminServiceServer::new(admin).max_decoding_message_size(MAX_NAMES),
+                OttoscalerAdminServiceServer::new(admin)
+                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
             )
-            .add_service(HealthServer::new(self.health).max_decoding_message_size(MAX_NAMES))
+            .add_service(
+                HealthServer::new(self.health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+            )
             .add_service(
                 reflection()
                     .build_v1()?
-                    .max_decoding_message_size(MAX_NAMES),
+                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
             )
             .add_service(
                 reflection()
                     .build_v1alpha()?
-                    .max_decoding_message_size(MAX_NAMES),
+                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
             )
             .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
-        bounded(serve, stop).await
+        serve_until_stopped(serve, stop).await
     }
 
-    /// Health alone, on the port of its own that probes use.
+    /// Serves the health service alone, on the port for probes.
     ///
     /// # Errors
-    /// See [`Stopped`].
+    /// Returns a [`ServeError`] when the server fails.
     pub async fn serve_health(
         health: Health,
         listener: Listener,
         stop: CancellationToken,
-    ) -> Result<(), Stopped> {
-        let serve = transport(MAX_PROBE_STREAMS)
-            .layer(Limits::new(MAX_PROBES, MAX_NAMES, REQUEST_WITHIN))
-            .add_service(HealthServer::new(health).max_decoding_message_size(MAX_NAMES))
+    ) -> Result<(), ServeError> {
+        let serve = server_builder(MAX_PROBE_STREAMS_PER_CONNECTION)
+            .layer(CallLimits::new(
+                MAX_PROBE_CALLS,
+                MAX_SMALL_REQUEST_BYTES,
+                REQUEST_BODY_TIMEOUT,
+            ))
+            .add_service(
+                HealthServer::new(health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+            )
             .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
-        bounded(serve, stop).await
+        serve_until_stopped(serve, stop).await
     }
 }
 
-/// What holds for the connections of both ports; `streams` of each at a time.
-fn transport(streams: u32) -> transport::Server {
+/// Returns the settings that both ports share, with at most `streams` calls at a time over one
+/// connection.
+fn server_builder(streams: u32) -> transport::Server {
     transport::Server::builder()
-        // Dead peers are noticed, so that held calls end with their client.
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE / 2))
-        // One client cannot take all memory.
+        // A dead peer is noticed, so that held calls end with their client.
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_INTERVAL / 2))
+        // One client cannot use up the memory.
         .max_concurrent_streams(streams)
-        // hyper's own default, which tonic takes away (RUSTSEC-2024-0003).
+        // This is hyper's default, which tonic overrides with no limit (RUSTSEC-2024-0003).
         .http2_max_local_error_reset_streams(Some(1_024))
 }
 
-/// A graceful stop can hang on an idle connection (hyper#4170): it is bounded.
-async fn bounded(
+/// Runs a server until it has stopped, and at most [`DRAIN_TIMEOUT`] after `stop`: a graceful stop
+/// can hang on an idle connection (hyper#4170).
+async fn serve_until_stopped(
     serve: impl Future<Output = Result<(), transport::Error>>,
     stop: CancellationToken,
-) -> Result<(), Stopped> {
-    let last_calls = async {
+) -> Result<(), ServeError> {
+    let drain_timeout = async {
         stop.cancelled().await;
-        tokio::time::sleep(LAST_CALLS).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     tokio::select! {
         result = serve => Ok(result?),
-        () = last_calls => Ok(()),
+        () = drain_timeout => Ok(()),
     }
 }
 
-fn span(request: &http::Request<()>) -> tracing::Span {
+/// Returns the span of a call, in its caller's trace.
+fn call_span(request: &http::Request<()>) -> tracing::Span {
     let method = request.uri().path().trim_start_matches('/');
-    // Probes every few seconds are no traces.
+    // Health probes come every few seconds and are not traced.
     if method.starts_with("grpc.") {
         return tracing::Span::none();
     }
@@ -197,26 +224,26 @@ fn span(request: &http::Request<()>) -> tracing::Span {
 }
 
 #[tonic::async_trait]
-impl OttoscalerService for Service {
+impl OttoscalerService for ReplicaService {
     async fn scale_up(
         &self,
         request: Request<ScaleRequest>,
     ) -> Result<Response<ScaleResponse>, Status> {
-        answered(self.scale(Verb::Up, request).await)
+        record_outcome(self.scale(ScaleMethod::Up, request).await)
     }
 
     async fn scale_down(
         &self,
         request: Request<ScaleRequest>,
     ) -> Result<Response<ScaleResponse>, Status> {
-        answered(self.scale(Verb::Down, request).await)
+        record_outcome(self.scale(ScaleMethod::Down, request).await)
     }
 
     async fn get_worker_status(
         &self,
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<WorkerStatusResponse>, Status> {
-        answered(self.status(&request))
+        record_outcome(self.status(&request))
     }
 
     type WatchWorkersStream = Pin<Box<dyn Stream<Item = Result<WorkerEvent, Status>> + Send>>;
@@ -225,17 +252,17 @@ impl OttoscalerService for Service {
         &self,
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<Self::WatchWorkersStream>, Status> {
-        let watch = status::selection(request.get_ref()).and_then(|selection| {
+        let watch = status::parse_selection(request.get_ref()).and_then(|selection| {
             let index = self.index.synced()?.clone();
-            let peer = request.extensions().get::<Peer>();
-            let place = self.watches.hold(1, peer).ok_or_else(|| {
-                errors::exhausted(format!(
-                    "this replica has {MAX_WATCHES} watches under way; ask another one, or later"
+            let peer = request.extensions().get::<ConnectionHandle>();
+            let slot = self.watch_streams.reserve(1, peer).ok_or_else(|| {
+                errors::resource_exhausted(format!(
+                    "this replica has {MAX_WORKER_WATCHES} watches under way; ask another one, or later"
                 ))
             })?;
-            Ok(Watch::new(index, selection, self.drain.clone(), place))
+            Ok(WorkerWatch::new(index, selection, self.drain.clone(), slot))
         });
-        Ok(Response::new(Box::pin(answered(watch)?.events())))
+        Ok(Response::new(Box::pin(record_outcome(watch)?.events())))
     }
 }
 

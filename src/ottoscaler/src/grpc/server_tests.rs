@@ -1,4 +1,4 @@
-//! A whole replica on loopback, asked by a stock client and by raw HTTP/2.
+//! Calls to a whole replica on loopback, by a stock client and by raw HTTP/2.
 #![expect(clippy::unwrap_used)]
 use std::{convert::Infallible, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// Ends with the test.
+/// A replica that ends with the test.
 struct Replica {
     port: u16,
     index: Index,
@@ -55,7 +55,7 @@ async fn replica() -> Replica {
         health: Health::default(),
         drain: CancellationToken::new(),
     };
-    let listener = Server::listen(0, Guest::grpc()).unwrap();
+    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut serving = JoinSet::new();
     serving.spawn(async move {
@@ -68,7 +68,7 @@ async fn replica() -> Replica {
     }
 }
 
-/// One whose watches have listed nothing.
+/// Returns a replica whose watches have listed an empty cluster.
 async fn synced() -> Replica {
     let replica = replica().await;
     TaskFeed(replica.index.clone()).reset(vec![], 1);
@@ -98,7 +98,7 @@ fn within<T>(message: T, grpc_timeout: &str) -> Request<T> {
     request
 }
 
-/// In an IPv6-only cluster too.
+/// The server must also work in an IPv6-only cluster.
 #[tokio::test]
 async fn both_address_families_are_answered() {
     let replica = synced().await;
@@ -111,7 +111,7 @@ async fn both_address_families_are_answered() {
     }
 }
 
-/// A client of its own, for stock ones judge a deadline themselves.
+/// It uses raw HTTP/2, because stock clients enforce the deadline themselves.
 #[tokio::test]
 async fn a_deadline_that_is_none_is_refused_and_nothing_panics() {
     let replica = synced().await;
@@ -229,7 +229,7 @@ async fn health_of_an_unknown_service_is_not_found_and_watched_as_unknown() {
     let mut watched = health_watch(&replica, "nobody").await;
     let first = watched.message().await.unwrap().unwrap();
     assert_eq!(first.status(), Wire::ServiceUnknown);
-    // And goes on: the service may come.
+    // The stream continues, because the service may appear.
     assert!(
         timeout(Duration::from_millis(300), watched.next())
             .await
@@ -237,7 +237,7 @@ async fn health_of_an_unknown_service_is_not_found_and_watched_as_unknown() {
     );
 }
 
-/// A body that begins as given, and never ends.
+/// Returns a body that begins as given and never ends.
 fn unfinished(beginning: Bytes) -> Body {
     let first = futures::stream::iter([Ok::<_, Infallible>(Frame::data(beginning))]);
     Body::new(StreamBody::new(first.chain(futures::stream::pending())))
@@ -246,7 +246,7 @@ fn unfinished(beginning: Bytes) -> Body {
 /// A message without fields.
 const EMPTY: Bytes = Bytes::from_static(&[0; 5]);
 
-/// The code that a call ends with.
+/// Makes a call and returns the code with which it ends.
 async fn raw(
     replica: &Replica,
     path: &str,
@@ -292,7 +292,7 @@ async fn an_unfinished_request_is_ended() {
     assert_eq!(code, Some(Code::DeadlineExceeded as i32));
 }
 
-/// Tasks of 1,000 workers each.
+/// Stores tasks of 1,000 workers each.
 fn with_workers(replica: &Replica, tasks: u64) {
     use crate::domain::task::{Task, TaskSpec, TaskStatus, WorkerRecord};
     for n in 0..tasks {
@@ -346,7 +346,7 @@ async fn an_answer_that_clients_would_refuse_says_how_to_get_it() {
         ),
         (1_000, 1_000, 1_000)
     );
-    // A client that takes more says so.
+    // A client that accepts larger messages says so.
     let mut more = replica.service().await.max_decoding_message_size(64 << 20);
     let mut request = Request::new(WorkerStatusRequest::default());
     request
@@ -367,7 +367,7 @@ async fn watches_are_bounded_and_their_end_makes_room() {
     let replica = synced().await;
     let mut service = replica.service().await;
     let mut watches = Vec::new();
-    for _ in 0..MAX_WATCHES {
+    for _ in 0..MAX_WORKER_WATCHES {
         let watch = service.watch_workers(WorkerStatusRequest::default()).await;
         watches.push(watch.unwrap().into_inner());
     }
@@ -375,7 +375,7 @@ async fn watches_are_bounded_and_their_end_makes_room() {
     let status = refused.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.get_details_retry_info().is_some());
-    // Others are answered.
+    // Other calls are answered.
     let answer = service
         .get_worker_status(WorkerStatusRequest::default())
         .await;
@@ -393,7 +393,7 @@ async fn watches_are_bounded_and_their_end_makes_room() {
     timeout(LONG, freed).await.unwrap();
 }
 
-/// The first bytes of HTTP/2 never come: on each port that speaks it.
+/// The client never sends the first bytes of HTTP/2.
 #[tokio::test]
 async fn a_silent_connection_is_closed() {
     use tokio::io::AsyncReadExt as _;
@@ -401,7 +401,7 @@ async fn a_silent_connection_is_closed() {
     let mut silent = TcpStream::connect(("127.0.0.1", replica.port))
         .await
         .unwrap();
-    // Our own settings, then the end.
+    // It receives the server's settings, then the end.
     let mut all = Vec::new();
     let closed = timeout(LONG * 3, silent.read_to_end(&mut all)).await;
     assert!(closed.is_ok());

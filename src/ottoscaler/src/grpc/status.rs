@@ -1,40 +1,40 @@
-//! GetWorkerStatus: a snapshot of this replica's index.
+//! The handler of GetWorkerStatus: a snapshot of this replica's index.
 use std::time::Duration;
 
 use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::{Service, convert, errors, forward::put, listen::Peer};
+use super::{ReplicaService, convert, errors, forward::insert_metadata, listen::ConnectionHandle};
 use crate::{
     domain::{request::Selection, view::State},
     proto::{self, MAX_ANSWER},
 };
 
-/// Beyond this an answer is marked stale.
-const STALE: Duration = Duration::from_secs(30);
+/// The staleness of the index from which on a response is marked stale.
+const STALE_AFTER: Duration = Duration::from_secs(30);
 
-/// What gRPC clients take of a message unless they are told to take more. They
-/// refuse a longer one whole, and only when it was sent.
-const USUAL_ANSWER: usize = 4 * 1024 * 1024;
-/// What a client can ask for.
-const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
+/// The largest message in bytes that gRPC clients accept by default. They refuse a larger one only
+/// after it was sent.
+const DEFAULT_MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+/// The largest limit in bytes that a client can ask for.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 
-pub(super) fn selection(request: &proto::WorkerStatusRequest) -> Result<Selection, Status> {
+pub(super) fn parse_selection(request: &proto::WorkerStatusRequest) -> Result<Selection, Status> {
     Selection::parse(
         &request.task_id,
         &request.worker_pod_name,
         &request.status_filter,
     )
-    .map_err(errors::status)
+    .map_err(errors::from_refusal)
 }
 
-impl Service {
+impl ReplicaService {
     pub(super) fn status(
         &self,
         request: &Request<proto::WorkerStatusRequest>,
     ) -> Result<Response<proto::WorkerStatusResponse>, Status> {
-        let selection = selection(request.get_ref())?;
-        let longest = longest_answer(request.metadata())?;
+        let selection = parse_selection(request.get_ref())?;
+        let limit = max_response_bytes(request.metadata())?;
         let index = self.index.synced()?;
         let found = index.workers(&selection);
         let count = |state: State| {
@@ -48,21 +48,21 @@ impl Service {
             pending_count: count(State::Pending),
             succeeded_count: count(State::Succeeded),
             failed_count: count(State::Failed),
-            workers: found.iter().map(convert::worker).collect(),
-            stale: staleness > STALE,
+            workers: found.iter().map(convert::worker_status).collect(),
+            stale: staleness > STALE_AFTER,
             paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),
         };
         let bytes = answer.encoded_len();
-        if bytes > longest {
-            return Err(errors::too_long(found.len(), bytes, longest));
+        if bytes > limit {
+            return Err(errors::response_too_large(found.len(), bytes, limit));
         }
-        let peer = request.extensions().get::<Peer>();
-        let place = self.answers.hold(bytes, peer).ok_or_else(|| {
-            errors::exhausted("this replica holds as many answers as it takes; try again")
+        let peer = request.extensions().get::<ConnectionHandle>();
+        let slot = self.response_bytes.reserve(bytes, peer).ok_or_else(|| {
+            errors::resource_exhausted("this replica holds as many answers as it takes; try again")
         })?;
         let mut response = Response::new(answer);
-        response.extensions_mut().insert(place);
-        put(
+        response.extensions_mut().insert(slot);
+        insert_metadata(
             response.metadata_mut(),
             "staleness-ms",
             &staleness.as_millis().to_string(),
@@ -71,12 +71,13 @@ impl Service {
     }
 }
 
-fn longest_answer(metadata: &MetadataMap) -> Result<usize, Status> {
+/// Reads the size limit that the client asks for, or returns the default.
+fn max_response_bytes(metadata: &MetadataMap) -> Result<usize, Status> {
     let Some(value) = metadata.get(MAX_ANSWER) else {
-        return Ok(USUAL_ANSWER);
+        return Ok(DEFAULT_MAX_RESPONSE_BYTES);
     };
     let bytes = value.to_str().ok().and_then(|v| v.parse::<usize>().ok());
     let bytes =
         bytes.ok_or_else(|| Status::invalid_argument(format!("{MAX_ANSWER}: must be a number")))?;
-    Ok(bytes.min(LONGEST_ANSWER))
+    Ok(bytes.min(MAX_RESPONSE_BYTES))
 }

@@ -1,11 +1,12 @@
-//! WatchWorkers: a snapshot, then what changes.
+//! The streams of WatchWorkers: a snapshot, then the changes.
 //!
-//! What holds: a stream has no task of its own; the connection pulls it, and nothing
-//! is converted before it is pulled. Of each worker that its client knows it keeps
-//! a fingerprint, of what is due the names of tasks, and of events at most
-//! [`CHUNK`]: so one that is not read holds little, whatever happens meanwhile. A
-//! reader that was slow hears how its workers differ from what it was told, not
-//! every step on the way.
+//! Invariants:
+//! - A stream has no task of its own: the connection polls it, and nothing is converted before.
+//! - A stream that is not read stays small, whatever happens meanwhile. It keeps a fingerprint of
+//!   each worker that its client knows, the names of tasks that may have changed, and at most
+//!   about [`MAX_READY_EVENTS`] events.
+//! - A client that reads slowly gets the difference between the current workers and those that it
+//!   knows, not each change in between.
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -20,7 +21,7 @@ use tokio::sync::broadcast::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{convert, untaken::Place};
+use super::{convert, undelivered::DeliverySlot};
 use crate::{
     domain::{
         names,
@@ -31,62 +32,63 @@ use crate::{
     proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
 };
 
-/// Events made at a time.
-const CHUNK: usize = 256;
-/// Tasks looked at before others get their turn.
-const TASKS: usize = 64;
+/// The number of events from which on no more are made until the client has read them.
+const MAX_READY_EVENTS: usize = 256;
+/// The number of tasks that a stream compares before it yields to other tasks of the runtime.
+const TASKS_PER_TURN: usize = 64;
 
-/// A task by name, and the index of its worker.
-type Key = (Arc<str>, u32);
+/// The name of a task and the index of one of its workers.
+type WorkerKey = (Arc<str>, u32);
 
-/// What a client knows of a worker.
+/// A `KnownWorker` is what a client knows about a worker.
 #[derive(Debug, Clone)]
-struct Known {
+struct KnownWorker {
     task_id: Arc<str>,
     fingerprint: u64,
     attempt: u32,
     state: State,
 }
 
-pub(super) struct Watch {
+/// A `WorkerWatch` is the state of one WatchWorkers stream.
+pub(super) struct WorkerWatch {
     index: Index,
     selection: Selection,
-    /// The only task that can have selected workers.
-    only: Option<Arc<str>>,
+    /// The name of the selected task, when the selection names one.
+    only_task: Option<Arc<str>>,
     changes: broadcast::Receiver<Change>,
     drain: CancellationToken,
-    known: BTreeMap<Key, Known>,
-    /// Tasks to look at.
-    due: BTreeSet<Arc<str>>,
+    known: BTreeMap<WorkerKey, KnownWorker>,
+    /// The names of tasks to compare with what the client knows.
+    dirty_tasks: BTreeSet<Arc<str>>,
     ready: VecDeque<WorkerEvent>,
-    /// The snapshot was told.
+    /// Whether the end of the snapshot was sent.
     synced: bool,
-    place: Arc<Place>,
+    slot: Arc<DeliverySlot>,
 }
 
-impl Watch {
+impl WorkerWatch {
     pub(super) fn new(
         index: Index,
         selection: Selection,
         drain: CancellationToken,
-        place: Arc<Place>,
+        slot: Arc<DeliverySlot>,
     ) -> Self {
-        // Subscribed before the snapshot: nothing falls between.
+        // It subscribes before it takes the snapshot, so that no change is lost in between.
         let changes = index.subscribe();
-        let only = selection.task_id.as_deref();
+        let only_task = selection.task_id.as_deref();
         let mut watch = Self {
-            only: only.map(|id| names::task_name(id).into()),
+            only_task: only_task.map(|id| names::task_name(id).into()),
             index,
             selection,
             changes,
             drain,
             known: BTreeMap::new(),
-            due: BTreeSet::new(),
+            dirty_tasks: BTreeSet::new(),
             ready: VecDeque::new(),
             synced: false,
-            place,
+            slot,
         };
-        watch.everything_is_due();
+        watch.enqueue_all();
         watch
     }
 
@@ -98,18 +100,18 @@ impl Watch {
     }
 
     async fn next(&mut self) -> Option<WorkerEvent> {
-        let mut looked = 0_usize;
+        let mut diffed = 0_usize;
         loop {
             if let Some(event) = self.ready.pop_front() {
-                self.place.offered();
+                self.slot.mark_offered();
                 return Some(event);
             }
-            if let Some(task) = self.due.pop_first() {
-                if !self.look(&task) {
-                    self.due.insert(task);
+            if let Some(task) = self.dirty_tasks.pop_first() {
+                if !self.diff_task(&task) {
+                    self.dirty_tasks.insert(task);
                 }
-                looked += 1;
-                if looked.is_multiple_of(TASKS) {
+                diffed += 1;
+                if diffed.is_multiple_of(TASKS_PER_TURN) {
                     tokio::task::yield_now().await;
                 }
                 continue;
@@ -118,49 +120,55 @@ impl Watch {
                 self.synced = true;
                 return Some(event(Type::Synced, None));
             }
-            self.place.taken();
+            self.slot.mark_read();
             tokio::select! {
                 () = self.drain.cancelled() => return None,
                 change = self.changes.recv() => match change {
-                    Ok(change) => self.is_due(change),
-                    Err(RecvError::Lagged(_)) => self.everything_is_due(),
+                    Ok(change) => self.enqueue(change),
+                    Err(RecvError::Lagged(_)) => self.enqueue_all(),
                     Err(RecvError::Closed) => return None,
                 },
             }
-            // A burst is one look.
+            // A burst of changes is compared once.
             loop {
                 match self.changes.try_recv() {
-                    Ok(change) => self.is_due(change),
-                    Err(TryRecvError::Lagged(_)) => self.everything_is_due(),
+                    Ok(change) => self.enqueue(change),
+                    Err(TryRecvError::Lagged(_)) => self.enqueue_all(),
                     Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
         }
     }
 
-    fn is_due(&mut self, change: Change) {
-        if self.only.as_ref().is_none_or(|only| *only == change.task) {
-            self.due.insert(change.task);
+    /// Marks the task of a change to be compared, if the client can see it.
+    fn enqueue(&mut self, change: Change) {
+        if self
+            .only_task
+            .as_ref()
+            .is_none_or(|only_task| *only_task == change.task)
+        {
+            self.dirty_tasks.insert(change.task);
         }
     }
 
-    fn everything_is_due(&mut self) {
-        match &self.only {
-            Some(only) => drop(self.due.insert(only.clone())),
+    /// Marks every task to be compared, at the start and after missed changes.
+    fn enqueue_all(&mut self) {
+        match &self.only_task {
+            Some(only_task) => drop(self.dirty_tasks.insert(only_task.clone())),
             None => {
-                self.due.extend(self.index.task_names());
-                // Those that are gone.
+                self.dirty_tasks.extend(self.index.task_names());
+                // The client may know tasks that no longer exist.
                 let known = self.known.keys().map(|(task, _)| task.clone());
-                self.due.extend(known);
+                self.dirty_tasks.extend(known);
             }
         }
     }
 
-    /// Makes events of how a task differs from what the client knows of it. False:
-    /// there are more of them.
-    fn look(&mut self, task: &Arc<str>) -> bool {
+    /// Makes events of the differences between a task and what the client knows of it. Returns
+    /// false when there are more differences than fit.
+    fn diff_task(&mut self, task: &Arc<str>) -> bool {
         let picture = self.index.picture(task);
-        let mut there = Vec::new();
+        let mut selected = Vec::new();
         if let Some(Picture { task: of, workers }) = &picture {
             let id: Arc<str> = match of.spec.task_id.as_str() {
                 id if *id == **task => task.clone(),
@@ -168,9 +176,9 @@ impl Watch {
             };
             for view in workers.iter().filter(|v| self.selection.selects(of, v)) {
                 let index = view.record.index;
-                there.push(index);
-                let shown = convert::shown(of, view);
-                let now = Known {
+                selected.push(index);
+                let shown = convert::unlabelled_worker_status(of, view);
+                let now = KnownWorker {
                     task_id: id.clone(),
                     fingerprint: fingerprint(&shown),
                     attempt: view.record.attempt,
@@ -181,45 +189,46 @@ impl Watch {
                 if old.is_some_and(|old| old.fingerprint == now.fingerprint) {
                     continue;
                 }
-                if self.ready.len() >= CHUNK {
+                if self.ready.len() >= MAX_READY_EVENTS {
                     return false;
                 }
-                let shown = convert::labelled(of, index, shown);
+                let shown = convert::with_labels(of, index, shown);
                 self.ready.push_back(event(Type::Updated, Some(shown)));
                 if let Some(old) = old.filter(|old| old.attempt != now.attempt) {
-                    let old = removed(task, index, old);
+                    let old = removed_worker(task, index, old);
                     self.ready.push_back(event(Type::Removed, Some(old)));
                 }
                 self.known.insert(key, now);
             }
         }
         let (first, last) = ((task.clone(), 0), (task.clone(), u32::MAX));
-        let left: Vec<u32> = self
+        let missing: Vec<u32> = self
             .known
             .range(first..=last)
             .map(|((_, index), _)| *index)
-            .filter(|index| there.binary_search(index).is_err())
+            .filter(|index| selected.binary_search(index).is_err())
             .collect();
-        for index in left {
-            if self.ready.len() >= CHUNK {
+        for index in missing {
+            if self.ready.len() >= MAX_READY_EVENTS {
                 return false;
             }
             let Some(old) = self.known.remove(&(task.clone(), index)) else {
                 continue;
             };
-            // It may only have changed so that it is no longer selected.
-            let still = picture.as_ref().and_then(|p| {
+            // The worker may still exist and only have left the selection.
+            let last_status = picture.as_ref().and_then(|p| {
                 let same = |v: &&WorkerView| {
                     v.record.index == index
                         && v.record.attempt == old.attempt
                         && p.task.spec.task_id == *old.task_id
                 };
                 let view = p.workers.iter().find(same)?;
-                let shown = convert::shown(&p.task, view);
-                Some(convert::labelled(&p.task, index, shown))
+                let shown = convert::unlabelled_worker_status(&p.task, view);
+                Some(convert::with_labels(&p.task, index, shown))
             });
-            let still = still.unwrap_or_else(|| removed(task, index, &old));
-            self.ready.push_back(event(Type::Removed, Some(still)));
+            let last_status = last_status.unwrap_or_else(|| removed_worker(task, index, &old));
+            self.ready
+                .push_back(event(Type::Removed, Some(last_status)));
         }
         true
     }
@@ -237,8 +246,8 @@ fn event(kind: Type, worker: Option<WorkerPodStatus>) -> WorkerEvent {
     }
 }
 
-/// What is left of a worker that is gone.
-fn removed(task: &str, index: u32, known: &Known) -> WorkerPodStatus {
+/// Returns what is sent about a worker that no longer exists.
+fn removed_worker(task: &str, index: u32, known: &KnownWorker) -> WorkerPodStatus {
     WorkerPodStatus {
         pod_name: names::pod_name_of(task, index, known.attempt),
         task_id: known.task_id.to_string(),
@@ -249,7 +258,7 @@ fn removed(task: &str, index: u32, known: &Known) -> WorkerPodStatus {
     }
 }
 
-/// Two that differ in what a client sees differ in this.
+/// Returns a hash of everything that a client sees of a worker.
 fn fingerprint(shown: &WorkerPodStatus) -> u64 {
     let WorkerPodStatus {
         pod_name,
@@ -260,7 +269,7 @@ fn fingerprint(shown: &WorkerPodStatus) -> u64 {
         completed_at,
         node_name,
         pod_ip,
-        // They follow from the task and the index.
+        // The labels are derived from the task and the index.
         labels: _,
         error_message,
         worker_index,

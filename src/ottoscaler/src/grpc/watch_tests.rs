@@ -4,10 +4,10 @@ use futures::FutureExt as _;
 use super::*;
 use crate::{
     domain::task::{Task, TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
-    grpc::untaken::Untaken,
+    grpc::undelivered::UndeliveredResponses,
 };
 
-/// A task of so many workers, all in one phase.
+/// Returns a task of so many workers, all in one phase.
 fn task(name: &str, version: u64, workers: u32, phase: WorkerPhase) -> Task {
     let record = |index| WorkerRecord {
         index,
@@ -33,15 +33,15 @@ fn task(name: &str, version: u64, workers: u32, phase: WorkerPhase) -> Task {
     }
 }
 
-fn watch_of(index: &Index, selection: Selection) -> Watch {
-    let place = Untaken::new(1).hold(1, None).unwrap();
-    Watch::new(index.clone(), selection, CancellationToken::new(), place)
+fn watch_of(index: &Index, selection: Selection) -> WorkerWatch {
+    let slot = UndeliveredResponses::new(1).reserve(1, None).unwrap();
+    WorkerWatch::new(index.clone(), selection, CancellationToken::new(), slot)
 }
 
-/// What there is to read now.
-fn read(watch: &mut Watch) -> Vec<WorkerEvent> {
+/// Reads every event that is available now.
+fn read(watch: &mut WorkerWatch) -> Vec<WorkerEvent> {
     let mut events = Vec::new();
-    // A stream gives others their turn now and then.
+    // The stream yields now and then.
     let mut turns = 0;
     while turns < 2_000 {
         match watch.next().now_or_never() {
@@ -53,7 +53,7 @@ fn read(watch: &mut Watch) -> Vec<WorkerEvent> {
     events
 }
 
-/// The client's picture after these events.
+/// Applies events to what the client knows.
 fn take(picture: &mut BTreeMap<String, String>, events: &[WorkerEvent]) {
     for event in events {
         let worker = event.worker.clone().unwrap_or_default();
@@ -71,32 +71,32 @@ fn a_stream_that_is_not_read_holds_little_of_ten_thousand_workers() {
     for n in 0..10 {
         index.wrote_task(task(&format!("t{n}"), 1, 1_000, WorkerPhase::Pending));
     }
-    let mut unread: Vec<Watch> = (0..20)
+    let mut unread: Vec<WorkerWatch> = (0..20)
         .map(|_| watch_of(&index, Selection::default()))
         .collect();
     let mut version = 1;
     for phase in [WorkerPhase::Running, WorkerPhase::Succeeded] {
-        // The client's window takes some; then it reads no more.
+        // The client's window takes one event; then the client reads no more.
         for watch in &mut unread {
             assert!(watch.next().now_or_never().flatten().is_some());
             let (events, known) = watch.held();
-            // Of ten tasks of a thousand workers, a part of the first.
+            // Only a part of the first of ten tasks with a thousand workers was converted.
             assert!(events <= 300 && known <= 300, "{events} {known}");
-            assert!(watch.due.len() <= 10);
+            assert!(watch.dirty_tasks.len() <= 10);
         }
         version += 1;
         for n in 0..10 {
             index.wrote_task(task(&format!("t{n}"), version, 1_000, phase));
         }
     }
-    // Once it reads, it comes to what is.
+    // Once the client reads, it gets the current state.
     let (mut watch, mut picture) = (unread.pop().unwrap(), BTreeMap::new());
     take(&mut picture, &read(&mut watch));
     assert_eq!(picture.len(), 10_000);
     assert!(picture.values().all(|status| status == "Succeeded"));
     let (events, known) = watch.held();
     assert_eq!((events, known), (0, 10_000));
-    assert!(std::mem::size_of::<(Key, Known)>() <= 64);
+    assert!(std::mem::size_of::<(WorkerKey, KnownWorker)>() <= 64);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_snapshot_comes_first_then_each_change_once() {
     let snapshot = read(&mut watch);
     let [first, second] = [(Type::Updated, 1, 6), (Type::Updated, 2, 6)];
     assert_eq!(kinds(&snapshot), [first, second, (Type::Synced, 0, 0)]);
-    // Nothing that a client sees.
+    // These changes are invisible to a client.
     index.announce("t".into(), true);
     let mut same = task("t", 2, 2, WorkerPhase::Pending);
     same.status.workers[0].failures = 1;
@@ -124,7 +124,7 @@ fn a_snapshot_comes_first_then_each_change_once() {
     next.status.workers[1].reason = "ImagePullBackOff".into();
     index.wrote_task(next);
     assert_eq!(kinds(&read(&mut watch)), [second]);
-    // The task goes, and is made again.
+    // The task is deleted and created again.
     let mut again = task("t", 9, 1, WorkerPhase::Running);
     again.uid = "other".into();
     index.wrote_task(again);
@@ -208,7 +208,7 @@ fn a_watch_of_one_task_looks_at_no_other_and_may_come_first() {
     );
 }
 
-/// More changes than the index remembers for a subscriber.
+/// There are more changes than the index keeps for a subscriber.
 #[test]
 fn a_reader_that_fell_behind_comes_to_what_is() {
     let index = Index::default();
