@@ -1,5 +1,4 @@
-//! Compiles `proto/` without a system protoc and keeps the descriptors for
-//! gRPC reflection.
+//! Compiles `proto/` without a system protoc, and stores the descriptors for gRPC reflection.
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;

@@ -1,11 +1,11 @@
-//! The contract of Ottoscaler with its callers: messages, clients and servers
-//! that are generated from `proto/ottoscaler/v1`.
+//! The gRPC contract of Ottoscaler: the messages, clients and servers that are generated from
+//! `proto/ottoscaler/v1`.
 tonic::include_proto!("ottoscaler.v1");
 
 /// The encoded `FileDescriptorSet` of the contract, which gRPC reflection serves.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// The key of the request metadata in which a caller says how many bytes of an answer it takes.
+/// The key of the request metadata in which a client says how many bytes of a response it accepts.
 ///
-/// Without it an answer has at most the 4 MiB that gRPC clients take by default.
-pub const MAX_ANSWER: &str = "ottoscaler-max-answer-bytes";
+/// Without it a response has at most the 4 MiB that gRPC clients accept by default.
+pub const MAX_RESPONSE_BYTES_KEY: &str = "ottoscaler-max-answer-bytes";

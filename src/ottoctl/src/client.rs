@@ -1,4 +1,4 @@
-//! One server, one trace, one deadline.
+//! The client of one command: it has one server, one trace and one deadline.
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use api::MAX_ANSWER;
+use api::MAX_RESPONSE_BYTES_KEY;
 use api::{
     PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
     ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -18,23 +18,24 @@ use api::{
     ottoscaler_service_client::OttoscalerServiceClient,
 };
 
-/// Of an answer; a server refuses longer ones than most clients take unless it is
-/// told.
-const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
-/// Between two tries of a call that met nobody.
-const TRY_AGAIN: Duration = Duration::from_millis(250);
-/// Between a stream that broke and the next.
-const REOPEN_AFTER: Duration = Duration::from_millis(500);
-/// For one try to connect, so that another address of the same name gets its turn.
+/// The largest response in bytes that this client accepts. A server refuses to send more than most
+/// clients accept unless the client asks for it.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+/// The time between two attempts of a call that no server could answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// The time between a broken stream and the next one.
+const REOPEN_DELAY: Duration = Duration::from_millis(500);
+/// The timeout of one attempt to connect, after which another address of the same name is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Of TCP, so that a stream that is silent ends when its server's host is gone. HTTP/2 pings
-/// would do the same, but many servers end connections that send them often.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+/// The keepalive interval of TCP, which ends an idle stream when the host of its server is gone.
+/// HTTP/2 pings would do the same, but many servers close connections that send them often.
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
 
+/// A `Client` calls one server for one command.
 pub(super) struct Client {
     channel: Channel,
-    /// As it was given.
+    /// The address as the user gave it.
     server: String,
     timeout: Duration,
     deadline: Instant,
@@ -58,14 +59,14 @@ impl Client {
         };
         let endpoint =
             Endpoint::from_shared(url).with_context(|| format!("{server:?} is no host:port"))?;
-        let is_address = endpoint.uri().authority().is_some_and(|authority| {
+        let has_valid_authority = endpoint.uri().authority().is_some_and(|authority| {
             authority.as_str() == authority.host() || authority.port_u16().is_some()
         });
-        anyhow::ensure!(is_address, "{server:?} is no host:port");
+        anyhow::ensure!(has_valid_authority, "{server:?} is no host:port");
         let channel = endpoint
             .connect_timeout(timeout.min(CONNECT_TIMEOUT))
-            .tcp_keepalive(Some(TCP_KEEPALIVE))
-            .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
+            .tcp_keepalive(Some(TCP_KEEPALIVE_INTERVAL))
+            .tcp_keepalive_interval(Some(TCP_KEEPALIVE_INTERVAL))
             .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES))
             .connect_lazy();
         let traceparent = traceparent
@@ -91,14 +92,15 @@ impl Client {
         self.traceparent.split('-').nth(1).unwrap_or_default()
     }
 
-    /// A new one for each command: whoever runs several of them in one trace, as every
-    /// worker may with its TRACEPARENT, asks for several things.
+    /// Returns a new id for each command. Several commands in one trace, which a worker can run
+    /// with its TRACEPARENT, are different requests.
     fn new_request_id(&self) -> String {
         format!("ottoctl-{}-{:016x}", self.trace_id(), random())
     }
 
     fn service(&self) -> OttoscalerServiceClient<Channel> {
-        OttoscalerServiceClient::new(self.channel.clone()).max_decoding_message_size(LONGEST_ANSWER)
+        OttoscalerServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_RESPONSE_BYTES)
     }
 
     fn request<T>(&self, message: T, request_id: Option<&str>, bounded: bool) -> Request<T> {
@@ -115,23 +117,23 @@ impl Client {
         request
     }
 
-    /// Repeats a call that met nobody, as the same request, until the deadline.
-    async fn repeat<T, F>(&self, call: impl FnMut() -> F) -> Result<T, Status>
+    /// Retries a call that no server could answer, as the same request, until the deadline.
+    async fn retry<T, F>(&self, call: impl FnMut() -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.repeat_until(self.deadline, call).await
+        self.retry_until(self.deadline, call).await
     }
 
-    /// A stream begins in time, and then lasts as long as the server lets it.
-    async fn open<T, F>(&self, call: impl FnMut() -> F) -> Result<Streaming<T>, Status>
+    /// Opens a stream. The timeout bounds the time until it begins and not the stream itself.
+    async fn open_stream<T, F>(&self, call: impl FnMut() -> F) -> Result<Streaming<T>, Status>
     where
         F: Future<Output = Result<Response<Streaming<T>>, Status>>,
     {
-        self.repeat_until(Instant::now() + self.timeout, call).await
+        self.retry_until(Instant::now() + self.timeout, call).await
     }
 
-    async fn repeat_until<T, F>(
+    async fn retry_until<T, F>(
         &self,
         deadline: Instant,
         mut call: impl FnMut() -> F,
@@ -144,15 +146,15 @@ impl Client {
             let answer = tokio::time::timeout_at(deadline.into(), call()).await;
             let status = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => self.in_words(status),
-                // What came before says more.
+                Ok(Err(status)) => self.describe(status),
+                // The last status is more useful than a report of the timeout.
                 Err(_) => return Err(last.unwrap_or_else(|| self.no_answer())),
             };
-            if status.code() != Code::Unavailable || Instant::now() + TRY_AGAIN >= deadline {
+            if status.code() != Code::Unavailable || Instant::now() + RETRY_INTERVAL >= deadline {
                 return Err(status);
             }
             last = Some(status);
-            tokio::time::sleep(TRY_AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 
@@ -164,8 +166,9 @@ impl Client {
         ))
     }
 
-    /// A failure of the connection says what failed and where; the server's own words stay.
-    fn in_words(&self, status: Status) -> Status {
+    /// Rewrites the status of a failed connection so that it says what failed and where. A status
+    /// from the server stays as it is.
+    fn describe(&self, status: Status) -> Status {
         let source = std::error::Error::source(&status);
         let Some(innermost) = std::iter::successors(source, |error| (*error).source()).last()
         else {
@@ -181,9 +184,9 @@ impl Client {
         Status::new(status.code(), format!("{cause} at {}", self.server))
     }
 
-    /// None ends the pause.
+    /// Pauses with a reason, or ends the pause without one.
     pub(super) async fn pause(&self, reason: Option<String>) -> Result<PauseState, Status> {
-        self.repeat(|| {
+        self.retry(|| {
             let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
             let reason = reason.clone();
             let pause = |reason| self.request(PauseRequest { reason }, None, true);
@@ -207,7 +210,7 @@ impl Client {
         request_id: Option<String>,
     ) -> Result<ScaleResponse, Status> {
         let id = request_id.unwrap_or_else(|| self.new_request_id());
-        self.repeat(|| {
+        self.retry(|| {
             let request = self.request(message.clone(), Some(&id), true);
             let mut service = self.service();
             async move { service.scale_up(request).await }
@@ -217,7 +220,7 @@ impl Client {
 
     pub(super) async fn scale_down(&self, message: ScaleRequest) -> Result<ScaleResponse, Status> {
         let id = self.new_request_id();
-        self.repeat(|| {
+        self.retry(|| {
             let request = self.request(message.clone(), Some(&id), true);
             let mut service = self.service();
             async move { service.scale_down(request).await }
@@ -229,10 +232,12 @@ impl Client {
         &self,
         message: WorkerStatusRequest,
     ) -> Result<WorkerStatusResponse, Status> {
-        self.repeat(|| {
+        self.retry(|| {
             let mut request = self.request(message.clone(), None, true);
-            let longest = LONGEST_ANSWER.into();
-            request.metadata_mut().insert(MAX_ANSWER, longest);
+            let longest = MAX_RESPONSE_BYTES.into();
+            request
+                .metadata_mut()
+                .insert(MAX_RESPONSE_BYTES_KEY, longest);
             let mut service = self.service();
             async move { service.get_worker_status(request).await }
         })
@@ -243,7 +248,7 @@ impl Client {
         &self,
         message: ShowLogsRequest,
     ) -> Result<Streaming<ShownLine>, Status> {
-        self.open(|| {
+        self.open_stream(|| {
             let request = self.request(message.clone(), None, false);
             let mut admin = OttoscalerAdminServiceClient::new(self.channel.clone());
             async move { admin.show_logs(request).await }
@@ -255,7 +260,7 @@ impl Client {
         &self,
         message: WorkerStatusRequest,
     ) -> Result<Streaming<WorkerEvent>, Status> {
-        self.open(|| {
+        self.open_stream(|| {
             let request = self.request(message.clone(), None, false);
             let mut service = self.service();
             async move { service.watch_workers(request).await }
@@ -264,36 +269,41 @@ impl Client {
     }
 }
 
-/// Streams that are opened anew: replicas may go away one after the other.
-pub(super) struct Reopening<'a> {
+/// A `StreamRetry` decides whether a broken stream is opened again, since replicas may restart one
+/// after the other.
+pub(super) struct StreamRetry<'a> {
     client: &'a Client,
-    progress: Instant,
+    last_progress: Instant,
 }
 
-impl<'a> Reopening<'a> {
+impl<'a> StreamRetry<'a> {
     pub(super) fn new(client: &'a Client) -> Self {
-        let progress = Instant::now();
-        Self { client, progress }
+        let last_progress = Instant::now();
+        Self {
+            client,
+            last_progress,
+        }
     }
 
-    pub(super) fn progressed(&mut self) {
-        self.progress = Instant::now();
+    pub(super) fn record_progress(&mut self) {
+        self.last_progress = Instant::now();
     }
 
-    /// Waits for the next try.
+    /// Waits until the stream can be opened again.
     ///
     /// # Errors
-    /// Another one would not help: it was refused, or nothing new has come for the timeout.
-    pub(super) async fn after(&mut self, broken: Status) -> Result<(), Status> {
-        let broken = self.client.in_words(broken);
-        let may_pass = matches!(
+    /// Returns the status of the broken stream when a retry would not help: the server refused it,
+    /// or nothing new was received for the timeout.
+    pub(super) async fn wait_after(&mut self, broken: Status) -> Result<(), Status> {
+        let broken = self.client.describe(broken);
+        let is_retryable = matches!(
             broken.code(),
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal
         );
-        if !may_pass || self.progress.elapsed() >= self.client.timeout {
+        if !is_retryable || self.last_progress.elapsed() >= self.client.timeout {
             return Err(broken);
         }
-        tokio::time::sleep(REOPEN_AFTER).await;
+        tokio::time::sleep(REOPEN_DELAY).await;
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! A task's lines on the terminal, each worker in a colour of its own.
+//! The output of `ottoctl logs`: the lines of a task, with a colour for each worker.
 use std::{
     collections::HashMap,
     io::{self, Write as _},
@@ -7,8 +7,8 @@ use std::{
 use serde_json::json;
 
 use super::{
-    Failure, Output,
-    client::{Client, Reopening},
+    CommandError, Output,
+    client::{Client, StreamRetry},
     render,
 };
 use api::{ShowLogsRequest, ShownLine, shown_line::Kind};
@@ -16,51 +16,53 @@ use output as out;
 
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
-/// Prints lines until the server has no more. A stream that broke is opened again, and
-/// the lines of each worker that were printed are left out.
+/// Prints lines until the server has no more. A broken stream is opened again, and lines that were
+/// printed already are skipped.
 pub(super) async fn show(
     client: &Client,
     request: ShowLogsRequest,
     output: Output,
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let mut printer = Printer {
         output,
         printed: HashMap::new(),
-        again: HashMap::new(),
+        on_stream: HashMap::new(),
         colours: HashMap::new(),
     };
-    let mut reopening = Reopening::new(client);
+    let mut retry = StreamRetry::new(client);
     loop {
-        printer.again.clear();
+        printer.on_stream.clear();
         let mut lines = client.logs(request.clone()).await?;
         let broken = loop {
             match lines.message().await {
                 Ok(Some(line)) => {
-                    if printer.take(&line)? {
-                        reopening.progressed();
+                    if printer.print_new(&line)? {
+                        retry.record_progress();
                     }
                 }
                 Ok(None) => return Ok(()),
                 Err(status) => break status,
             }
         };
-        reopening.after(broken).await?;
+        retry.wait_after(broken).await?;
     }
 }
 
+/// A `Printer` prints each line of a worker once.
 struct Printer {
     output: Output,
-    /// Lines of each worker: in all, and on this stream.
+    /// The number of lines of each worker that were printed.
     printed: HashMap<String, u64>,
-    again: HashMap<String, u64>,
+    /// The number of lines of each worker that the current stream has sent.
+    on_stream: HashMap<String, u64>,
     colours: HashMap<String, u8>,
 }
 
 impl Printer {
-    /// Whether it is a line that was not printed before.
-    fn take(&mut self, line: &ShownLine) -> io::Result<bool> {
+    /// Prints a line unless it was printed before, and reports whether it was new.
+    fn print_new(&mut self, line: &ShownLine) -> io::Result<bool> {
         let worker = &line.worker_pod_name;
-        let seen = self.again.entry(worker.clone()).or_default();
+        let seen = self.on_stream.entry(worker.clone()).or_default();
         *seen += 1;
         let known = self.printed.entry(worker.clone()).or_default();
         if *seen <= *known {
@@ -90,12 +92,12 @@ fn print(line: &ShownLine, colour: u8, output: Output) -> io::Result<()> {
             })
         ),
         (Output::Table, Kind::Note) => {
-            out::note(format_args!("ottoctl: {}\n", line.message));
+            out::print_to_stderr(format_args!("ottoctl: {}\n", line.message));
             Ok(())
         }
         (Output::Table, kind) => {
             let mark = if kind == Kind::Gap { '!' } else { '|' };
-            if render::coloured() {
+            if render::uses_colours() {
                 writeln!(out, "\x1b[{colour}m{worker} {mark}\x1b[0m {}", line.message)
             } else {
                 writeln!(out, "{worker} {mark} {}", line.message)

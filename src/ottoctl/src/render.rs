@@ -1,4 +1,4 @@
-//! Answers as tables or JSON, errors as text.
+//! The output of commands: responses as tables or JSON, errors as text.
 use std::io::{self, IsTerminal as _};
 
 use comfy_table::{Cell, Color, Table, presets::NOTHING};
@@ -9,15 +9,19 @@ use super::Output;
 use api::{PauseState, ScaleResponse, WorkerPodStatus, WorkerStatusResponse, scale_response};
 
 macro_rules! out {
-    ($($text:tt)*) => { output::line(format_args!($($text)*)) };
+    ($($text:tt)*) => { output::print_line(format_args!($($text)*)) };
 }
 
-/// Colours only where somebody looks, and wants them.
-pub(super) fn coloured() -> bool {
+/// Reports whether the output has colours: only on a terminal, and not when NO_COLOR is set.
+pub(super) fn uses_colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-pub(super) fn scaled(response: &ScaleResponse, trace: &str, output: Output) -> io::Result<()> {
+pub(super) fn scale_response(
+    response: &ScaleResponse,
+    trace: &str,
+    output: Output,
+) -> io::Result<()> {
     let status = scale_response::Status::try_from(response.status).unwrap_or_default();
     match output {
         Output::Table => {
@@ -116,9 +120,9 @@ fn table(workers: &[WorkerPodStatus]) -> Table {
     table.load_preset(NOTHING).set_header([
         "POD", "STATUS", "ATTEMPT", "EXIT", "NODE", "TIME", "MESSAGE",
     ]);
-    let coloured = coloured();
+    let uses_colours = uses_colours();
     for w in workers {
-        let status = match (coloured, w.status.as_str()) {
+        let status = match (uses_colours, w.status.as_str()) {
             (true, "Succeeded") => Cell::new(&w.status).fg(Color::Green),
             (true, "Failed") => Cell::new(&w.status).fg(Color::Red),
             (true, "Running") => Cell::new(&w.status).fg(Color::Cyan),
@@ -137,7 +141,7 @@ fn table(workers: &[WorkerPodStatus]) -> Table {
     table
 }
 
-/// From start to end, or to now.
+/// Returns the time from the start of a worker to its end, or until now.
 fn duration(w: &WorkerPodStatus) -> String {
     let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
     let Some(start) = time(&w.started_at) else {
@@ -147,7 +151,7 @@ fn duration(w: &WorkerPodStatus) -> String {
     format!("{}s", end.as_second() - start.as_second())
 }
 
-/// `ottoctl: <code>: <message>`, then each wrong field.
+/// Formats a status as `ottoctl: <code>: <message>`, followed by each wrong field.
 pub(super) fn error(status: &tonic::Status) -> String {
     let mut text = format!("ottoctl: {:?}: {}\n", status.code(), status.message());
     if let Some(bad) = status.get_details_bad_request() {
@@ -161,7 +165,7 @@ pub(super) fn error(status: &tonic::Status) -> String {
     text
 }
 
-/// One line per change, for a pipe; a redrawn one for a terminal.
+/// Prints the progress: one line that is redrawn on a terminal, one line per change in a pipe.
 pub(super) fn progress(
     workers: &std::collections::BTreeMap<String, WorkerPodStatus>,
     changed: &WorkerPodStatus,
@@ -175,9 +179,9 @@ pub(super) fn progress(
         count("Failed")
     );
     if std::io::stderr().is_terminal() {
-        output::note(format_args!("\r\x1b[2K{line}"));
+        output::print_to_stderr(format_args!("\r\x1b[2K{line}"));
     } else {
-        output::note(format_args!(
+        output::print_to_stderr(format_args!(
             "{} {}; {line}\n",
             changed.pod_name, changed.status
         ));

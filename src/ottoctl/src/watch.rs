@@ -1,19 +1,23 @@
-//! Following workers by WatchWorkers; a stream that breaks is opened again.
+//! Commands that follow workers by WatchWorkers. A broken stream is opened again.
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
 };
 
 use super::{
-    Failure, Output,
-    client::{Client, Reopening},
+    CommandError, Output,
+    client::{Client, StreamRetry},
     render,
 };
 use api::{WorkerEvent, WorkerPodStatus, WorkerStatusRequest, worker_event::Type};
 use output as out;
 
-/// Shows progress until every worker of the task has ended.
-pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> Result<(), Failure> {
+/// Shows the progress until every worker of the task has ended, then their status.
+pub(super) async fn wait_until_done(
+    client: &Client,
+    task: &str,
+    output: Output,
+) -> Result<(), CommandError> {
     let request = WorkerStatusRequest {
         task_id: task.to_owned(),
         ..WorkerStatusRequest::default()
@@ -24,7 +28,7 @@ pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> R
                 .values()
                 .all(|w| matches!(w.status.as_str(), "Succeeded" | "Failed"))
     };
-    let workers = each(client, request.clone(), done, |workers, event| {
+    let workers = watch_workers(client, request.clone(), done, |workers, event| {
         if let Some(worker) = &event.worker {
             render::progress(workers, worker);
         }
@@ -32,22 +36,22 @@ pub(super) async fn until_done(client: &Client, task: &str, output: Output) -> R
     })
     .await?;
     if io::stderr().is_terminal() {
-        out::note(format_args!("\n"));
+        out::print_to_stderr(format_args!("\n"));
     }
     render::status(&client.status(request).await?, output)?;
     match workers.values().filter(|w| w.status == "Failed").count() {
         0 => Ok(()),
-        failed => Err(Failure::Workers(failed)),
+        failed => Err(CommandError::Workers(failed)),
     }
 }
 
-/// Prints each change, for ever.
+/// Prints each change until it is interrupted.
 pub(super) async fn follow(
     client: &Client,
     request: WorkerStatusRequest,
     output: Output,
-) -> Result<(), Failure> {
-    each(
+) -> Result<(), CommandError> {
+    watch_workers(
         client,
         request,
         |_| false,
@@ -56,8 +60,8 @@ pub(super) async fn follow(
                 return Ok(());
             };
             match output {
-                Output::Json => out::line(format_args!("{}", render::worker(worker))),
-                Output::Table => out::line(format_args!(
+                Output::Json => out::print_line(format_args!("{}", render::worker(worker))),
+                Output::Table => out::print_line(format_args!(
                     "{} {} {}",
                     worker.pod_name, worker.status, worker.error_message
                 )),
@@ -68,13 +72,14 @@ pub(super) async fn follow(
     Ok(())
 }
 
-async fn each(
+/// Calls `show` for each event until `done` is true for a complete set of workers.
+async fn watch_workers(
     client: &Client,
     request: WorkerStatusRequest,
     done: impl Fn(&BTreeMap<String, WorkerPodStatus>) -> bool,
     mut show: impl FnMut(&BTreeMap<String, WorkerPodStatus>, &WorkerEvent) -> io::Result<()>,
-) -> Result<BTreeMap<String, WorkerPodStatus>, Failure> {
-    let mut reopening = Reopening::new(client);
+) -> Result<BTreeMap<String, WorkerPodStatus>, CommandError> {
+    let mut retry = StreamRetry::new(client);
     loop {
         let mut workers = BTreeMap::new();
         let mut synced = false;
@@ -85,7 +90,7 @@ async fn each(
                 Ok(None) => break tonic::Status::unavailable("the watch ended"),
                 Err(status) => break status,
             };
-            reopening.progressed();
+            retry.record_progress();
             match (event.r#type(), &event.worker) {
                 (Type::Updated, Some(w)) => drop(workers.insert(w.pod_name.clone(), w.clone())),
                 (Type::Removed, Some(w)) => drop(workers.remove(&w.pod_name)),
@@ -96,6 +101,6 @@ async fn each(
                 return Ok(workers);
             }
         };
-        reopening.after(broken).await?;
+        retry.wait_after(broken).await?;
     }
 }

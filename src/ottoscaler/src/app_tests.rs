@@ -448,7 +448,7 @@ async fn no_line_of_the_log_has_what_others_said() {
     // asks both dispatchers.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let writer = log.clone();
-    let lines = telemetry::lines(&settings, move || writer.clone()).unwrap();
+    let lines = telemetry::log_layer(&settings, move || writer.clone()).unwrap();
     let _logging = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines));
 
     let (listener, handler) = listen().await;

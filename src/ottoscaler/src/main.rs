@@ -33,14 +33,14 @@ fn main() -> ExitCode {
 }
 
 fn show(text: Arguments<'_>) -> ExitCode {
-    match output::line(text) {
+    match output::print_line(text) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if output::reader_is_gone(&error) => output::gone(),
+        Err(error) if output::is_broken_pipe(&error) => output::broken_pipe_exit_code(),
         Err(error) => failed(1, &error.into()),
     }
 }
 
 fn failed(code: u8, error: &anyhow::Error) -> ExitCode {
-    output::note(format_args!("ottoscaler: {error:#}\n"));
+    output::print_to_stderr(format_args!("ottoscaler: {error:#}\n"));
     ExitCode::from(code)
 }

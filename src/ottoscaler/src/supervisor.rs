@@ -1,7 +1,8 @@
-//! Every long-lived task has a name and an owner.
+//! The owner of the long-lived tasks of the process.
 //!
-//! What holds: a task that ends before it was told to, or panics, begins the
-//! shutdown of the process; nothing is detached.
+//! Invariants:
+//! - Every task has a name, and no task is detached.
+//! - A task that panics, or ends before the shutdown, starts the shutdown of the process.
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
@@ -10,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-/// Owns the process's tasks.
+/// A `Supervisor` owns the tasks of the process.
 #[derive(Debug)]
 pub struct Supervisor {
     tasks: JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -18,7 +19,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// `shutdown` is cancelled when a task fails.
+    /// Creates a supervisor that cancels `shutdown` when a task fails.
     pub fn new(shutdown: CancellationToken) -> Self {
         Self {
             tasks: JoinSet::new(),
@@ -26,7 +27,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs a task that must live until it is told to end.
+    /// Spawns a task that must run until the shutdown.
     pub fn essential<F>(&mut self, name: &'static str, task: F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -34,7 +35,7 @@ impl Supervisor {
         self.essential_on(&Handle::current(), name, task);
     }
 
-    /// The same, on a runtime of its own.
+    /// Spawns a task that must run until the shutdown, on the given runtime.
     pub fn essential_on<F>(&mut self, runtime: &Handle, name: &'static str, task: F)
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
@@ -44,7 +45,11 @@ impl Supervisor {
         self.tasks.spawn_on(task, runtime);
     }
 
-    /// Waits until a task ends that was not told to, or `until` is cancelled.
+    /// Waits until `until` is cancelled or a task ends, and cancels `shutdown` in the
+    /// second case.
+    ///
+    /// # Errors
+    /// Returns the reason for which the task ended.
     pub async fn watch(&mut self, until: &CancellationToken) -> anyhow::Result<()> {
         tokio::select! {
             () = until.cancelled() => Ok(()),
@@ -60,6 +65,9 @@ impl Supervisor {
     }
 
     /// Waits for every task to end.
+    ///
+    /// # Errors
+    /// Returns the first failure.
     pub async fn join(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -74,7 +82,7 @@ impl Supervisor {
     }
 }
 
-/// SIGTERM or SIGINT.
+/// A `Signals` receives SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,
@@ -82,8 +90,10 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// Installs the signal handlers.
+    ///
     /// # Errors
-    /// The handlers cannot be installed.
+    /// Returns an error when they cannot be installed.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
@@ -91,6 +101,7 @@ impl Signals {
         })
     }
 
+    /// Waits for the next signal.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::domain::request::Refusal;
-use crate::proto::MAX_ANSWER;
+use crate::proto::MAX_RESPONSE_BYTES_KEY;
 
 const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
@@ -88,7 +88,7 @@ pub(super) fn response_too_large(workers: usize, bytes: usize, limit: usize) -> 
     let message = format!(
         "the answer for {workers} workers has {bytes} bytes, of which gRPC clients take {limit}: \
          select by task_id or status_filter, or let the client take more and say so in the \
-         metadata {MAX_ANSWER}"
+         metadata {MAX_RESPONSE_BYTES_KEY}"
     );
     let metadata = HashMap::from([("bytes".to_owned(), bytes.to_string())]);
     let details = ErrorDetails::with_error_info("ANSWER_TOO_LONG", DOMAIN, metadata);

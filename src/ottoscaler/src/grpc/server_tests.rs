@@ -330,7 +330,7 @@ async fn an_answer_that_clients_would_refuse_says_how_to_get_it() {
     let refused = usual.get_worker_status(WorkerStatusRequest::default());
     let status = refused.await.map(|_| ()).unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    for word in ["20000 workers", "task_id", proto::MAX_ANSWER] {
+    for word in ["20000 workers", "task_id", proto::MAX_RESPONSE_BYTES_KEY] {
         assert!(status.message().contains(word), "{status:?}");
     }
     let of_one = WorkerStatusRequest {
@@ -351,13 +351,13 @@ async fn an_answer_that_clients_would_refuse_says_how_to_get_it() {
     let mut request = Request::new(WorkerStatusRequest::default());
     request
         .metadata_mut()
-        .insert(proto::MAX_ANSWER, "67108864".parse().unwrap());
+        .insert(proto::MAX_RESPONSE_BYTES_KEY, "67108864".parse().unwrap());
     let answer = more.get_worker_status(request).await.unwrap().into_inner();
     assert_eq!((answer.workers.len(), answer.total_count), (20_000, 20_000));
     let mut request = Request::new(WorkerStatusRequest::default());
     request
         .metadata_mut()
-        .insert(proto::MAX_ANSWER, "lots".parse().unwrap());
+        .insert(proto::MAX_RESPONSE_BYTES_KEY, "lots".parse().unwrap());
     let status = more.get_worker_status(request).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
 }

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 use super::{ReplicaService, convert, errors, forward::insert_metadata, listen::ConnectionHandle};
 use crate::{
     domain::{request::Selection, view::State},
-    proto::{self, MAX_ANSWER},
+    proto::{self, MAX_RESPONSE_BYTES_KEY},
 };
 
 /// The staleness of the index from which on a response is marked stale.
@@ -73,11 +73,12 @@ impl ReplicaService {
 
 /// Reads the size limit that the client asks for, or returns the default.
 fn max_response_bytes(metadata: &MetadataMap) -> Result<usize, Status> {
-    let Some(value) = metadata.get(MAX_ANSWER) else {
+    let Some(value) = metadata.get(MAX_RESPONSE_BYTES_KEY) else {
         return Ok(DEFAULT_MAX_RESPONSE_BYTES);
     };
     let bytes = value.to_str().ok().and_then(|v| v.parse::<usize>().ok());
-    let bytes =
-        bytes.ok_or_else(|| Status::invalid_argument(format!("{MAX_ANSWER}: must be a number")))?;
+    let bytes = bytes.ok_or_else(|| {
+        Status::invalid_argument(format!("{MAX_RESPONSE_BYTES_KEY}: must be a number"))
+    })?;
     Ok(bytes.min(MAX_RESPONSE_BYTES))
 }

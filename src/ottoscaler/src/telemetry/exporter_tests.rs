@@ -1,4 +1,4 @@
-//! The exporter against a collector in process.
+//! Tests of the exporter against a collector in the same process.
 #![expect(clippy::unwrap_used)]
 use std::{
     convert::Infallible,
@@ -21,7 +21,7 @@ use super::exporter;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// Tells the path of each call, and takes nothing.
+/// A collector that reports the path of each call and refuses it.
 #[derive(Clone)]
 struct Collector(mpsc::UnboundedSender<String>);
 
@@ -68,7 +68,7 @@ async fn spans_reach_a_collector_over_tls() {
     let flushed = tokio::task::spawn_blocking(move || provider.force_flush());
     let path = timeout(SOON, called.recv()).await.unwrap().unwrap();
     assert!(path.ends_with("TraceService/Export"), "{path}");
-    // It was refused, which the caller may know and need not.
+    // The flush may report that the collector refused the batch.
     let _ = flushed.await.unwrap();
 }
 
@@ -76,13 +76,13 @@ async fn spans_reach_a_collector_over_tls() {
 async fn a_collector_that_is_away_delays_nobody() {
     for scheme in ["http", "https"] {
         let roots = ClientTlsConfig::new().with_native_roots();
-        // Nobody listens there.
+        // No process listens at this address.
         let exporter = exporter(&format!("{scheme}://127.0.0.1:1"), roots).unwrap();
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .build();
         provider.tracer("test").in_span("of a test", |_| {});
-        let ended = tokio::task::spawn_blocking(move || super::Guard(Some(provider)).flush());
+        let ended = tokio::task::spawn_blocking(move || super::TracerGuard(Some(provider)).flush());
         timeout(SOON, ended).await.unwrap().unwrap();
     }
 }

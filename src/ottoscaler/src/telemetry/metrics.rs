@@ -1,6 +1,6 @@
-//! Metrics for Prometheus (OpenMetrics text), on a port of their own.
+//! The metrics for Prometheus, in the OpenMetrics text format and on a port of their own.
 //!
-//! Each part registers what it counts; nothing is global.
+//! Each module registers its own metrics; none of them is global.
 use std::sync::Arc;
 
 use axum::{Router, extract::State, http::header::CONTENT_TYPE, response::IntoResponse, routing};
@@ -12,15 +12,15 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What [`encode`] writes
+/// The content type of what [`encode`] writes
 /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How many tasks live in this runtime.
+/// A `RuntimeTasks` reports the number of live tasks of the tokio runtime.
 #[derive(Debug)]
-struct Tasks(tokio::runtime::RuntimeMetrics);
+struct RuntimeTasks(tokio::runtime::RuntimeMetrics);
 
-impl Collector for Tasks {
+impl Collector for RuntimeTasks {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let alive = i64::try_from(self.0.num_alive_tasks()).unwrap_or(i64::MAX);
         let about = "Tasks of the runtime";
@@ -30,16 +30,16 @@ impl Collector for Tasks {
     }
 }
 
-/// The process itself; inside the runtime.
+/// Registers the metrics of the process. It must be called inside the runtime.
 pub fn register(registry: &mut Registry) {
     let runtime = tokio::runtime::Handle::current().metrics();
-    registry.register_collector(Box::new(Tasks(runtime)));
+    registry.register_collector(Box::new(RuntimeTasks(runtime)));
 }
 
-/// Serves `GET /metrics` until told to stop.
+/// Serves `GET /metrics` until `stop` is cancelled.
 ///
 /// # Errors
-/// The listener failed.
+/// Returns the error of the listener.
 pub async fn serve<L>(
     registry: Registry,
     listener: L,
@@ -54,14 +54,14 @@ where
         .with_state(Arc::new(registry));
     tokio::select! {
         served = axum::serve(listener, app).into_future() => served,
-        // A scrape that is under way may be lost.
+        // A scrape that is in flight may be lost.
         () = stop.cancelled() => Ok(()),
     }
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {
     let mut text = String::new();
-    // Writing to a String does not fail.
+    // A write to a String does not fail.
     let _ = encode(&mut text, &registry);
     ([(CONTENT_TYPE, OPEN_METRICS)], text)
 }

@@ -1,12 +1,12 @@
-//! Logs to stderr, traces by OTLP, metrics for Prometheus.
+//! Telemetry: logs to stderr, traces by OTLP, and metrics for Prometheus.
 //!
-//! The exporter batches in a thread of its own and drops when the collector is
-//! away: tracing never holds work up, and never ends the program.
-//!
-//! What is logged holds identifiers (of tasks, pods, requests, terms), numbers and words of
-//! our own. What callers, otto-handler or the API server sent stays out of it at every
-//! level: it may be secret. So the lines of libraries, which print what they read, are left
-//! out, and errors of the API server are logged by [`crate::cluster::Loggable`].
+//! Invariants:
+//! - Tracing never delays the work and never ends the program. The exporter batches spans in a
+//!   thread of its own and drops them when the collector is unreachable.
+//! - The log holds identifiers (of tasks, pods, requests, terms), numbers and texts of this
+//!   program. What callers, otto-handler or the API server sent is not logged at any level, because
+//!   it may be secret. For this reason the log lines of libraries, which print what they read, are
+//!   filtered out, and errors of the API server are logged by [`crate::cluster::Loggable`].
 pub mod metrics;
 mod propagation;
 
@@ -34,30 +34,30 @@ use crate::config::{Invalid, LogFormat, OWN_TARGET, Telemetry};
 
 pub use propagation::{inject, set_parent_from, set_parent_from_headers, traceparent};
 
-/// For the collector to take a batch.
+/// The time in which the collector must accept a batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For the last spans to leave.
-const FLUSH: Duration = Duration::from_secs(2);
+/// The time in which the last spans must be exported.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Flushes what is left when asked.
+/// A `TracerGuard` exports the spans that are left at the end of the process.
 #[derive(Debug)]
-pub struct Guard(Option<SdkTracerProvider>);
+pub struct TracerGuard(Option<SdkTracerProvider>);
 
-impl Guard {
-    /// Blocks for at most two seconds.
+impl TracerGuard {
+    /// Exports the spans that are left. This blocks for at most two seconds.
     pub fn flush(self) {
         if let Some(provider) = self.0 {
-            // A collector that is away is no reason to fail.
-            let _ = provider.shutdown_with_timeout(FLUSH);
+            // The process does not fail when the collector is unreachable.
+            let _ = provider.shutdown_with_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
-/// Starts logging and tracing; must run inside the tokio runtime.
+/// Starts logging and tracing. It must be called inside the tokio runtime.
 ///
 /// # Errors
-/// [`Invalid`]: a setting of the exporter cannot be used.
-pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Result<Guard> {
+/// Returns [`Invalid`] when a setting of the exporter cannot be used.
+pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Result<TracerGuard> {
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let provider = match &settings.otel_exporter_otlp_endpoint {
         None => None,
@@ -84,45 +84,45 @@ pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Res
     let otel = provider.as_ref().map(|p| {
         tracing_opentelemetry::layer()
             .with_tracer(p.tracer("ottoscaler"))
-            .with_filter(own())
+            .with_filter(own_targets())
     });
     tracing_subscriber::registry()
         .with(otel)
-        .with(lines(settings, std::io::stderr)?)
+        .with(log_layer(settings, std::io::stderr)?)
         .try_init()?;
-    Ok(Guard(provider))
+    Ok(TracerGuard(provider))
 }
 
-/// Our own events and spans, at the level that is set; those of libraries are left out.
-fn own() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+/// Returns a filter that keeps the events and spans of this program and drops those of libraries.
+fn own_targets() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
     filter_fn(|meta| meta.target().starts_with(OWN_TARGET))
 }
 
-/// Writes the log.
+/// Returns the layer that writes the log.
 ///
 /// # Errors
-/// The level is no filter.
-pub(crate) fn lines<S>(
+/// Returns an error when the level is not a valid filter.
+pub(crate) fn log_layer<S>(
     settings: &Telemetry,
     writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
 ) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let logged = EnvFilter::try_new(&settings.log_level)?.and(own());
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let filter = EnvFilter::try_new(&settings.log_level)?.and(own_targets());
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     Ok(match settings.log_format {
-        LogFormat::Json => lines
+        LogFormat::Json => layer
             .json()
             .with_span_list(false)
-            .with_filter(logged)
+            .with_filter(filter)
             .boxed(),
-        LogFormat::Text => lines.with_filter(logged).boxed(),
+        LogFormat::Text => layer.with_filter(filter).boxed(),
     })
 }
 
-/// Sends spans to the collector at `endpoint`, over TLS where its scheme is https. It
-/// connects when there is something to send, and again when that failed.
+/// Returns an exporter that sends spans to the collector at `endpoint`, over TLS if its scheme is
+/// https. It connects when there is something to send, and again after a failure.
 fn exporter(endpoint: &str, roots: ClientTlsConfig) -> Result<SpanExporter, Invalid> {
     let builder = SpanExporter::builder()
         .with_tonic()

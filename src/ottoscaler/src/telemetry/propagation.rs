@@ -1,4 +1,4 @@
-//! W3C trace context in and out.
+//! The propagation of the W3C trace context from callers and to callees.
 use opentelemetry::{
     Context,
     propagation::{Extractor, Injector, TextMapPropagator as _},
@@ -10,9 +10,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 const TRACEPARENT: &str = "traceparent";
 
-struct One<'a>(&'a str);
+/// A `TraceparentExtractor` presents one `traceparent` to the propagator.
+struct TraceparentExtractor<'a>(&'a str);
 
-impl Extractor for One<'_> {
+impl Extractor for TraceparentExtractor<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         (key == TRACEPARENT).then_some(self.0)
     }
@@ -21,10 +22,11 @@ impl Extractor for One<'_> {
     }
 }
 
+/// A `TraceparentInjector` keeps the `traceparent` that the propagator writes.
 #[derive(Default)]
-struct Taken(Option<String>);
+struct TraceparentInjector(Option<String>);
 
-impl Injector for Taken {
+impl Injector for TraceparentInjector {
     fn set(&mut self, key: &str, value: String) {
         if key == TRACEPARENT {
             self.0 = Some(value);
@@ -32,31 +34,30 @@ impl Injector for Taken {
     }
 }
 
-/// Puts a span into the trace of a `traceparent`; a text that is none changes
-/// nothing.
+/// Puts a span into the trace of a `traceparent`. An invalid text changes nothing.
 pub fn set_parent_from(span: &Span, traceparent: &str) {
-    let parent =
-        TraceContextPropagator::new().extract_with_context(&Context::new(), &One(traceparent));
-    // Without a tracing layer there is nothing to set.
+    let parent = TraceContextPropagator::new()
+        .extract_with_context(&Context::new(), &TraceparentExtractor(traceparent));
+    // This fails when there is no tracing layer, and then there is nothing to set.
     let _ = span.set_parent(parent);
 }
 
-/// The same from the headers of a call.
+/// Puts a span into the trace of the headers of a call.
 pub fn set_parent_from_headers(span: &Span, headers: &http::HeaderMap) {
     if let Some(text) = headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()) {
         set_parent_from(span, text);
     }
 }
 
-/// The `traceparent` of a span; None when nothing is traced.
+/// Returns the `traceparent` of a span, or none when nothing is traced.
 pub fn traceparent(span: &Span) -> Option<String> {
-    let mut taken = Taken::default();
-    TraceContextPropagator::new().inject_context(&span.context(), &mut taken);
-    taken.0
+    let mut injector = TraceparentInjector::default();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut injector);
+    injector.0
 }
 
-/// Sends the current span's context along with a call; without one, what came
-/// with the caller (`fallback`).
+/// Adds the context of the current span to the metadata of a call. Without a span it adds the
+/// context of the caller (`fallback`).
 pub fn inject(metadata: &mut MetadataMap, fallback: Option<&str>) {
     let text = traceparent(&Span::current()).or_else(|| fallback.map(str::to_owned));
     if let Some(value) = text.and_then(|t| t.parse().ok()) {
