@@ -2,21 +2,21 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn end(exit_code: i32, finished: i64) -> Terminated {
-    Terminated {
+fn end(exit_code: i32, finished: i64) -> Termination {
+    Termination {
         exit_code,
         reason: if exit_code == 0 { "Completed" } else { "Error" }.into(),
         started: Some(1),
         finished: Some(finished),
-        ..Terminated::default()
+        ..Termination::default()
     }
 }
 
-fn container(name: &str, state: State) -> Container {
-    Container {
+fn container(name: &str, state: ContainerState) -> ContainerStatus {
+    ContainerStatus {
         name: name.into(),
         state,
-        ..Container::default()
+        ..ContainerStatus::default()
     }
 }
 
@@ -30,19 +30,19 @@ fn state() -> impl Strategy<Value = State> {
         "CreateContainerConfigError",
     ]);
     prop_oneof![
-        reasons.prop_map(|reason| State::Waiting {
+        reasons.prop_map(|reason| ContainerState::Waiting {
             reason: reason.into(),
             message: "why".into()
         }),
-        (2..9_i64).prop_map(|at| State::Running { started: Some(at) }),
+        (2..9_i64).prop_map(|at| ContainerState::Running { started: Some(at) }),
         (prop::sample::select(vec![0, 1, 137, 255]), 2..9_i64)
-            .prop_map(|(code, at)| State::Terminated(end(code, at))),
+            .prop_map(|(code, at)| ContainerState::Terminated(end(code, at))),
     ]
 }
 
-fn injected() -> impl Strategy<Value = Vec<Container>> {
+fn injected() -> impl Strategy<Value = Vec<ContainerStatus>> {
     let one = (state(), 0..4, prop::option::of(0..3)).prop_map(|(state, restart_count, last)| {
-        Container {
+        ContainerStatus {
             restart_count,
             last: last.map(|code| end(code, 1)),
             ..container("", state)
@@ -68,35 +68,35 @@ proptest! {
         phase in unfinished(),
     ) {
         // The reason of a sidecar that holds the start up is told, and no more.
-        let waits = matches!(worker, State::Waiting { .. });
-        let alone = Facts {
+        let waits = matches!(worker, ContainerState::Waiting { .. });
+        let alone = PodFacts {
             phase: match worker {
-                State::Waiting { .. } => PodPhase::Pending,
+                ContainerState::Waiting { .. } => PodPhase::Pending,
                 _ => PodPhase::Running,
             },
             containers: vec![container(WORKER, worker.clone())],
-            ..Facts::default()
+            ..PodFacts::default()
         };
-        let others = |all: Vec<Container>, prefix: &str| {
-            all.into_iter().map(move |c| Container { name: format!("{prefix}{}", c.name), ..c }).collect::<Vec<_>>()
+        let others = |all: Vec<ContainerStatus>, prefix: &str| {
+            all.into_iter().map(move |c| ContainerStatus { name: format!("{prefix}{}", c.name), ..c }).collect::<Vec<_>>()
         };
         let init = others(sidecars, "init-");
-        let sidecar = |c: &Container| Declared {
+        let sidecar = |c: &ContainerStatus| ContainerSpec {
             name: c.name.clone(),
             restart_policy: Some(RestartPolicy::Always),
-            ..Declared::default()
+            ..ContainerSpec::default()
         };
         let mut containers = others(before, "before-");
         containers.extend(alone.containers.clone());
         containers.extend(others(after, "after-"));
-        let among = Facts {
+        let among = PodFacts {
             phase,
             declared_init: init.iter().map(sidecar).collect(),
             init_containers: init,
             containers,
-            ..Facts::default()
+            ..PodFacts::default()
         };
-        let (alone, mut among) = (alone.read(), among.read());
+        let (alone, mut among) = (alone.worker_state(), among.worker_state());
         among.others_run = alone.others_run;
         if waits && among.reason.starts_with("Init:") {
             prop_assert!(alone.reason.is_empty());
@@ -111,17 +111,17 @@ proptest! {
         at in 2..50_i64, later in 1..50_i64, by_deadline: bool, others in injected(),
     ) {
         let mut containers = others;
-        containers.push(container(WORKER, State::Terminated(end(0, at))));
-        let facts = Facts {
+        containers.push(container(WORKER, ContainerState::Terminated(end(0, at))));
+        let facts = PodFacts {
             phase: PodPhase::Failed,
             reason: if by_deadline { "DeadlineExceeded" } else { "Evicted" }.into(),
             deadline: by_deadline.then_some(at + later),
             disrupted: !by_deadline,
             disrupted_since: (!by_deadline).then_some(at + later),
             containers,
-            ..Facts::default()
+            ..PodFacts::default()
         };
-        let read = facts.read();
+        let read = facts.worker_state();
         prop_assert_eq!((read.phase, read.reason.as_str()), (PodPhase::Succeeded, ""));
         prop_assert!(read.own_end);
     }
@@ -130,12 +130,12 @@ proptest! {
 #[test]
 fn a_worker_without_a_status_of_its_own_fares_as_its_pod() {
     for phase in [PodPhase::Pending, PodPhase::Running, PodPhase::Failed] {
-        let facts = Facts {
+        let facts = PodFacts {
             phase,
             reason: "NodeAffinity".into(),
-            ..Facts::default()
+            ..PodFacts::default()
         };
-        let read = facts.read();
+        let read = facts.worker_state();
         assert_eq!((read.phase, read.reason.as_str()), (phase, "NodeAffinity"));
         assert!(!read.own_end);
     }
@@ -143,14 +143,14 @@ fn a_worker_without_a_status_of_its_own_fares_as_its_pod() {
 
 #[test]
 fn an_end_that_the_pods_deadline_made_is_no_end_of_the_workers_own() {
-    let facts = Facts {
+    let facts = PodFacts {
         phase: PodPhase::Failed,
         reason: "DeadlineExceeded".into(),
         deadline: Some(30),
-        containers: vec![container(WORKER, State::Terminated(end(137, 30)))],
-        ..Facts::default()
+        containers: vec![container(WORKER, ContainerState::Terminated(end(137, 30)))],
+        ..PodFacts::default()
     };
-    let read = facts.read();
+    let read = facts.worker_state();
     assert_eq!(
         (read.phase, read.reason.as_str(), read.own_end),
         (PodPhase::Failed, "DeadlineExceeded", false)

@@ -1,39 +1,43 @@
-//! What a pod's state means for its worker, before any retry is judged: which
-//! waiting is hopeless, which node is lost, which end was somebody else's doing.
+//! Decides whether and why a pod has failed, before any retry is considered: which waiting
+//! is hopeless, which node is lost, and which end came from outside.
 //!
-//! Reasons are Kubernetes' own words (kubelet, scheduler, taint manager), but for
-//! those of ours: PendingTimeout, NodeLost, Deleted, Lost. The matrix of what each means
+//! Reasons are those of Kubernetes (kubelet, scheduler, taint manager), plus those of
+//! Ottoscaler: PendingTimeout, NodeLost, Deleted, Lost. The matrix of what each reason means
 //! is in `reasons.rs`.
 use super::{
     pod::{Pod, PodPhase},
-    reasons::{Meaning, meaning},
+    reasons::{ReasonClass, classify},
     stage::Stage,
 };
 
-/// An image that could not be pulled, or a container that could not be created, for so
-/// long (seconds since the first error) never will be; the kubelet has tried at least three
-/// times by then, for its own backoff is at 20 s.
-pub const PULL_TIMEOUT: i64 = 45;
+/// The time after which a pod fails whose image cannot be pulled or whose container cannot
+/// be created, in seconds since the first error. The kubelet has tried at least three times
+/// by then, for its own backoff has come to 20 s.
+const PULL_TIMEOUT: i64 = 45;
 
-/// What to make of a pod that has not ended.
+/// An `Outlook` says whether a pod that has not ended fails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outlook {
-    /// Nothing is wrong, or nothing that time tells.
+pub(crate) enum Outlook {
+    /// Nothing is wrong, or nothing that has a deadline.
     Fine,
-    /// It fails at this time (Unix seconds) unless something changes.
+    /// The pod fails at this time (seconds of the leader's clock) unless something changes.
     FailsAt(i64),
-    /// It is failed now, for this reason.
+    /// The pod has failed, for this reason.
     Failed(String),
 }
 
-/// What limits a pod's stages; times in seconds of the leader's clock.
+/// A `Timing` limits how long a pod may stay in its stages. Times are seconds of the
+/// leader's clock, and timeouts are in seconds.
 #[derive(Clone, Copy)]
-pub struct Timing<'a> {
-    /// When the leader first saw the pod in that stage.
-    pub since: &'a dyn Fn(Stage) -> i64,
-    pub now: i64,
-    pub pending_timeout: i64,
-    pub node_lost_timeout: i64,
+pub(crate) struct Timing<'a> {
+    /// Returns the time at which the leader first saw the pod in a stage.
+    pub(crate) since: &'a dyn Fn(Stage) -> i64,
+    /// The current time.
+    pub(crate) now: i64,
+    /// The time in which a worker must start.
+    pub(crate) pending_timeout: i64,
+    /// The time after which a node that does not report is lost.
+    pub(crate) node_lost_timeout: i64,
 }
 
 impl std::fmt::Debug for Timing<'_> {
@@ -44,14 +48,14 @@ impl std::fmt::Debug for Timing<'_> {
     }
 }
 
-/// What becomes of a pod that has not ended.
-pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
-    let silence = silence(pod, timing);
-    if silence != Outlook::Fine || pod.phase != PodPhase::Pending || pod.started.is_some() {
-        return silence;
+/// Decides whether a pod that has not ended fails.
+pub(crate) fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
+    let node = node_outlook(pod, timing);
+    if node != Outlook::Fine || pod.phase != PodPhase::Pending || pod.started.is_some() {
+        return node;
     }
     let reason = pod.reason.as_str();
-    if meaning(reason, &pod.message) == Meaning::Hopeless {
+    if classify(reason, &pod.message) == ReasonClass::Hopeless {
         return Outlook::Failed(reason.to_owned());
     }
     let pending = (timing.since)(Stage::Waiting) + timing.pending_timeout;
@@ -62,9 +66,9 @@ pub fn outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
     due(pending, timing.now, "PendingTimeout")
 }
 
-/// What becomes of a pod whose node does not answer: by the node controller's word, or
-/// because the pod is still there long after its deletion was asked for.
-pub fn silence(pod: &Pod, timing: Timing<'_>) -> Outlook {
+/// Decides whether a pod fails because its node is lost: the node controller reports it as
+/// such, or the pod still exists long after its deletion.
+pub(crate) fn node_outlook(pod: &Pod, timing: Timing<'_>) -> Outlook {
     let is_in = |stage: Stage| stage.is_of(pod);
     let lost = is_in(Stage::Lost).then(|| (timing.since)(Stage::Lost));
     let deleting = is_in(Stage::Deleting).then(|| (timing.since)(Stage::Deleting) + pod.grace);
@@ -82,20 +86,20 @@ fn due(at: i64, now: i64, reason: &str) -> Outlook {
     }
 }
 
-/// The reason of an end: a disruption from outside goes before what the container
-/// made of it (a SIGTERM looks like an exit code).
+/// Returns the reason of a pod's end. A disruption from outside comes before what the
+/// container made of it, because a SIGTERM looks like an exit code.
 ///
-/// No clock tells whether an end came before the deletion, for the kubelet stamps the one
-/// and the API server the other. An end that was told before the deletion is the worker's
-/// own; of one that was not, the deletion is taken for its cause: the worker is then tried
-/// again, which is safe, and no success is told that may be a SIGTERM taken well.
-pub fn ending(pod: &Pod) -> String {
+/// No clock says whether an end came before the deletion, because the kubelet stamps the one
+/// and the API server the other. An end that was reported before the deletion is the worker's
+/// own. Of one that was not, the deletion is taken for the cause: the worker is then retried,
+/// which is safe, and no success is reported that may be a handled SIGTERM.
+pub(crate) fn end_reason(pod: &Pod) -> String {
     if pod.own_end {
         return pod.reason.clone();
     }
     if let Some(reason) = &pod.disruption {
-        // The kubelet's condition says who, the pod's reason why.
-        let says_why = meaning(&pod.reason, &pod.message) == Meaning::Interruption;
+        // The kubelet's condition says who ended the pod, and the pod's reason why.
+        let says_why = classify(&pod.reason, &pod.message) == ReasonClass::Interruption;
         let of_kubelet = reason == "TerminationByKubelet" && says_why;
         return if of_kubelet { &pod.reason } else { reason }.clone();
     }
@@ -171,14 +175,14 @@ mod tests {
             disruption: Some("TerminationByKubelet".into()),
             ..Pod::default()
         };
-        assert_eq!(ending(&pod), "Evicted");
+        assert_eq!(end_reason(&pod), "Evicted");
         // Whoever deletes what is left changes nothing.
         let pod = Pod {
             reason: "DeadlineExceeded".into(),
             deleting: true,
             ..Pod::default()
         };
-        assert_eq!(ending(&pod), "DeadlineExceeded");
+        assert_eq!(end_reason(&pod), "DeadlineExceeded");
     }
 
     #[test]
@@ -227,12 +231,12 @@ mod tests {
                 deleting: true,
                 ..Pod::default()
             };
-            assert_eq!(ending(&pod), "Deleted");
+            assert_eq!(end_reason(&pod), "Deleted");
             pod.own_end = true;
-            assert_eq!(ending(&pod), "Error");
+            assert_eq!(end_reason(&pod), "Error");
             pod.own_end = false;
             pod.disruption = Some("PreemptionByScheduler".into());
-            assert_eq!(ending(&pod), "PreemptionByScheduler");
+            assert_eq!(end_reason(&pod), "PreemptionByScheduler");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What is left over: pods without their task, finished tasks beyond the history.
+//! Decides what is garbage: pods whose task is gone, and finished tasks beyond the history
+//! limits.
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -6,28 +7,33 @@ use std::{
 
 use super::{pod::Pod, task::Task, transition, unread::Unread};
 
-/// How much is kept of finished tasks.
+/// A `History` limits how many finished tasks are kept.
 #[derive(Debug, Clone, Copy)]
 pub struct History {
-    /// So many of them.
+    /// The greatest number of finished tasks.
     pub tasks: usize,
-    /// Bytes that all tasks may take, those that are not finished first.
+    /// The greatest size of all tasks together, in bytes. Unfinished tasks count, but only
+    /// finished ones are deleted to meet it.
     pub bytes: usize,
 }
 
+/// A `LeftOver` lists the objects that may be deleted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LeftOver {
-    /// Their task is not known; whoever deletes them asks first whether it exists.
+    /// The names of pods whose task is not known. Whoever deletes them first asks the API
+    /// server whether the task exists.
     pub pods: Vec<Arc<str>>,
-    /// By name; the oldest beyond what is kept of them.
+    /// The names of the oldest finished tasks beyond the history limits.
     pub tasks: Vec<String>,
 }
 
-/// `pods` may hold only pods that a WorkerTask owns. A task is history once it is
-/// finished, told and without pods.
+/// Finds the pods and the tasks that are left over.
 ///
-/// `unread`: tasks that are there and cannot be decoded. Their pods are not left over, and
-/// none of them is history.
+/// `pods` may hold only pods that a WorkerTask owns. A task is part of the history once it
+/// is finished, it has no pods, and otto-handler has acknowledged all of its transitions.
+///
+/// `unread` lists the tasks that exist and cannot be decoded: their pods are not left over,
+/// and none of these tasks is deleted.
 pub fn left_over(
     tasks: &[Arc<Task>],
     unread: &[Unread],

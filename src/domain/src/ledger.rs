@@ -1,11 +1,12 @@
-//! The leader's ledger of what it has seen: every deadline counts from an entry here.
+//! Records when this leader first saw pods and workers in states that have a deadline.
 //!
-//! What holds: a deadline counts from when this leader first saw the state that it
-//! limits, on the leader's own clock, which is never set. Timestamps of kubelets,
-//! controllers, API servers and former leaders decide nothing, for any of their clocks may
-//! be hours off, or have been when they stamped: a new leader waits the whole time once
-//! more, which loses nobody's work. An entry lives for as long as its pod is in that state,
-//! or its worker waits for another try; so the ledger is bounded by what the index holds.
+//! Invariants:
+//! - A deadline counts from the time at which this leader first saw the state that it limits,
+//!   by the leader's own monotonic clock. Timestamps of kubelets, controllers, API servers
+//!   and former leaders decide nothing, because any of their clocks may be hours off. A new
+//!   leader waits the whole time once more, which loses nobody's work.
+//! - An entry lives for as long as its pod is in that state, or its worker waits for another
+//!   attempt. The ledger is therefore bounded by what the index holds.
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
@@ -14,35 +15,40 @@ use super::{
     task::{Task, WorkerRecord},
 };
 
-/// What this leader knows of a worker that waits for another try.
+/// A `Waited` says since when a worker waits for another attempt. Times are seconds of the
+/// leader's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Waited {
-    /// The attempt that waits to be created.
+    /// The attempt that waits for its pod.
     pub attempt: u32,
-    /// When this leader first saw that it waits.
+    /// The time at which this leader first saw that this attempt waits.
     pub seen: i64,
-    /// When this leader first saw that the worker is to be tried again, over all tries in
-    /// a row that never started.
+    /// The time at which this leader first saw that the worker is to be retried, over all
+    /// attempts in a row that never started.
     pub since: i64,
 }
 
-/// When a task's pods and workers came to where they are, as this leader saw it (seconds of
-/// the leader's clock).
+/// A `TaskTimes` holds the times at which this leader first saw the pods and workers of one
+/// task in their states, in seconds of the leader's clock.
 #[derive(Debug, Default)]
-pub struct Times {
-    /// Uid of the task.
+pub struct TaskTimes {
+    /// The uid of the task.
     task: String,
+    /// The times of each stage, by the uid of the pod.
     pods: HashMap<String, [Option<i64>; Stage::ALL.len()]>,
+    /// The waits, by the index of the worker.
     workers: HashMap<u32, Waited>,
 }
 
-impl Times {
-    /// Since when the pod is in that stage; None: this leader has not seen it there.
+impl TaskTimes {
+    /// Returns the time since which the pod is in that stage, or None if this leader has not
+    /// seen it there.
     pub fn since(&self, pod: &Pod, stage: Stage) -> Option<i64> {
         self.pods.get(&pod.uid)?[stage as usize]
     }
 
-    /// What is known of a worker that waits for another try.
+    /// Returns since when the worker of this index waits for another attempt, or None if it
+    /// does not.
     pub fn waited(&self, index: u32) -> Option<Waited> {
         self.workers.get(&index).copied()
     }
@@ -76,25 +82,26 @@ impl Times {
     }
 }
 
-/// The ledger of one term, by task name.
+/// A `Ledger` holds the times of all tasks, by name, for one term.
 #[derive(Debug, Default)]
-pub struct Ledger(HashMap<Arc<str>, Times>);
+pub struct Ledger(HashMap<Arc<str>, TaskTimes>);
 
 impl Ledger {
-    /// Takes down what is seen at `now`.
-    pub fn observe(&mut self, task: &Task, pods: &[&[Arc<Pod>]], now: i64) -> &Times {
+    /// Records the states in which a task and its pods are seen at `now`, in seconds of the
+    /// leader's clock.
+    pub fn observe(&mut self, task: &Task, pods: &[&[Arc<Pod>]], now: i64) -> &TaskTimes {
         let times = self.0.entry(Arc::from(task.name.as_str())).or_default();
         if times.task != task.uid {
-            *times = Times {
+            *times = TaskTimes {
                 task: task.uid.clone(),
-                ..Times::default()
+                ..TaskTimes::default()
             };
         }
         times.observe(task, pods, now);
         times
     }
 
-    /// Forgets a task that went.
+    /// Forgets a task that was deleted.
     pub fn forget(&mut self, task: &str) {
         self.0.remove(task);
     }

@@ -1,27 +1,30 @@
-//! Names and labels of worker pods: legal in Kubernetes, and never shared by
-//! two task ids.
+//! Derives the names and labels of WorkerTasks and worker pods from task ids.
+//!
+//! Invariants: every name is legal in Kubernetes; two task ids never share a name; a pod's
+//! name follows from its task, index and attempt.
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
 use super::limits::{MAX_ATTEMPT, MAX_TASK_WORKERS};
 
-/// The container that the worker's program runs in.
+/// The name of the container that runs the worker's program.
 pub const WORKER: &str = "worker";
 
-/// Pod and WorkerTask names are at most this long, so that a pod's name is its
-/// hostname too (RFC 1123 label).
+/// The greatest length of a name, in bytes. A pod's name is its hostname too (RFC 1123
+/// label).
 const MAX_NAME: usize = 63;
-/// Room for `otto-agent-` and `-<index>-r<attempt>` with 1,000 workers.
+/// The greatest length of a task's part of a name, in bytes: it leaves room for
+/// `otto-agent-` and for `-<index>-r<attempt>` with 1,000 workers.
 const MAX_TASK_PART: usize = MAX_NAME - "otto-agent-".len() - "-1000-r99".len();
 const PREFIX: &str = "otto-agent-";
 
-/// A task id as part of a name: itself when it is a legal DNS label that fits,
-/// else its sanitised head and 8 hex digits of its SHA-256.
-pub fn task_part(task_id: &str) -> String {
+/// Returns a task id as a part of a name: the id itself where it is a legal DNS label that
+/// fits, else its sanitised beginning and 8 hex digits of its SHA-256.
+pub(crate) fn task_part(task_id: &str) -> String {
     let clean = sanitise(task_id);
-    // A clean id that ends like our own suffix is hashed as well, so that it
-    // cannot meet another id's hashed name.
+    // An id that ends like a hash suffix is hashed as well, so that it cannot equal the
+    // hashed name of another id.
     if clean == task_id && clean.len() <= MAX_TASK_PART && !ends_like_a_hash(&clean) {
         return clean;
     }
@@ -33,18 +36,19 @@ pub fn task_part(task_id: &str) -> String {
     }
 }
 
-/// The name of the WorkerTask of a task id.
+/// Returns the name of the WorkerTask of a task id.
 pub fn task_name(task_id: &str) -> String {
     task_part(task_id)
 }
 
-/// The name of a worker's pod: `otto-agent-<task>-<index>`, from the second
-/// attempt on with `-r<attempt - 1>`.
+/// Returns the name of the pod of a worker's attempt: `otto-agent-<task>-<index>`, followed
+/// by `-r<attempt - 1>` from the second attempt on. Indices and attempts count from 1.
 pub fn pod_name(task_id: &str, index: u32, attempt: u32) -> String {
     pod_name_of(&task_part(task_id), index, attempt)
 }
 
-/// The same after the task's part of the name ([`task_part`]).
+/// Returns the name of the pod of a worker's attempt, given the name of its WorkerTask
+/// ([`task_name`]).
 pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
     match attempt {
         0 | 1 => format!("{PREFIX}{task}-{index}"),
@@ -52,9 +56,9 @@ pub fn pod_name_of(task: &str, index: u32, attempt: u32) -> String {
     }
 }
 
-/// The worker's index and the attempt that a pod of this task has by its name. None: it is
-/// no name that a worker's pod of this task gets.
-pub fn of_pod_name(task: &str, pod: &str) -> Option<(u32, u32)> {
+/// Parses the index and the attempt of a worker from the name of its pod. `task` is the name
+/// of the WorkerTask. Returns None for a name that no worker's pod of this task gets.
+pub fn parse_pod_name(task: &str, pod: &str) -> Option<(u32, u32)> {
     let rest = pod.strip_prefix(PREFIX)?.strip_prefix(task)?;
     let (index, attempt) = match rest.strip_prefix('-')?.split_once("-r") {
         Some((index, retry)) => (index, retry.parse::<u32>().ok()?.checked_add(1)?),
@@ -65,14 +69,15 @@ pub fn of_pod_name(task: &str, pod: &str) -> Option<(u32, u32)> {
     (is_legal && pod_name_of(task, index, attempt) == pod).then_some((index, attempt))
 }
 
-/// What no two pods share, ever: an attempt gets one pod at most. As a label value it
-/// selects exactly that pod (a uid has 36 characters).
+/// Returns the key of the pod of a worker's attempt, which no other pod ever has, because an
+/// attempt gets at most one pod. It is a legal label value (a uid has 36 characters), so that
+/// a label selector can select exactly this pod.
 pub fn pod_key(task_uid: &str, index: u32, attempt: u32) -> String {
     format!("{task_uid}-{index}-{attempt}")
 }
 
-/// The labels of a worker that clients of the Go original know (wire contract);
-/// values are sanitised.
+/// Returns the labels of a worker's pod that the gRPC contract exposes to clients. Values
+/// are sanitised by [`label_value`].
 pub fn worker_labels(
     task_id: &str,
     repository: &str,
@@ -91,9 +96,9 @@ pub fn worker_labels(
     labels.map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// A label value (Kubernetes: ≤63 characters, `[A-Za-z0-9._-]`, ends
-/// alphanumeric). The original text belongs into an annotation.
-pub fn label_value(text: &str) -> String {
+/// Returns a text as a legal label value: at most 63 characters of `[A-Za-z0-9._-]` that
+/// begin and end with an alphanumeric one. An annotation keeps the original text.
+pub(crate) fn label_value(text: &str) -> String {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let mapped: String = text
         .chars()
@@ -105,9 +110,9 @@ pub fn label_value(text: &str) -> String {
         .to_owned()
 }
 
-/// Whether a text may be an environment variable's name (POSIX: letters,
-/// digits, underscore; no digit first).
-pub fn is_env_name(text: &str) -> bool {
+/// Reports whether a text may be the name of an environment variable (POSIX: letters,
+/// digits and underscores, no digit first).
+pub(crate) fn is_env_name(text: &str) -> bool {
     let mut chars = text.chars();
     chars
         .next()
@@ -196,7 +201,7 @@ mod tests {
             "t-1",
             "",
         ] {
-            assert_eq!(of_pod_name("t", name), None, "{name}");
+            assert_eq!(parse_pod_name("t", name), None, "{name}");
         }
     }
 
@@ -204,7 +209,7 @@ mod tests {
         #[test]
         fn a_pods_name_says_whose_it_is(id in "\\PC{1,80}", index in 1u32..=1000, attempt in 1u32..=2000) {
             let (task, name) = (task_name(&id), pod_name(&id, index, attempt));
-            prop_assert_eq!(of_pod_name(&task, &name), Some((index, attempt)));
+            prop_assert_eq!(parse_pod_name(&task, &name), Some((index, attempt)));
         }
 
         #[test]

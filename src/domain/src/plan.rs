@@ -17,9 +17,9 @@ use super::{
     conditions,
     failure::{self, Outlook, Timing},
     ledger::Waited,
-    pod::{ByIndex, Pod},
+    pod::{Pod, PodsByIndex},
     queue::Attempt,
-    retry::{self, Ending, Verdict},
+    retry::{self, FailedAttempt, RetryDecision},
     stage::Stage,
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
     transition,
@@ -110,7 +110,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
             wake_at: None,
         };
     }
-    let (live, gone) = (ByIndex::new(seen.pods), ByIndex::new(seen.gone));
+    let (live, gone) = (PodsByIndex::new(seen.pods), PodsByIndex::new(seen.gone));
     let mut p = Planner {
         task,
         seen,
@@ -139,7 +139,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         if p.is_unstored_end(&stored, &record) {
             unstored_ends.insert(index);
         }
-        let pods = transition::Pods {
+        let pods = transition::TaskPods {
             live: p.live,
             gone: p.gone,
         };
@@ -182,8 +182,8 @@ enum Next {
 struct Planner<'a> {
     task: &'a Task,
     seen: Observed<'a>,
-    live: &'a ByIndex<'a>,
-    gone: &'a ByIndex<'a>,
+    live: &'a PodsByIndex<'a>,
+    gone: &'a PodsByIndex<'a>,
     limits: Limits,
     now: i64,
     actions: Vec<Action>,
@@ -214,7 +214,7 @@ impl Planner<'_> {
     /// can be read again by whoever leads next.
     fn is_unstored_end(&self, stored: &WorkerRecord, record: &WorkerRecord) -> bool {
         let is_stored = stored.attempt == record.attempt && stored.phase.is_final();
-        let of = |pods: &ByIndex<'_>| pods.newest(record.index, record.attempt).cloned();
+        let of = |pods: &PodsByIndex<'_>| pods.newest(record.index, record.attempt).cloned();
         let pods = of(self.live).into_iter().chain(of(self.gone));
         let ended = |p: Arc<Pod>| p.attempt == record.attempt && p.worker_has_ended();
         record.phase.is_final() && !is_stored && !pods.into_iter().any(ended)
@@ -281,7 +281,7 @@ impl Planner<'_> {
         record.first_line = record
             .first_line
             .or_else(|| record.uid.as_ref().and_then(first_line));
-        view::in_order(&mut record);
+        view::clamp_timestamps(&mut record);
         record
     }
 
@@ -320,7 +320,7 @@ impl Planner<'_> {
     fn backoff(&self, record: &WorkerRecord) -> Option<i64> {
         let at = record.not_before?;
         let waited = (self.seen.waited)(record.index).filter(|w| w.attempt == record.attempt);
-        let delay = retry::delay(record.failures, record.tries);
+        let delay = retry::backoff(record.failures, record.tries);
         Some(waited.map_or(at, |w| at.min(w.seen.saturating_add(delay))))
     }
 
@@ -341,15 +341,19 @@ impl Planner<'_> {
     /// budget, and come to an end with the time that a worker has to start.
     fn failed(&mut self, record: &mut WorkerRecord) {
         let started = record.started.is_some();
-        let ending = Ending {
+        let ending = FailedAttempt {
             reason: &record.reason,
             message: &record.message,
             started,
             failures: record.failures,
             tries: record.tries,
-            budget: self.task.spec.retry_limit().unwrap_or(retry::BUDGET),
+            budget: self
+                .task
+                .spec
+                .retry_limit()
+                .unwrap_or(retry::DEFAULT_BUDGET),
         };
-        let Verdict::Retry { delay, counts } = retry::judge(ending) else {
+        let RetryDecision::Retry { delay, counts } = retry::decide(ending) else {
             return;
         };
         if started {
@@ -365,7 +369,8 @@ impl Planner<'_> {
     fn waits_since(&self, record: &WorkerRecord) -> i64 {
         let waited = (self.seen.waited)(record.index).filter(|_| record.tries > 0);
         let pod = || {
-            let newest = |pods: &ByIndex<'_>| pods.newest(record.index, record.attempt).cloned();
+            let newest =
+                |pods: &PodsByIndex<'_>| pods.newest(record.index, record.attempt).cloned();
             let pod = newest(self.live).or_else(|| newest(self.gone))?;
             Some((self.seen.since)(&pod, Stage::Waiting))
         };
@@ -456,7 +461,7 @@ impl Planner<'_> {
     fn is_silent(&mut self, pod: &Pod) -> bool {
         let seen = self.seen;
         let since = |stage| (seen.since)(pod, stage);
-        match failure::silence(pod, self.timing(&since)) {
+        match failure::node_outlook(pod, self.timing(&since)) {
             Outlook::Fine => false,
             Outlook::FailsAt(at) => {
                 self.wake(at);

@@ -1,99 +1,119 @@
-//! A worker's pod as the API server last told of it.
+//! The record of a worker's pod, as the API server last reported it.
 use std::sync::Arc;
 
 pub use super::containers::PodPhase;
 use super::{names::WORKER, task::TaskSpec};
 
-/// A compact record; only the fields that something here uses, and what a task's
-/// pods have in common is shared by them ([`Pod::share`]). Times are Unix seconds.
+/// A `Pod` is what Ottoscaler keeps of a worker's pod: only the fields that something here
+/// uses. The pods of a task share the texts that they have in common ([`Pod::share`]). Times
+/// are Unix seconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
+    /// The name of the pod.
     pub name: Arc<str>,
+    /// The uid of the pod.
     pub uid: String,
-    /// Name and uid of the owning WorkerTask.
+    /// The name of the WorkerTask that owns the pod.
     pub task: Arc<str>,
+    /// The uid of the WorkerTask that owns the pod.
     pub task_uid: Arc<str>,
+    /// The task id of the task's request.
     pub task_id: Arc<str>,
+    /// The repository of the task.
     pub repository: Arc<str>,
+    /// The commit of the task.
     pub commit_sha: Arc<str>,
+    /// The index of the worker, from 1.
     pub index: u32,
+    /// The attempt of the worker, from 1.
     pub attempt: u32,
-    /// Kubernetes lets resourceVersions of one resource be compared since 1.35
+    /// The resourceVersion. Kubernetes defines the order of those of one resource since 1.35
     /// (KEP-5504).
     pub resource_version: u64,
-    /// How the worker fares, as its own container tells (`containers.rs`). The API
-    /// server's phase of the pod is another one while containers of others run.
+    /// The phase of the worker, as its own container shows it (`containers.rs`). The phase of
+    /// the pod at the API server is another one while containers of others run.
     pub phase: PodPhase,
-    /// The worker has ended, and containers that others put into its pod have not: the
-    /// API server's phase of the pod is not terminal.
+    /// Whether the worker has ended while containers that others put into its pod have not:
+    /// the API server's phase of the pod is not terminal.
     pub others_run: bool,
-    /// The worker ended before anything ended its pod: what becomes of the pod later
+    /// Whether the worker ended before anything ended its pod: what happens to the pod later
     /// changes nothing.
     pub own_end: bool,
-    /// The pod's reason where it ended the worker, else the worker container's (OOMKilled,
-    /// Error, ImagePullBackOff …), or that of an init container with `Init:` before it.
+    /// The reason of the pod if that ended the worker, else that of the worker container
+    /// (OOMKilled, Error, ImagePullBackOff …), or that of an init container after `Init:`.
     pub reason: String,
+    /// The message that came with the reason.
     pub message: String,
+    /// The exit code of the worker container.
     pub exit_code: Option<i32>,
-    /// The worker container has run: there are logs to read.
+    /// The time at which the worker container started. If it is set, there are logs to read.
     pub started: Option<i64>,
+    /// The time at which the worker ended.
     pub finished: Option<i64>,
+    /// The time at which the API server created the pod.
     pub created: Option<i64>,
-    /// It has a node.
+    /// The time at which the pod was bound to a node.
     pub scheduled: Option<i64>,
-    /// Its volumes and network are there; images come next.
+    /// The time at which the volumes and the network of the pod were ready; images come next.
     pub prepared: Option<i64>,
-    /// The kubelet has taken the pod, by its own clock.
+    /// The time at which the kubelet accepted the pod, by its own clock.
     pub accepted: Option<i64>,
-    /// How long its containers have to end once it is deleted, in seconds.
+    /// The grace period of a deletion, in seconds.
     pub grace: i64,
-    /// Why somebody else ends it: the reason of its DisruptionTarget condition
+    /// The reason of the condition DisruptionTarget, if somebody else ends the pod
     /// (PreemptionByScheduler, EvictionByEvictionAPI …).
     pub disruption: Option<String>,
-    /// Its node has not been heard of since then, by the node controller's clock: it says
-    /// that a running container is not ready.
+    /// The time since which the pod's node does not report, by the node controller's clock.
+    /// That controller then sets a running container to not ready.
     pub node_lost: Option<i64>,
-    /// Of the worker container: which instance runs, or was the last one that counts.
+    /// The number of the worker container's instance that runs, or of the last one that
+    /// counts, from 0.
     pub restart_count: i32,
-    /// The kubelet starts the worker container again when it fails: not ours, but that of
-    /// those who change our pods on their way.
+    /// Whether the kubelet restarts the worker container when it fails. Our pods do not ask
+    /// for that, but webhooks may change them.
     pub restarts: bool,
-    /// The kubelet started the worker container again after the worker's end.
+    /// Whether the kubelet restarted the worker container after the worker's end.
     pub reran: bool,
-    /// The kubelet lost sight of the worker container: whether it ran is not known.
+    /// Whether the kubelet lost the status of the worker container, so that nobody knows
+    /// whether it ran.
     pub lost_status: bool,
-    /// The init container that failed, where one did: its log tells why the worker's
-    /// never ran.
+    /// The name of the init container that failed, if one did: its log says why the worker's
+    /// container never ran.
     pub failed_init: Option<Box<str>>,
+    /// The name of the node; empty without one.
     pub node: String,
+    /// The IP address of the pod; empty without one.
     pub ip: String,
+    /// Whether the pod is being deleted.
     pub deleting: bool,
     /// The annotation `ottoscaler.io/log-checkpoint`.
     pub checkpoint: Option<String>,
     /// The annotation `ottoscaler.io/log-epoch`; 0 without one.
     pub log_epoch: u32,
-    /// The task's trace.
+    /// The W3C trace context of the task.
     pub traceparent: Option<Arc<str>>,
-    /// The label [`super::names::pod_key`], where somebody made it another pod's.
+    /// The label with the pod's key ([`super::names::pod_key`]), if somebody changed it so
+    /// that it is not that of this pod.
     pub foreign_key: Option<Box<str>>,
 }
 
 impl Pod {
-    /// The worker has ended: there is no more to come of it. Containers of others may still
-    /// run in its pod.
+    /// Reports whether the worker has ended. Containers of others may still run in its pod.
     pub fn worker_has_ended(&self) -> bool {
         matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
     }
 
-    /// All of the pod's containers have ended: the API server's phase is terminal.
+    /// Reports whether all containers of the pod have ended: the API server's phase is
+    /// terminal.
     pub fn all_have_ended(&self) -> bool {
         self.worker_has_ended() && !self.others_run
     }
 
-    /// Takes from an earlier state of this pod what stays so: that its worker has started,
-    /// and the worker's end where that state showed it before anything ended the pod.
+    /// Takes over from an earlier state of this pod what cannot change any more: that its
+    /// worker has started, and the worker's end if that state showed it before anything ended
+    /// the pod.
     pub fn keep(&mut self, known: &Self) {
-        // An end with an exit code and no start is that of a container that never ran.
+        // A container that ended with an exit code and without a start never ran.
         let never_ran = self.exit_code.is_some() && self.started.is_none();
         if self.lost_status || (self.restart_count == known.restart_count && !never_ran) {
             self.started = self.started.or(known.started);
@@ -101,7 +121,7 @@ impl Pod {
         if !known.own_end || self.own_end {
             return;
         }
-        // The pod has come to its own end only if the API server says so now.
+        // Whether the pod has ended is what the API server reports now.
         let pod_has_ended = self.all_have_ended();
         self.phase = known.phase;
         self.others_run = !pod_has_ended;
@@ -113,27 +133,28 @@ impl Pod {
         self.finished = known.finished;
         self.restart_count = known.restart_count;
         self.failed_init = None;
-        // It came after the end.
+        // The disruption came after the end.
         self.disruption = None;
     }
 
-    /// It has yet to start, and nothing is in its way.
+    /// Reports whether the worker has yet to start and nothing is in its way.
     pub fn waits(&self) -> bool {
         self.phase == PodPhase::Pending && self.reason.is_empty() && !self.deleting
     }
 
-    /// A container of it has run, or may have, whose logs are wanted.
+    /// Reports whether a container has run, or may have, whose logs are to be read.
     pub fn has_logs(&self) -> bool {
         self.started.is_some() || self.failed_init.is_some() || self.lost_status
     }
 
-    /// The one whose logs are wanted.
+    /// Returns the name of the container whose logs are to be read.
     pub fn container(&self) -> &str {
         self.failed_init.as_deref().unwrap_or(WORKER)
     }
 
-    /// Takes what its task says of it: its own annotations are anybody's to change.
-    pub fn belong_to(&mut self, task: &TaskSpec) {
+    /// Sets the fields that the task knows better, because anybody may change the annotations
+    /// of a pod: task id, repository, commit and trace context.
+    pub fn set_task_fields(&mut self, task: &TaskSpec) {
         let set = |ours: &mut Arc<str>, text: &str| {
             if **ours != *text {
                 *ours = Arc::from(text);
@@ -147,15 +168,16 @@ impl Pod {
         }
     }
 
-    /// Whether it says what its task says of it.
-    pub fn belongs_to(&self, task: &TaskSpec) -> bool {
+    /// Reports whether the fields that [`Pod::set_task_fields`] sets are those of the task.
+    pub fn has_task_fields(&self, task: &TaskSpec) -> bool {
         *self.task_id == *task.task_id
             && *self.repository == *task.repository
             && *self.commit_sha == *task.commit_sha
             && self.traceparent.as_deref() == task.traceparent.as_deref()
     }
 
-    /// Holds what it has in common with another pod of its task only once.
+    /// Makes this pod share the memory of the texts that it has in common with another pod of
+    /// its task.
     pub fn share(&mut self, other: &Self) {
         let share = |ours: &mut Arc<str>, theirs: &Arc<str>| {
             if ours == theirs {
@@ -173,16 +195,17 @@ impl Pod {
     }
 }
 
-/// The pods of one task, to be found by worker index: a plan looks at each worker,
-/// and must cost no more than in proportion to them.
+/// A `PodsByIndex` finds the pods of one task by worker index, so that the cost of a plan is
+/// linear in the number of workers.
 #[derive(Debug)]
-pub struct ByIndex<'a>(Vec<Entry<'a>>);
+pub(crate) struct PodsByIndex<'a>(Vec<Entry<'a>>);
 
-/// Index and attempt are beside the pod: to find one is not to read all on the way.
+/// A pod with its index and attempt, so that a search reads no other pod.
 type Entry<'a> = (u32, u32, &'a Arc<Pod>);
 
-impl<'a> ByIndex<'a> {
-    pub fn new(pods: &'a [Arc<Pod>]) -> Self {
+impl<'a> PodsByIndex<'a> {
+    /// Sorts the pods of one task by index and attempt.
+    pub(crate) fn new(pods: &'a [Arc<Pod>]) -> Self {
         let mut sorted: Vec<Entry<'a>> = pods.iter().map(|p| (p.index, p.attempt, p)).collect();
         sorted.sort_by_key(|(index, attempt, _)| (*index, *attempt));
         Self(sorted)
@@ -195,19 +218,19 @@ impl<'a> ByIndex<'a> {
         &rest[..end.unwrap_or(rest.len())]
     }
 
-    /// The pods of a worker, oldest attempt first.
-    pub fn of(&self, index: u32) -> impl Iterator<Item = &'a Arc<Pod>> {
+    /// Returns the pods of a worker, oldest attempt first.
+    pub(crate) fn of(&self, index: u32) -> impl Iterator<Item = &'a Arc<Pod>> {
         self.entries(index).iter().map(|(.., pod)| *pod)
     }
 
-    /// The newest pod of a worker, if it is of this attempt or a later one.
-    pub fn newest(&self, index: u32, attempt: u32) -> Option<&'a Arc<Pod>> {
+    /// Returns the newest pod of a worker, if it is of this attempt or a later one.
+    pub(crate) fn newest(&self, index: u32, attempt: u32) -> Option<&'a Arc<Pod>> {
         let (_, newest, pod) = self.entries(index).last()?;
         (*newest >= attempt).then_some(*pod)
     }
 
-    /// The highest index; 0 without any pod.
-    pub fn top(&self) -> u32 {
+    /// Returns the highest index, or 0 without any pod.
+    pub(crate) fn top(&self) -> u32 {
         self.0.last().map_or(0, |(index, ..)| *index)
     }
 }
@@ -226,12 +249,12 @@ mod tests {
             })
         };
         let pods: Vec<_> = [(3, 1), (1, 2), (7, 1), (1, 1)].map(pod).into();
-        let pods = ByIndex::new(&pods);
+        let pods = PodsByIndex::new(&pods);
         let attempts = |index| pods.of(index).map(|p| p.attempt).collect::<Vec<_>>();
         assert_eq!(attempts(1), [1, 2]);
         assert_eq!((attempts(2), attempts(8)), (vec![], vec![]));
         assert_eq!(pods.newest(1, 2).map(|p| p.attempt), Some(2));
         assert!(pods.newest(1, 3).is_none() && pods.newest(2, 1).is_none());
-        assert_eq!((pods.top(), ByIndex::new(&[]).top()), (7, 0));
+        assert_eq!((pods.top(), PodsByIndex::new(&[]).top()), (7, 0));
     }
 }

@@ -1,13 +1,15 @@
-//! Amounts as text: Kubernetes quantities and durations.
+//! Parsing of amounts that are written as text: Kubernetes quantities and durations.
 use std::{cmp::Ordering, fmt, time::Duration};
 
-/// Kubernetes holds no more than 63 bits.
+/// The largest amount that Kubernetes can hold: 63 bits.
 const LARGEST: u128 = i64::MAX as u128;
-/// No sane quantity is longer; bounds the arithmetic too.
+/// The longest text that is parsed, in bytes. It bounds the arithmetic too.
 const MAX_TEXT: usize = 32;
 
-/// A Kubernetes quantity, kept as written, compared in thousandths rounded up:
-/// what is more than a bound in thousandths stays more.
+/// A `Quantity` is a Kubernetes quantity that keeps its text as it was written.
+///
+/// Quantities are compared in thousandths, rounded up, so that an amount that is a little
+/// more than a bound stays more than it.
 #[derive(Debug, Clone)]
 pub struct Quantity {
     text: String,
@@ -16,7 +18,8 @@ pub struct Quantity {
 }
 
 impl Quantity {
-    /// `500m`, `1.5`, `128Mi`, `1e3`: more than nothing.
+    /// Parses a quantity like `500m`, `1.5`, `128Mi` or `1e3`. Returns None for what is not
+    /// a quantity, for zero, and for more than Kubernetes can hold.
     pub fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -40,27 +43,29 @@ impl Quantity {
         })
     }
 
+    /// Returns the text as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// In thousandths.
+    /// Returns the amount in thousandths, rounded up.
     pub fn milli(&self) -> u128 {
         self.milli
     }
 
-    /// No finer than a thousandth, as CPU must be.
+    /// Reports whether the amount is a whole number of thousandths, as CPU must be.
     pub fn is_exact(&self) -> bool {
         self.exact
     }
 
-    /// Not less than one: `100m` of memory is a slip for `100M`.
+    /// Reports whether the amount is at least one byte: `100m` of memory is a typo of
+    /// `100M`.
     pub fn is_a_byte(&self) -> bool {
         self.milli >= 1_000
     }
 }
 
-/// One of a suffix in thousandths, as a fraction.
+/// Returns how many thousandths one unit of a suffix is, as a fraction.
 fn scale(suffix: &str) -> Option<(u128, u128)> {
     let decimal = |power: u32| Some((1_000 * 10_u128.checked_pow(power)?, 1));
     let binary = |power: u32| Some((1_000_u128 << (10 * power), 1));
@@ -115,7 +120,8 @@ impl fmt::Display for Quantity {
     }
 }
 
-/// `1h30m`, `250ms`, or a bare number of seconds.
+/// Parses a duration like `1h30m` or `250ms`, or a bare number of seconds. Returns None
+/// for anything else, a negative duration included.
 pub fn duration(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u32>() {
         return Some(Duration::from_secs(seconds.into()));

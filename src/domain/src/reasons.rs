@@ -1,44 +1,46 @@
-//! The failure matrix: what each reason means that Kubernetes 1.34 to 1.37 can give for the
-//! state of a pod or of a container.
+//! The failure matrix says what each reason means that Kubernetes 1.34 to 1.37 can give for
+//! the state of a pod or of a container.
 //!
-//! `tests/reasons.txt` lists them, made from the sources of what writes them; a test fails
-//! when that list and this matrix differ. A reason that is not here is infrastructure's.
+//! `tests/reasons.txt` lists these reasons. It is generated from the sources of the
+//! components that write them, and a test fails if that list and this matrix differ. A reason
+//! that is not here counts as one of the infrastructure.
 use super::names::WORKER;
 
-/// The volume for what a worker writes, whose size limit is the worker's own.
+/// The name of the volume that a worker writes to. Its size limit is one of the worker.
 pub const WORKSPACE: &str = "workspace";
 
-/// Stands before the reason of an init container. None of them is ours, so what ails one is
-/// never the worker's own fault; one that failed is not tried again all the same, for it
-/// fails alike in the next pod.
+/// The prefix of the reason of an init container. None of them is ours, so their trouble is
+/// never the worker's own fault. A failed one is not retried all the same, because it fails
+/// alike in the next pod.
 const INIT: &str = "Init:";
 
-/// What a reason means for the worker.
+/// A `ReasonClass` says what a reason means for the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meaning {
-    /// The worker's own end or fault: another attempt would go the same way.
+pub(crate) enum ReasonClass {
+    /// The end is the worker's own: another attempt would end the same way.
     Own,
-    /// Somebody or something else ended it.
+    /// Somebody or something else ended the worker.
     Interruption,
     /// A node refuses the pod, or the reason is not known: the next attempt may find another
     /// node.
     Infrastructure,
-    /// It waits for what never comes.
+    /// The worker waits for what never comes.
     Hopeless,
-    /// Its image cannot be pulled; the kubelet tries again, with a backoff.
+    /// An image cannot be pulled; the kubelet retries with a backoff.
     PullFails,
-    /// Its container cannot be created; the kubelet tries again.
+    /// A container cannot be created; the kubelet retries.
     CreateFails,
-    /// It waits for what may come at any time.
+    /// The worker waits for what may come at any time.
     MayPass,
-    /// It waits as each container does before it starts.
+    /// The worker waits as each container does before it starts.
     Starting,
 }
 
-/// Every reason by its meaning; one that ends in `*` stands for all that begin so.
-const MATRIX: &[(Meaning, &[&str])] = &[
+/// All reasons of Kubernetes, by class. One that ends in `*` stands for all reasons that
+/// begin so.
+const MATRIX: &[(ReasonClass, &[&str])] = &[
     (
-        Meaning::Own,
+        ReasonClass::Own,
         &[
             "Completed",
             "ContainerCannotRun",
@@ -50,7 +52,7 @@ const MATRIX: &[(Meaning, &[&str])] = &[
         ],
     ),
     (
-        Meaning::Interruption,
+        ReasonClass::Interruption,
         &[
             "ContainerStatusUnknown",
             "DeletionByDeviceTaintManager",
@@ -68,7 +70,7 @@ const MATRIX: &[(Meaning, &[&str])] = &[
         ],
     ),
     (
-        Meaning::Infrastructure,
+        ReasonClass::Infrastructure,
         &[
             "AppArmor",
             "EmptyPodSharedPoolError",
@@ -94,11 +96,11 @@ const MATRIX: &[(Meaning, &[&str])] = &[
         ],
     ),
     (
-        Meaning::Hopeless,
+        ReasonClass::Hopeless,
         &["ErrImageNeverPull", "InvalidImageName"],
     ),
     (
-        Meaning::PullFails,
+        ReasonClass::PullFails,
         &[
             "ErrImagePull",
             "ImageInspectError",
@@ -108,7 +110,7 @@ const MATRIX: &[(Meaning, &[&str])] = &[
         ],
     ),
     (
-        Meaning::CreateFails,
+        ReasonClass::CreateFails,
         &[
             "CreateContainerConfigError",
             "CreateContainerError",
@@ -118,7 +120,7 @@ const MATRIX: &[(Meaning, &[&str])] = &[
         ],
     ),
     (
-        Meaning::MayPass,
+        ReasonClass::MayPass,
         &[
             "ConfigPodSandboxError",
             "CrashLoopBackOff",
@@ -136,30 +138,33 @@ const MATRIX: &[(Meaning, &[&str])] = &[
             "Unschedulable",
         ],
     ),
-    (Meaning::Starting, &["ContainerCreating", "PodInitializing"]),
+    (
+        ReasonClass::Starting,
+        &["ContainerCreating", "PodInitializing"],
+    ),
 ];
 
 /// Reasons of our own, and that of a container that ended without any.
-const OURS: &[(Meaning, &[&str])] = &[
+const OURS: &[(ReasonClass, &[&str])] = &[
     (
-        Meaning::Own,
+        ReasonClass::Own,
         &["", "PendingTimeout", "Refused", "ScaledDown"],
     ),
-    (Meaning::Interruption, &["Deleted", "Lost"]),
+    (ReasonClass::Interruption, &["Deleted", "Lost"]),
 ];
 
-/// How the kubelet words an eviction for a limit that the pod itself has: of the pod, of a
-/// container, of a volume. The two last name whose limit it was.
+/// The kubelet's messages for an eviction because of a limit that the pod itself has: one of
+/// the pod, of a container, or of a volume. The last two name the container or the volume.
 const POD_LIMIT: &str = "Pod ephemeral local storage usage exceeds the total limit of containers ";
 const CONTAINER_LIMIT: (&str, &str) =
     ("Container ", " exceeded its local ephemeral storage limit ");
 const VOLUME_LIMIT: (&str, &str) = ("Usage of EmptyDir volume \"", "\" exceeds the limit ");
 
-/// What a reason means, with the message that came with it.
-pub(crate) fn meaning(reason: &str, message: &str) -> Meaning {
+/// Classifies a reason, given the message that came with it.
+pub(crate) fn classify(reason: &str, message: &str) -> ReasonClass {
     let reason = reason.strip_prefix(INIT).unwrap_or(reason);
     if reason == "Evicted" && is_of_own_limit(message) {
-        return Meaning::Own;
+        return ReasonClass::Own;
     }
     let is = |known: &&str| {
         known
@@ -168,10 +173,11 @@ pub(crate) fn meaning(reason: &str, message: &str) -> Meaning {
     };
     let mut rows = MATRIX.iter().chain(OURS);
     let row = rows.find(|(_, reasons)| reasons.iter().any(&is));
-    row.map_or(Meaning::Infrastructure, |(meaning, _)| *meaning)
+    row.map_or(ReasonClass::Infrastructure, |(meaning, _)| *meaning)
 }
 
-/// The worker itself outgrew what it was given; what others put into its pod is not it.
+/// Reports whether the message of an eviction names a limit of the worker itself, not one of
+/// a container or volume that others put into its pod.
 fn is_of_own_limit(message: &str) -> bool {
     let names = |(before, after): (&str, &str)| {
         let rest = message.strip_prefix(before)?;
@@ -182,14 +188,14 @@ fn is_of_own_limit(message: &str) -> bool {
         || names(VOLUME_LIMIT) == Some(WORKSPACE)
 }
 
-/// The reason of an init container as a worker's.
-pub(crate) fn of_init(reason: &str) -> String {
+/// Returns the reason of an init container as that of its worker.
+pub(crate) fn init_reason(reason: &str) -> String {
     format!("{INIT}{reason}")
 }
 
-/// A container waits as each does before it starts.
+/// Reports whether a container waits as each does before it starts.
 pub(crate) fn is_ordinary_waiting(reason: &str) -> bool {
-    reason.is_empty() || meaning(reason, "") == Meaning::Starting
+    reason.is_empty() || classify(reason, "") == ReasonClass::Starting
 }
 
 #[cfg(test)]
@@ -229,23 +235,23 @@ mod tests {
     fn each_carrier_has_reasons_of_its_own_kinds() {
         for (reason, carrier) in listed() {
             let is_right = match carrier {
-                "DisruptionTarget" => |m| m == Meaning::Interruption,
-                "PodScheduled" => |m| m == Meaning::MayPass,
+                "DisruptionTarget" => |m| m == ReasonClass::Interruption,
+                "PodScheduled" => |m| m == ReasonClass::MayPass,
                 "waiting" => |m| {
                     !matches!(
                         m,
-                        Meaning::Own | Meaning::Infrastructure | Meaning::Interruption
+                        ReasonClass::Own | ReasonClass::Infrastructure | ReasonClass::Interruption
                     )
                 },
                 "pod" => |m| {
                     matches!(
                         m,
-                        Meaning::Own | Meaning::Infrastructure | Meaning::Interruption
+                        ReasonClass::Own | ReasonClass::Infrastructure | ReasonClass::Interruption
                     )
                 },
                 _ => |_| true,
             };
-            assert!(is_right(meaning(reason, "")), "{reason} of {carrier}");
+            assert!(is_right(classify(reason, "")), "{reason} of {carrier}");
         }
     }
 
@@ -257,17 +263,20 @@ mod tests {
             "OutOfnvidia.com/gpu",
             "OutOfhugepages-2Mi",
         ] {
-            assert_eq!(meaning(reason, ""), Meaning::Infrastructure);
+            assert_eq!(classify(reason, ""), ReasonClass::Infrastructure);
         }
     }
 
     #[test]
     fn what_is_unknown_is_infrastructure_also_of_an_init_container() {
         for reason in ["SomethingNew", "Init:SomethingNew"] {
-            assert_eq!(meaning(reason, ""), Meaning::Infrastructure);
+            assert_eq!(classify(reason, ""), ReasonClass::Infrastructure);
         }
-        assert_eq!(meaning("Init:Error", ""), Meaning::Own);
-        assert_eq!(meaning("Init:ImagePullBackOff", ""), Meaning::PullFails);
+        assert_eq!(classify("Init:Error", ""), ReasonClass::Own);
+        assert_eq!(
+            classify("Init:ImagePullBackOff", ""),
+            ReasonClass::PullFails
+        );
     }
 
     /// As the kubelet words them in each version.
@@ -289,14 +298,19 @@ mod tests {
             } else {
                 WORKER
             };
-            assert_eq!(meaning("Evicted", &of(ours)), Meaning::Own, "{}", of(ours));
+            assert_eq!(
+                classify("Evicted", &of(ours)),
+                ReasonClass::Own,
+                "{}",
+                of(ours)
+            );
             // Of what others put into the pod.
             if of(ours) != of("mesh") {
-                assert_eq!(meaning("Evicted", &of("mesh")), Meaning::Interruption);
+                assert_eq!(classify("Evicted", &of("mesh")), ReasonClass::Interruption);
             }
         }
         let pressure = "The node was low on resource: ephemeral-storage. Threshold quantity: 1, available: 0. \
                         Container worker was using 2Mi, request is 0, has larger consumption of ephemeral-storage. ";
-        assert_eq!(meaning("Evicted", pressure), Meaning::Interruption);
+        assert_eq!(classify("Evicted", pressure), ReasonClass::Interruption);
     }
 }

@@ -5,7 +5,7 @@ use super::{
     names,
     task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, Task, TaskSpec, WORKER_BYTES},
     template::{Policy, Template},
-    view::{State, WorkerView},
+    view::{ClientState, WorkerView},
 };
 
 /// Characters of a task id, repository, commit and the like.
@@ -171,7 +171,7 @@ pub fn room_for_maps(workers: u32) -> usize {
 pub struct Selection {
     pub task_id: Option<String>,
     pub pod_name: Option<String>,
-    pub state: Option<State>,
+    pub state: Option<ClientState>,
 }
 
 impl Selection {
@@ -196,7 +196,7 @@ impl Selection {
         let state = match status_filter {
             "" => None,
             text => {
-                let state = State::parse(text);
+                let state = ClientState::parse(text);
                 if state.is_none() {
                     found.add(
                         "status_filter",

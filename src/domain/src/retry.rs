@@ -1,63 +1,71 @@
-//! Which failures are the worker's own, and which are tried again.
-use super::reasons::{self, Meaning};
+//! Decides whether a failed attempt is retried, and after which delay.
+use super::reasons::{self, ReasonClass};
 
-/// Failures of a worker that are tried again at its own cost, unless its task says
-/// otherwise.
-pub const BUDGET: u32 = 3;
+/// The number of failures of a worker that are retried, unless its task sets another one.
+pub(crate) const DEFAULT_BUDGET: u32 = 3;
 
-/// The longest wait before another try of an attempt that never started (seconds).
+/// The longest delay before an attempt that follows one that never started, in seconds.
 const MAX_DELAY: i64 = 60;
 
-/// What a failed attempt means for its worker.
+/// A `RetryDecision` says what a failed attempt means for its worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The worker's own doing, or beyond the budget.
+pub(crate) enum RetryDecision {
+    /// The worker fails: the failure is its own, or its budget is used up.
     Fail,
-    /// A new attempt after `delay` seconds; `counts` against the budget.
-    Retry { delay: i64, counts: bool },
+    /// A new attempt follows.
+    Retry {
+        /// The delay before the new attempt, in seconds.
+        delay: i64,
+        /// Whether the failure counts against the budget.
+        counts: bool,
+    },
 }
 
-/// How an attempt ended.
+/// A `FailedAttempt` describes how an attempt failed.
 #[derive(Debug, Clone, Copy)]
-pub struct Ending<'a> {
-    /// Reason of the pod or its container, as Kubernetes gives it.
-    pub reason: &'a str,
-    /// What came with it: an eviction says by whose limit.
-    pub message: &'a str,
-    /// The container has run.
-    pub started: bool,
-    /// Failures counted before this one.
-    pub failures: u32,
-    /// Attempts in a row before this one that never started.
-    pub tries: u32,
-    /// Failures that are tried again.
-    pub budget: u32,
+pub(crate) struct FailedAttempt<'a> {
+    /// The reason of the pod or its container, in the words of Kubernetes.
+    pub(crate) reason: &'a str,
+    /// The message that came with the reason. That of an eviction names the limit.
+    pub(crate) message: &'a str,
+    /// Whether the container has run.
+    pub(crate) started: bool,
+    /// The number of failures that were counted before this one.
+    pub(crate) failures: u32,
+    /// The number of attempts in a row before this one that never started.
+    pub(crate) tries: u32,
+    /// The number of failures that are retried.
+    pub(crate) budget: u32,
 }
 
-/// An interruption from outside, and what is not known, is tried again: free before the
-/// container started (the caller bounds these by time), at the cost of the budget after. An
-/// exit code, OOM kill, deadline or a limit of its own is the worker's own fault.
-pub fn judge(ending: Ending<'_>) -> Verdict {
-    let is_own = reasons::meaning(ending.reason, ending.message) == Meaning::Own;
+/// Decides whether a failed attempt is retried.
+///
+/// An interruption from outside and a reason that is not known are retried. Before the
+/// container has started that costs nothing, and the caller bounds such attempts by time;
+/// after it, each counts against the budget. An exit code, an OOM kill, a deadline and a
+/// limit of its own are the worker's fault and fail it.
+pub(crate) fn decide(ending: FailedAttempt<'_>) -> RetryDecision {
+    let is_own = reasons::classify(ending.reason, ending.message) == ReasonClass::Own;
     if is_own || ending.failures >= ending.budget {
-        return Verdict::Fail;
+        return RetryDecision::Fail;
     }
     let counts = ending.started;
     let delay = if counts {
-        delay(ending.failures + 1, 0)
+        backoff(ending.failures + 1, 0)
     } else {
-        delay(ending.failures, ending.tries + 1)
+        backoff(ending.failures, ending.tries + 1)
     };
-    Verdict::Retry { delay, counts }
+    RetryDecision::Retry { delay, counts }
 }
 
-/// How long a worker waits after an attempt (seconds), when so many failures have been
-/// counted and so many tries in a row, that attempt among them, never started.
-pub fn delay(failures: u32, tries: u32) -> i64 {
+/// Returns the backoff after an attempt, in seconds. `failures` is the number of failures
+/// counted so far, and `tries` the number of attempts in a row that never started; both
+/// include that attempt.
+pub(crate) fn backoff(failures: u32, tries: u32) -> i64 {
     let doubled = |n: u32| 1_i64 << n.saturating_sub(1).min(30);
     match tries {
         0 => doubled(failures),
-        // A node that refuses goes on to do so for as long as others fill it.
+        // A node that refuses a pod goes on to do so for as long as others fill it.
         _ => doubled(tries).min(MAX_DELAY),
     }
 }
@@ -66,53 +74,53 @@ pub fn delay(failures: u32, tries: u32) -> i64 {
 mod tests {
     use super::*;
 
-    fn judge(reason: &str, started: bool, failures: u32) -> Verdict {
-        super::judge(Ending {
+    fn decide(reason: &str, started: bool, failures: u32) -> RetryDecision {
+        super::decide(FailedAttempt {
             reason,
             message: "",
             started,
             failures,
             tries: 0,
-            budget: BUDGET,
+            budget: DEFAULT_BUDGET,
         })
     }
 
     #[test]
     fn an_exit_code_is_the_workers_own() {
-        assert_eq!(judge("Error", true, 0), Verdict::Fail);
-        assert_eq!(judge("OOMKilled", true, 0), Verdict::Fail);
+        assert_eq!(decide("Error", true, 0), RetryDecision::Fail);
+        assert_eq!(decide("OOMKilled", true, 0), RetryDecision::Fail);
     }
 
     #[test]
     fn an_end_that_the_runtime_lost_sight_of_is_an_interruption() {
         // A container runtime that restarts makes 255 of what it does not know.
-        let again = Verdict::Retry {
+        let again = RetryDecision::Retry {
             delay: 1,
             counts: true,
         };
         for reason in ["Unknown", "ContainerStatusUnknown", "SomethingNew"] {
-            assert_eq!(judge(reason, true, 0), again, "{reason}");
+            assert_eq!(decide(reason, true, 0), again, "{reason}");
         }
     }
 
     #[test]
     fn a_worker_that_outgrew_its_own_limit_is_not_tried_again() {
-        let ending = Ending {
+        let ending = FailedAttempt {
             reason: "Evicted",
             message: "Usage of EmptyDir volume \"workspace\" exceeds the limit \"1Mi\". ",
             started: true,
             failures: 0,
             tries: 0,
-            budget: BUDGET,
+            budget: DEFAULT_BUDGET,
         };
-        assert_eq!(super::judge(ending), Verdict::Fail);
+        assert_eq!(super::decide(ending), RetryDecision::Fail);
     }
 
     #[test]
     fn an_interruption_before_start_is_free() {
         assert_eq!(
-            judge("Evicted", false, 0),
-            Verdict::Retry {
+            decide("Evicted", false, 0),
+            RetryDecision::Retry {
                 delay: 1,
                 counts: false
             }
@@ -122,20 +130,20 @@ mod tests {
     #[test]
     fn interruptions_after_start_use_the_budget_up() {
         assert_eq!(
-            judge("Lost", true, 2),
-            Verdict::Retry {
+            decide("Lost", true, 2),
+            RetryDecision::Retry {
                 delay: 4,
                 counts: true
             }
         );
-        assert_eq!(judge("Lost", true, 3), Verdict::Fail);
+        assert_eq!(decide("Lost", true, 3), RetryDecision::Fail);
     }
     #[test]
     fn tries_that_never_start_come_ever_more_seldom_up_to_a_minute() {
-        let delays = (1..9).map(|tries| delay(2, tries)).collect::<Vec<_>>();
+        let delays = (1..9).map(|tries| backoff(2, tries)).collect::<Vec<_>>();
         assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
-        assert_eq!([63, 64, u32::MAX].map(|tries| delay(0, tries)), [60; 3]);
-        let counted = [1, 2, 3].map(|failures| delay(failures, 0));
-        assert_eq!((counted, delay(0, 0)), ([1, 2, 4], 1));
+        assert_eq!([63, 64, u32::MAX].map(|tries| backoff(0, tries)), [60; 3]);
+        let counted = [1, 2, 3].map(|failures| backoff(failures, 0));
+        assert_eq!((counted, backoff(0, 0)), ([1, 2, 4], 1));
     }
 }

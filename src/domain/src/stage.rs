@@ -1,28 +1,30 @@
-//! The stages in which a pod may stay only for so long.
+//! Defines the stages in which a pod may stay only for a limited time.
 use super::{
     pod::Pod,
-    reasons::{Meaning, meaning},
+    reasons::{ReasonClass, classify},
 };
 
-/// A state in which a pod may stay only for so long.
+/// A `Stage` is a state in which a pod may stay only for a limited time. A pod may be in
+/// several stages at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Its container has yet to start, or never did.
+    /// The worker's container has yet to start, or never did.
     Waiting,
-    /// An image of it cannot be pulled.
+    /// An image of the pod cannot be pulled.
     PullFails,
-    /// A container of it cannot be created.
+    /// A container of the pod cannot be created.
     CreateFails,
-    /// Its node has not been heard of.
+    /// The pod's node does not report.
     Lost,
-    /// Its deletion was asked for, and not all of its containers have ended.
+    /// The pod is being deleted, and not all of its containers have ended.
     Deleting,
-    /// It has ended.
+    /// The worker has ended.
     Ended,
 }
 
 impl Stage {
-    pub const ALL: [Self; 6] = [
+    /// All stages, in the order of their numbers.
+    pub(crate) const ALL: [Self; 6] = [
         Self::Waiting,
         Self::PullFails,
         Self::CreateFails,
@@ -32,7 +34,7 @@ impl Stage {
     ];
 
     /// Reports whether the pod is in this stage now.
-    pub fn is_of(self, pod: &Pod) -> bool {
+    pub(crate) fn is_of(self, pod: &Pod) -> bool {
         let ended = pod.worker_has_ended();
         match self {
             Self::Waiting => pod.started.is_none(),
@@ -49,9 +51,9 @@ impl Stage {
     /// on trying. Reasons of one stage are the same trouble: the kubelet gives the error and
     /// its backoff by turns.
     pub(crate) fn of_trouble(reason: &str) -> Option<Self> {
-        match meaning(reason, "") {
-            Meaning::PullFails => Some(Self::PullFails),
-            Meaning::CreateFails => Some(Self::CreateFails),
+        match classify(reason, "") {
+            ReasonClass::PullFails => Some(Self::PullFails),
+            ReasonClass::CreateFails => Some(Self::CreateFails),
             _ => None,
         }
     }

@@ -1,41 +1,44 @@
-//! What otto-handler has yet to be told of a worker, in order.
+//! Decides which transitions of a worker otto-handler has yet to be notified of, and in
+//! which order.
+//!
+//! Invariants: of each attempt that had a pod, Created is notified, then Running if it ran,
+//! then its end if no attempt follows or if ScaleDown ended it. That holds even if the watch
+//! showed only the end, and even if another attempt has followed by then.
 use std::sync::Arc;
 
 use super::{
-    pod::{ByIndex, Pod},
+    pod::{Pod, PodsByIndex},
     task::{MAX_PAST, Notified, NotifiedState, Past, WorkerPhase, WorkerRecord},
     view,
 };
 
-/// The next transition to tell, or None when otto-handler knows all.
-///
-/// Of each attempt Created, Running (if it ran) and its end (if none follows, or if
-/// ScaleDown ended it) are told, also when the watch showed only the end, and also when
-/// another attempt has followed by then.
-///
-/// Of a worker that a newer version looks after, that tells.
+/// Returns the next transition to notify otto-handler of, or None when it has acknowledged
+/// all of them. A worker that a newer version looks after has none: that version notifies.
 pub fn next(record: &WorkerRecord) -> Option<Notified> {
     if record.phase == WorkerPhase::Unknown {
         return None;
     }
-    let told = record.notified;
-    passed(record).find(|n| told.is_none_or(|told| told.is_before(*n)))
+    let acked = record.notified;
+    passed(record).find(|n| acked.is_none_or(|acked| acked.is_before(*n)))
 }
 
-/// The last transition that the worker has passed, told or not.
+/// Returns the last transition that the worker has passed, acknowledged or not.
 pub fn latest(record: &WorkerRecord) -> Option<Notified> {
     passed(record).last()
 }
 
-/// Nothing more will come of this worker, and all is told.
+/// Reports whether the worker has ended and otto-handler has acknowledged all of its
+/// transitions.
 pub fn is_done(record: &WorkerRecord) -> bool {
     record.phase.is_final() && next(record).is_none()
 }
 
+/// Returns the transitions that the worker has passed, in order.
 fn passed(record: &WorkerRecord) -> impl Iterator<Item = Notified> {
     let past = record.past.iter().filter(|p| p.attempt < record.attempt);
     let past = past.flat_map(|p| p.passed().map(|state| (p.attempt, state)));
-    // One end only, though a record may have been told of another one.
+    // An attempt has one end only, even if the record came to another one since that was
+    // acknowledged.
     let ended = record
         .notified
         .is_some_and(|n| n.attempt == record.attempt && n.state.is_end());
@@ -50,25 +53,33 @@ fn passed(record: &WorkerRecord) -> impl Iterator<Item = Notified> {
         .map(|(attempt, state)| Notified { attempt, state })
 }
 
-/// What is known of a worker's pods: live ones, and those that went.
+/// A `TaskPods` holds what is known of a task's pods.
 #[derive(Debug, Clone, Copy)]
-pub struct Pods<'a> {
-    pub live: &'a ByIndex<'a>,
-    pub gone: &'a ByIndex<'a>,
+pub(crate) struct TaskPods<'a> {
+    /// The pods that exist.
+    pub(crate) live: &'a PodsByIndex<'a>,
+    /// The last states of pods that were deleted.
+    pub(crate) gone: &'a PodsByIndex<'a>,
 }
 
-impl Pods<'_> {
+impl TaskPods<'_> {
     fn of(&self, index: u32, attempt: u32) -> impl Iterator<Item = &Arc<Pod>> {
         let all = self.gone.of(index).chain(self.live.of(index));
         all.filter(move |pod| pod.attempt == attempt)
     }
 }
 
-/// Carries over what otto-handler knows of a worker, and what it has yet to hear of
-/// attempts that `record` has left behind since `stored`. `told`: what it took lately.
-pub fn carry(record: &mut WorkerRecord, stored: &WorkerRecord, told: Option<Notified>, pods: Pods) {
-    let told = told.filter(|told| told.attempt <= record.attempt);
-    record.notified = Notified::latest(stored.notified, told);
+/// Carries over to `record` what otto-handler has acknowledged, and the transitions that it
+/// has yet to be notified of, of attempts that `record` has left behind since `stored`.
+/// `acked` is the newest acknowledged transition, which may not be stored yet.
+pub(crate) fn carry(
+    record: &mut WorkerRecord,
+    stored: &WorkerRecord,
+    acked: Option<Notified>,
+    pods: TaskPods<'_>,
+) {
+    let acked = acked.filter(|acked| acked.attempt <= record.attempt);
+    record.notified = Notified::latest(stored.notified, acked);
     if record.attempt > stored.attempt {
         record.past.clone_from(&stored.past);
         let few = record.attempt.saturating_sub(MAX_PAST as u32);
@@ -77,20 +88,20 @@ pub fn carry(record: &mut WorkerRecord, stored: &WorkerRecord, told: Option<Noti
             .past
             .extend(left.map(|attempt| past(stored, attempt, pods)));
     }
-    let told = record.notified;
-    let is_news = |attempt, state| {
+    let acked = record.notified;
+    let is_unacked = |attempt, state| {
         let next = Notified { attempt, state };
-        told.is_none_or(|told| told.is_before(next))
+        acked.is_none_or(|acked| acked.is_before(next))
     };
     record
         .past
-        .retain(|p| p.passed().any(|state| is_news(p.attempt, state)));
+        .retain(|p| p.passed().any(|state| is_unacked(p.attempt, state)));
     let surplus = record.past.len().saturating_sub(MAX_PAST);
     record.past.drain(..surplus);
 }
 
-/// What is known of an attempt that another one has followed.
-fn past(stored: &WorkerRecord, attempt: u32, pods: Pods) -> Past {
+/// Returns what is known of an attempt that another one has followed.
+fn past(stored: &WorkerRecord, attempt: u32, pods: TaskPods<'_>) -> Past {
     let mut record = if attempt == stored.attempt {
         stored.clone()
     } else {
@@ -199,8 +210,8 @@ mod tests {
         all
     }
 
-    fn none(of: &[Arc<Pod>]) -> ByIndex<'_> {
-        ByIndex::new(of)
+    fn none(of: &[Arc<Pod>]) -> PodsByIndex<'_> {
+        PodsByIndex::new(of)
     }
 
     /// A worker of this attempt that is queued again.
@@ -228,8 +239,8 @@ mod tests {
             })
         };
         let (live, gone) = ([pod(2, PodPhase::Failed)], [pod(3, PodPhase::Pending)]);
-        let (live, gone) = (ByIndex::new(&live), ByIndex::new(&gone));
-        let pods = Pods {
+        let (live, gone) = (PodsByIndex::new(&live), PodsByIndex::new(&gone));
+        let pods = TaskPods {
             live: &live,
             gone: &gone,
         };
@@ -262,7 +273,7 @@ mod tests {
         let mut stored = record(WorkerPhase::Running, Some(5));
         stored.stopping = true;
         let (live, gone) = (none(&[]), none(&[]));
-        let pods = Pods {
+        let pods = TaskPods {
             live: &live,
             gone: &gone,
         };
@@ -284,7 +295,7 @@ mod tests {
     fn an_attempt_of_which_nothing_is_left_is_told_to_have_begun() {
         use NotifiedState::Created;
         let (live, gone) = (none(&[]), none(&[]));
-        let pods = Pods {
+        let pods = TaskPods {
             live: &live,
             gone: &gone,
         };

@@ -1,4 +1,4 @@
-//! Which workers a ScaleDown ends: those that lose least.
+//! Decides which workers a ScaleDown ends: those that lose the least work.
 use std::cmp::Reverse;
 
 use super::{
@@ -6,10 +6,13 @@ use super::{
     view::WorkerView,
 };
 
-/// The indices to end so that at most `target` workers of the task go on: the
-/// queued first, then the unscheduled, the pending, and the youngest running, by when their
-/// pods were created: that is one clock, unlike their starts, which their nodes tell.
-/// Finished ones are neither counted nor taken.
+/// Returns the indices of the workers to end, in ascending order, so that at most `target`
+/// workers of the task go on.
+///
+/// Queued workers are taken first, then unscheduled ones, then other pending ones, and then
+/// the running ones that are youngest. The age of a running worker is that of its pod, for
+/// the API server's clock stamps all of these; the start of a container is stamped by its
+/// node. Finished workers are neither counted nor taken.
 pub fn victims(task: &Task, workers: &[WorkerView], target: u32) -> Vec<u32> {
     let mut live: Vec<&WorkerView> = workers
         .iter()

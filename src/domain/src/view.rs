@@ -1,28 +1,34 @@
-//! A worker as told to clients: its record and its live pod in one.
+//! Combines the stored record of a worker and its live pod into what clients see.
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
     failure, names,
-    pod::{ByIndex, Pod, PodPhase},
+    pod::{Pod, PodPhase, PodsByIndex},
     task::{MAX_TASK_WORKERS, Task, WorkerPhase, WorkerRecord},
 };
 
-/// The four states that otto-handler knows.
+/// A `ClientState` is one of the four states of a worker that clients know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum ClientState {
+    /// The worker has not started.
     Pending,
+    /// The worker runs.
     Running,
+    /// The worker succeeded.
     Succeeded,
+    /// The worker failed for good, or ScaleDown ended it.
     Failed,
 }
 
-impl State {
+impl ClientState {
+    /// Parses a state, ignoring case. Returns None for a text that is not a state.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Pending, Self::Running, Self::Succeeded, Self::Failed]
             .into_iter()
             .find(|s| s.as_str().eq_ignore_ascii_case(text))
     }
 
+    /// Returns the text of the state, as the gRPC contract has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "Pending",
@@ -33,7 +39,7 @@ impl State {
     }
 }
 
-impl From<WorkerPhase> for State {
+impl From<WorkerPhase> for ClientState {
     fn from(phase: WorkerPhase) -> Self {
         match phase {
             WorkerPhase::Queued | WorkerPhase::Pending => Self::Pending,
@@ -45,23 +51,27 @@ impl From<WorkerPhase> for State {
     }
 }
 
-/// A worker of a task. Times are Unix seconds.
+/// A `WorkerView` is a worker as clients see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerView {
+    /// The name of the pod of the newest attempt, whether it exists or not.
     pub pod_name: String,
+    /// The stored record, brought up to date by the live pod.
     pub record: WorkerRecord,
 }
 
 impl WorkerView {
-    pub fn state(&self) -> State {
+    /// Returns the state that clients are told.
+    pub fn state(&self) -> ClientState {
         self.record.phase.into()
     }
 }
 
-/// The workers of a task by index: what its records say, moved on by what its
-/// pods say now. Every replica computes the same from the same objects.
+/// Returns the workers of a task in ascending order of their indices: what the stored
+/// records say, brought up to date by the live pods. Every replica computes the same from the
+/// same objects.
 pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
-    let pods = ByIndex::new(pods);
+    let pods = PodsByIndex::new(pods);
     let part = names::task_part(&task.spec.task_id);
     (1..=top(task).max(pods.top()).min(MAX_TASK_WORKERS))
         .map(|index| {
@@ -76,34 +86,34 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
         .collect()
 }
 
-/// The record of a worker as stored, or a queued one.
+/// Returns the stored record of a worker, or that of a queued one if none is stored.
 pub fn record(task: &Task, index: u32) -> Cow<'_, WorkerRecord> {
     let queued = || WorkerRecord {
         index,
         attempt: 1,
-        // With the task, while nothing of it is stored.
+        // While no record of the task is stored, its workers wait since it was created.
         queued: task.status.workers.is_empty().then_some(task.created),
         ..WorkerRecord::default()
     };
-    let stored = stored(&task.status.workers, index).map(Cow::Borrowed);
+    let stored = find_record(&task.status.workers, index).map(Cow::Borrowed);
     stored.unwrap_or_else(|| Cow::Owned(queued()))
 }
 
-/// Records are sorted by index.
-pub fn stored(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
+/// Finds the record of a worker. The records must be sorted by index.
+pub fn find_record(workers: &[WorkerRecord], index: u32) -> Option<&WorkerRecord> {
     let found = workers.binary_search_by_key(&index, |w| w.index);
     found.ok().map(|at| &workers[at])
 }
 
-/// The highest index that is or was wanted, as far as the task tells.
+/// Returns the highest index that is or was wanted, as far as the task says.
 pub(super) fn top(task: &Task) -> u32 {
     let known = task.status.workers.last().map_or(0, |w| w.index);
     task.spec.top().max(known).min(MAX_TASK_WORKERS)
 }
 
-/// Moves a record on by what its pod says. A final record stays: history is not
-/// rewritten by a late event, and a phase never goes back.
-pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
+/// Brings a record up to date with what its pod says. A final record stays as it is, so that
+/// a late event does not rewrite it, and a phase never goes back.
+pub(crate) fn observe(record: &mut WorkerRecord, pod: &Pod) {
     if record.phase == WorkerPhase::Unknown {
         return;
     }
@@ -111,7 +121,7 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
         return;
     }
     if pod.attempt > record.attempt {
-        // ScaleDown took the attempt before, not this one.
+        // `stopping` is not carried over: ScaleDown took the attempt before, not this one.
         *record = WorkerRecord {
             index: record.index,
             attempt: pod.attempt,
@@ -122,12 +132,12 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
             ..WorkerRecord::default()
         };
     }
-    // A plan of a thousand comes to the same text a thousand times.
+    // The comparison saves a copy for each worker of each plan.
     if record.uid.as_ref() != Some(&pod.uid) {
         record.uid = Some(pod.uid.clone());
     }
     let reason = if pod.worker_has_ended() {
-        failure::ending(pod)
+        failure::end_reason(pod)
     } else {
         pod.reason.clone()
     };
@@ -135,7 +145,7 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
         PodPhase::Pending | PodPhase::Unknown => WorkerPhase::Pending,
         PodPhase::Running => WorkerPhase::Running,
         PodPhase::Succeeded | PodPhase::Failed if record.stopping => WorkerPhase::Terminated,
-        // Ended by somebody else, whatever it made of the signal.
+        // Somebody else ended the pod, whatever the container made of the signal.
         PodPhase::Succeeded if reason == "Deleted" => WorkerPhase::Failed,
         PodPhase::Succeeded => WorkerPhase::Succeeded,
         PodPhase::Failed => WorkerPhase::Failed,
@@ -152,24 +162,25 @@ pub fn observe(record: &mut WorkerRecord, pod: &Pod) {
     keep(&mut record.node, &pod.node);
     keep(&mut record.ip, &pod.ip);
     record.created = pod.created.or(record.created);
-    // Its pod came before it was stored that it waits.
+    // The pod may exist before a record says that the worker waits.
     record.queued = record.queued.or(record.created);
     record.scheduled = pod.scheduled.or(record.scheduled);
     record.prepared = pod.prepared.or(record.prepared);
     record.started = pod.started.or(record.started);
     record.finished = pod.finished.or(record.finished);
-    in_order(record);
+    clamp_timestamps(record);
 }
 
-/// The runtime notes a start, and the kubelet what came before it, a little after
-/// the fact: what printed had started by then, and what started was prepared.
-pub fn in_order(record: &mut WorkerRecord) {
+/// Corrects timestamps that are out of order. The runtime stamps a start, and the kubelet
+/// what came before it, a little after the fact; but a worker that printed a line had started
+/// by then, and one that started was prepared.
+pub(crate) fn clamp_timestamps(record: &mut WorkerRecord) {
     let earlier = |at: Option<i64>, next: Option<i64>| at.map(|at| next.map_or(at, |n| at.min(n)));
     record.started = earlier(record.started, record.first_line);
     record.prepared = earlier(record.prepared, record.started);
 }
 
-/// Messages are for people; 128 bytes keep a task of 1,000 small.
+/// Cuts a message to 128 bytes, which keeps the object of a task with 1,000 workers small.
 fn clip(text: &str) -> String {
     let mut end = text.len().min(128);
     while !text.is_char_boundary(end) {
@@ -209,7 +220,7 @@ mod tests {
         let views = workers(&task(2), &[]);
         assert_eq!(
             views.iter().map(WorkerView::state).collect::<Vec<_>>(),
-            [State::Pending; 2]
+            [ClientState::Pending; 2]
         );
         assert_eq!(views[1].pod_name, "otto-agent-t-2");
     }
@@ -223,7 +234,7 @@ mod tests {
         assert_eq!(views.len(), 1);
         assert_eq!(
             (views[0].pod_name.as_str(), views[0].state()),
-            ("otto-agent-t-1-r1", State::Running)
+            ("otto-agent-t-1-r1", ClientState::Running)
         );
     }
 
@@ -238,10 +249,10 @@ mod tests {
 
         // What is not known is not made up, and an earlier word stands.
         (r.prepared, r.started) = (Some(15), None);
-        in_order(&mut r);
+        clamp_timestamps(&mut r);
         assert_eq!((r.prepared, r.started), (Some(15), None));
         r.started = Some(16);
-        in_order(&mut r);
+        clamp_timestamps(&mut r);
         assert_eq!((r.prepared, r.started), (Some(15), Some(16)));
     }
 
@@ -251,10 +262,10 @@ mod tests {
         let mut r = record(&t, 1).into_owned();
         observe(&mut r, &pod(1, 1, PodPhase::Succeeded));
         t.status.workers = vec![r];
-        assert_eq!(workers(&t, &[])[0].state(), State::Succeeded);
+        assert_eq!(workers(&t, &[])[0].state(), ClientState::Succeeded);
         assert_eq!(
             workers(&t, &[pod(1, 1, PodPhase::Running)])[0].state(),
-            State::Succeeded
+            ClientState::Succeeded
         );
     }
 }

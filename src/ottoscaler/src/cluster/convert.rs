@@ -16,7 +16,10 @@ use super::{
     crd::WorkerTask,
 };
 use crate::domain::{
-    containers::{Container, Declared, Facts, RestartPolicy, RestartRule, State, Terminated},
+    containers::{
+        ContainerSpec, ContainerState, ContainerStatus, PodFacts, RestartPolicy, RestartRule,
+        Termination,
+    },
     names,
     pod::{Pod, PodPhase},
     task::Task,
@@ -215,7 +218,7 @@ pub fn pod(view: PodView) -> Option<Pod> {
         None => return None,
     };
     let name = meta.name?;
-    let (index, attempt) = names::of_pod_name(&task, &name)?;
+    let (index, attempt) = names::parse_pod_name(&task, &name)?;
     let task_id = told_id.filter(|id| names::task_name(id) == task);
     let task_id = task_id.unwrap_or_else(|| task.clone());
     let key = meta.labels.as_ref().and_then(|labels| labels.get(POD_KEY));
@@ -278,7 +281,7 @@ fn read_containers(
 ) {
     let disruption = conditions.iter().find(|c| c.is(DISRUPTION));
     let of_kubelet = disruption.filter(|c| c.reason == "TerminationByKubelet");
-    let facts = Facts {
+    let facts = PodFacts {
         phase: phase(&status.phase),
         reason: status.reason,
         message: status.message,
@@ -303,20 +306,20 @@ fn read_containers(
             .map(container)
             .collect(),
     };
-    let read = facts.read();
-    pod.phase = read.phase;
-    pod.others_run = read.others_run;
-    pod.own_end = read.own_end;
-    pod.reason = read.reason;
-    pod.message = read.message;
-    pod.exit_code = read.exit_code;
-    pod.started = read.started;
-    pod.finished = read.finished;
-    pod.restart_count = read.restart_count;
-    pod.restarts = read.restarts;
-    pod.reran = read.reran;
-    pod.lost_status = read.lost_status;
-    pod.failed_init = read.failed_init;
+    let worker = facts.worker_state();
+    pod.phase = worker.phase;
+    pod.others_run = worker.others_run;
+    pod.own_end = worker.own_end;
+    pod.reason = worker.reason;
+    pod.message = worker.message;
+    pod.exit_code = worker.exit_code;
+    pod.started = worker.started;
+    pod.finished = worker.finished;
+    pod.restart_count = worker.restart_count;
+    pod.restarts = worker.restarts;
+    pod.reran = worker.reran;
+    pod.lost_status = worker.lost_status;
+    pod.failed_init = worker.failed_init;
 }
 
 fn phase(text: &str) -> PodPhase {
@@ -329,7 +332,7 @@ fn phase(text: &str) -> PodPhase {
     }
 }
 
-fn declared(view: ContainerView) -> Declared {
+fn declared(view: ContainerView) -> ContainerSpec {
     let rules = view
         .restart_policy_rules
         .into_iter()
@@ -337,7 +340,7 @@ fn declared(view: ContainerView) -> Declared {
             not_in: rule.exit_codes.operator == "NotIn",
             exit_codes: rule.exit_codes.values,
         });
-    Declared {
+    ContainerSpec {
         name: view.name,
         restart_policy: view
             .restart_policy
@@ -347,23 +350,23 @@ fn declared(view: ContainerView) -> Declared {
     }
 }
 
-fn container(view: ContainerStatusView) -> Container {
+fn container(view: ContainerStatusView) -> ContainerStatus {
     let ContainerStateView {
         waiting,
         running,
         terminated,
     } = view.state;
     let state = match (terminated, running, waiting) {
-        (Some(end), ..) => State::Terminated(self::terminated(end)),
-        (None, Some(running), _) => State::Running {
+        (Some(end), ..) => ContainerState::Terminated(self::terminated(end)),
+        (None, Some(running), _) => ContainerState::Running {
             started: second(running.started_at),
         },
         (None, None, waiting) => {
             let WaitingView { reason, message } = waiting.unwrap_or_default();
-            State::Waiting { reason, message }
+            ContainerState::Waiting { reason, message }
         }
     };
-    Container {
+    ContainerStatus {
         name: view.name,
         restart_count: view.restart_count,
         was_created: !view.image_id.is_empty(),
@@ -372,10 +375,10 @@ fn container(view: ContainerStatusView) -> Container {
     }
 }
 
-fn terminated(end: TerminatedView) -> Terminated {
+fn terminated(end: TerminatedView) -> Termination {
     // The zero time stands for a container that never ran.
     let ran = |time| second(time).filter(|at| *at > 0);
-    Terminated {
+    Termination {
         exit_code: end.exit_code,
         reason: end.reason,
         message: end.message,

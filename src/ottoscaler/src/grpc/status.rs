@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{ReplicaService, convert, errors, forward::insert_metadata, listen::ConnectionHandle};
 use crate::{
-    domain::{request::Selection, view::State},
+    domain::{request::Selection, view::ClientState},
     proto::{self, MAX_RESPONSE_BYTES_KEY},
 };
 
@@ -37,17 +37,17 @@ impl ReplicaService {
         let limit = max_response_bytes(request.metadata())?;
         let index = self.index.synced()?;
         let found = index.workers(&selection);
-        let count = |state: State| {
+        let count = |state: ClientState| {
             i32::try_from(found.iter().filter(|w| w.view.state() == state).count())
                 .unwrap_or(i32::MAX)
         };
         let staleness = index.staleness();
         let answer = proto::WorkerStatusResponse {
             total_count: i32::try_from(found.len()).unwrap_or(i32::MAX),
-            running_count: count(State::Running),
-            pending_count: count(State::Pending),
-            succeeded_count: count(State::Succeeded),
-            failed_count: count(State::Failed),
+            running_count: count(ClientState::Running),
+            pending_count: count(ClientState::Pending),
+            succeeded_count: count(ClientState::Succeeded),
+            failed_count: count(ClientState::Failed),
             workers: found.iter().map(convert::worker_status).collect(),
             stale: staleness > STALE_AFTER,
             paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),

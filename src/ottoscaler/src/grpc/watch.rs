@@ -26,7 +26,7 @@ use crate::{
     domain::{
         names,
         request::Selection,
-        view::{State, WorkerView},
+        view::{ClientState, WorkerView},
     },
     index::{Change, Index, Picture},
     proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
@@ -46,7 +46,7 @@ struct KnownWorker {
     task_id: Arc<str>,
     fingerprint: u64,
     attempt: u32,
-    state: State,
+    state: ClientState,
 }
 
 /// A `WorkerWatch` is the state of one WatchWorkers stream.

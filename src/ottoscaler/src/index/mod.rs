@@ -490,7 +490,7 @@ mod tests {
             domain::{
                 pod::PodPhase,
                 task::{TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
-                view::State,
+                view::ClientState,
             },
         };
         const TASKS: u64 = 400;
@@ -545,10 +545,10 @@ mod tests {
                     let workers = index.workers(&Selection::default());
                     assert_eq!(workers.len(), 400);
                     for worker in workers {
-                        assert_eq!(worker.view.state(), State::Succeeded, "{worker:?}");
+                        assert_eq!(worker.view.state(), ClientState::Succeeded, "{worker:?}");
                     }
                     let old = task(TASKS - 1, 1, WorkerPhase::Running);
-                    assert_eq!(index.workers_of(&old)[0].state(), State::Succeeded);
+                    assert_eq!(index.workers_of(&old)[0].state(), ClientState::Succeeded);
                 }
             });
         }

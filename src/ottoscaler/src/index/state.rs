@@ -324,7 +324,7 @@ impl State {
             .get(&pod.task)
             .filter(|t| *t.uid == *pod.task_uid)
         {
-            pod.belong_to(&task.spec);
+            pod.set_task_fields(&task.spec);
         }
         let of_task = self.by_task.entry(pod.task.clone()).or_default();
         if let Some((_, other)) = of_task.first_key_value() {
@@ -443,10 +443,10 @@ impl State {
             .get(name)
             .into_iter()
             .flat_map(BTreeMap::values);
-        let strangers = pods.filter(|p| *p.task_uid == *task.uid && !p.belongs_to(&task.spec));
+        let strangers = pods.filter(|p| *p.task_uid == *task.uid && !p.has_task_fields(&task.spec));
         for old in strangers.cloned().collect::<Vec<_>>() {
             let mut pod = Pod::clone(&old);
-            pod.belong_to(&task.spec);
+            pod.set_task_fields(&task.spec);
             if let Some((_, other)) = self.by_task.get(name).and_then(|p| p.first_key_value()) {
                 pod.share(other);
             }
@@ -538,7 +538,7 @@ impl State {
 
 /// The record has nothing more to learn from this pod.
 fn is_recorded(task: &Task, pod: &Pod) -> bool {
-    let record = view::stored(&task.status.workers, pod.index);
+    let record = view::find_record(&task.status.workers, pod.index);
     let over = |w: &WorkerRecord| {
         w.attempt > pod.attempt || (w.attempt == pod.attempt && w.phase.is_final())
     };

@@ -23,7 +23,7 @@ use super::{
     tail::{Next, Tail},
 };
 use crate::{
-    domain::{pod::Pod, request::Selection, view::State},
+    domain::{pod::Pod, request::Selection, view::ClientState},
     index::{Change, Index},
     proto::{ShownLine, shown_line::Kind},
 };
@@ -80,7 +80,7 @@ impl Show {
             seen: HashSet::new(),
             ready: VecDeque::new(),
         };
-        let ended = |s| matches!(s, State::Succeeded | State::Failed);
+        let ended = |s| matches!(s, ClientState::Succeeded | ClientState::Failed);
         let gone = workers
             .iter()
             .filter(|w| ended(w.view.state()) && self.index.pod(&w.view.pod_name).is_none())

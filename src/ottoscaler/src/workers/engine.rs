@@ -32,8 +32,8 @@ use super::{
 };
 use crate::{
     domain::{
+        deleted_task,
         janitor::{self, History},
-        last_word,
         ledger::Ledger,
         plan::{self, Action, Limits, Observed, Plan},
         pod::Pod,
@@ -358,7 +358,7 @@ impl Engine {
                 let notified = self.shared.notified();
                 let told = notified.get(&*task.uid);
                 let told = |index| told?.get(&index).copied();
-                last_word::workers(&task, &live, &gone, &told, self.time.now())
+                deleted_task::final_records(&task, &live, &gone, &told, self.time.now())
             };
             // There is nothing left that could store an end.
             let unstored = BTreeSet::new();

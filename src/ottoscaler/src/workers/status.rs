@@ -7,7 +7,7 @@ use super::{effect::End, shared::Shared};
 use crate::{
     cluster::{Loggable, TERM, convert, crd::WorkerTask, events::Note},
     domain::{
-        story::{self, News},
+        events::{self, TaskEvent},
         task::{Task, TaskPhase, TaskStatus},
     },
 };
@@ -25,20 +25,22 @@ pub(super) async fn write(shared: &Shared, task: &Task, planned: TaskStatus) -> 
     let took = answer.is_ok();
     let end = taken(shared, answer);
     if took {
-        for news in story::news(&task.status, &planned) {
-            shared.tell(task, note(news));
+        for event in events::events(&task.status, &planned) {
+            shared.tell(task, note(event));
         }
     }
     end
 }
 
-fn note(news: News) -> Note {
-    let (warning, reason, action, text) = match news {
-        News::Retried(text) => (true, "WorkerRetried", "Retry", text),
-        News::Failed(text) => (true, "WorkerFailed", "Run", text),
-        News::Finished(TaskPhase::Succeeded, text) => (false, "TaskSucceeded", "Run", text),
-        News::Finished(TaskPhase::Cancelled, text) => (false, "TaskCancelled", "ScaleDown", text),
-        News::Finished(_, text) => (true, "TaskFailed", "Run", text),
+fn note(event: TaskEvent) -> Note {
+    let (warning, reason, action, text) = match event {
+        TaskEvent::Retried(text) => (true, "WorkerRetried", "Retry", text),
+        TaskEvent::Failed(text) => (true, "WorkerFailed", "Run", text),
+        TaskEvent::Finished(TaskPhase::Succeeded, text) => (false, "TaskSucceeded", "Run", text),
+        TaskEvent::Finished(TaskPhase::Cancelled, text) => {
+            (false, "TaskCancelled", "ScaleDown", text)
+        }
+        TaskEvent::Finished(_, text) => (true, "TaskFailed", "Run", text),
     };
     Note {
         warning,

@@ -19,7 +19,7 @@ use crate::{
         queue::Attempt,
         task::{TaskSpec, WorkerPhase},
         urgency::Change,
-        view::State,
+        view::ClientState,
     },
     index::{Index, PodFeed, TaskFeed},
 };
@@ -227,7 +227,7 @@ impl Replica {
         unreachable!("it does not come to rest: {:?}", api.task);
     }
 
-    fn states(&self) -> Vec<State> {
+    fn states(&self) -> Vec<ClientState> {
         let task = self.index.task("t").unwrap();
         let workers = self.index.workers_of(&task);
         workers.iter().map(|w| w.state()).collect()
@@ -307,7 +307,11 @@ fn an_older_replica_leads_between_two_newer_ones_and_loses_nothing_of_theirs() {
     for mut older in [older, Replica::default()] {
         older.lead(&mut api);
         assert_kept(&api, &row_2);
-        assert_eq!(older.states()[1], State::Running, "it goes on without us");
+        assert_eq!(
+            older.states()[1],
+            ClientState::Running,
+            "it goes on without us"
+        );
     }
     let mut older = Replica::default();
     older.watch(&api);
@@ -349,7 +353,7 @@ fn an_older_replica_leads_between_two_newer_ones_and_loses_nothing_of_theirs() {
     older.lead(&mut api);
     api.end("otto-agent-t-2-r1", "Succeeded", "");
     older.lead(&mut api);
-    assert_eq!(older.states(), [State::Succeeded; 4]);
+    assert_eq!(older.states(), [ClientState::Succeeded; 4]);
     assert_eq!(api.task["status"]["phase"], "Succeeded");
     assert!(api.row(2).contains(" luck=7"), "{}", api.row(2));
     assert!(api.pods.is_empty() && api.made.len() == 6, "{:?}", api.made);

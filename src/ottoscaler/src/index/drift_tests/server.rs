@@ -123,7 +123,7 @@ fn owner(pod: &PodView) -> &OwnerReference {
 /// The index and attempt of its name: its labels are anybody's to change.
 fn index_and_attempt(pod: &PodView) -> (u32, u32) {
     let name = pod.metadata.name.as_deref().unwrap();
-    names::of_pod_name(&owner(pod).name, name).unwrap()
+    names::parse_pod_name(&owner(pod).name, name).unwrap()
 }
 
 /// A task with this annotation is one that no replica can decode.

@@ -1,33 +1,36 @@
-//! What otto-handler is told of the workers of a task that is gone, or being deleted: no
-//! attempt follows, so each worker that has begun comes to its last word.
+//! Derives the last states of the workers of a task that is gone or being deleted. No
+//! attempt follows, so each worker that has begun comes to an end that otto-handler can be
+//! notified of.
 use std::sync::Arc;
 
 use super::{
-    pod::{ByIndex, Pod},
-    retry::{self, Ending, Verdict},
+    pod::{Pod, PodsByIndex},
+    retry::{self, FailedAttempt, RetryDecision},
     task::{Notified, Task, WorkerPhase, WorkerRecord},
-    transition::{self, Pods},
+    transition::{self, TaskPods},
     view,
 };
 
-/// Why a worker was ended with its task.
+/// The reason of a worker that ended because its task was deleted.
 const REASON: &str = "TaskDeleted";
 
-/// The workers as otto-handler is to know them, by index. `live`: pods of this task that
-/// are there still; `gone`: the last states of those that went; `told`: what otto-handler
-/// took lately; `now` in Unix seconds.
+/// Returns the records of all workers, in ascending order of their indices.
 ///
-/// What ended by itself keeps its end. What was interrupted, and what would have been
-/// tried again, is terminated. What has a pod that may still run has no end yet.
-pub fn workers(
+/// `live` holds the pods of this task that still exist, and `gone` the last states of those
+/// that were deleted. `acked` returns the newest transition of a worker that otto-handler has
+/// acknowledged, by index. `now` is in Unix seconds.
+///
+/// A worker that ended by itself keeps its end. One that was interrupted, or would have been
+/// retried, is terminated. One whose pod may still run has no end yet.
+pub fn final_records(
     task: &Task,
     live: &[Arc<Pod>],
     gone: &[Arc<Pod>],
-    told: &dyn Fn(u32) -> Option<Notified>,
+    acked: &dyn Fn(u32) -> Option<Notified>,
     now: i64,
 ) -> Vec<WorkerRecord> {
-    let (live, gone) = (ByIndex::new(live), ByIndex::new(gone));
-    let pods = Pods {
+    let (live, gone) = (PodsByIndex::new(live), PodsByIndex::new(gone));
+    let pods = TaskPods {
         live: &live,
         gone: &gone,
     };
@@ -39,7 +42,7 @@ pub fn workers(
         for pod in newest.into_iter().flatten() {
             view::observe(&mut record, pod);
         }
-        transition::carry(&mut record, &stored, told(index), pods);
+        transition::carry(&mut record, &stored, acked(index), pods);
         let was_final = stored.phase.is_final() && stored.attempt == record.attempt;
         let lives = live.of(index).any(|p| !p.worker_has_ended());
         if !was_final && !lives {
@@ -65,9 +68,9 @@ fn end(record: &mut WorkerRecord, now: i64) {
     record.finished = record.finished.or(Some(now));
 }
 
-/// Whether a task that goes on would have tried the worker again.
+/// Reports whether the worker would have been retried if its task went on.
 fn is_interrupted(record: &WorkerRecord) -> bool {
-    let ending = Ending {
+    let ending = FailedAttempt {
         reason: &record.reason,
         message: &record.message,
         started: record.started.is_some(),
@@ -75,7 +78,7 @@ fn is_interrupted(record: &WorkerRecord) -> bool {
         tries: 0,
         budget: 1,
     };
-    matches!(retry::judge(ending), Verdict::Retry { .. })
+    matches!(retry::decide(ending), RetryDecision::Retry { .. })
 }
 
 #[cfg(test)]
@@ -116,7 +119,7 @@ mod tests {
 
     fn told(task: &Task, live: &[Arc<Pod>], gone: &[Arc<Pod>]) -> Vec<(u32, NotifiedState)> {
         let mut all = Vec::new();
-        for mut record in workers(task, live, gone, &|_| None, 100) {
+        for mut record in final_records(task, live, gone, &|_| None, 100) {
             while let Some(next) = transition::next(&record) {
                 all.push((next.attempt, next.state));
                 record.notified = Some(next);
@@ -138,7 +141,7 @@ mod tests {
         // Its container ended by the signal, or nobody saw how.
         assert_eq!(told(&task(vec![]), &[pod(PodPhase::Failed, 1)], &[]), WHOLE);
         assert_eq!(told(&task(vec![]), &[], &running), WHOLE);
-        let ended = workers(
+        let ended = final_records(
             &task(vec![]),
             &[],
             &[pod(PodPhase::Failed, 1)],

@@ -1,4 +1,5 @@
-//! What a status write changed, as events for people: few, however many workers.
+//! Derives Kubernetes Events from what a status write changed. Workers that change in the
+//! same way share an Event, so that there are few of them however many workers a task has.
 use std::collections::BTreeMap;
 
 use super::{
@@ -7,25 +8,27 @@ use super::{
     view,
 };
 
-/// Indices that an event names.
+/// The greatest number of worker indices that an event names.
 const NAMED: usize = 8;
 
+/// A `TaskEvent` is something that happened to a task, with its text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
-    /// A new attempt follows.
+pub enum TaskEvent {
+    /// Attempts of workers failed, and new attempts follow.
     Retried(String),
+    /// Workers failed, and no attempt follows.
     Failed(String),
-    /// The whole task.
+    /// The whole task finished in this phase.
     Finished(TaskPhase, String),
 }
 
-/// What is news in `after` to who knows `before`.
-pub fn news(before: &TaskStatus, after: &TaskStatus) -> Vec<News> {
+/// Returns the events that turned the status `before` into `after`.
+pub fn events(before: &TaskStatus, after: &TaskStatus) -> Vec<TaskEvent> {
     let mut retried: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     let mut failed: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     let fresh = WorkerRecord::default();
     for worker in &after.workers {
-        let known = view::stored(&before.workers, worker.index).unwrap_or(&fresh);
+        let known = view::find_record(&before.workers, worker.index).unwrap_or(&fresh);
         if known == worker {
             continue;
         }
@@ -50,12 +53,12 @@ pub fn news(before: &TaskStatus, after: &TaskStatus) -> Vec<News> {
     };
     let retried = retried
         .into_iter()
-        .map(|all| News::Retried(told(all, "tried again")));
+        .map(|all| TaskEvent::Retried(told(all, "tried again")));
     let failed = failed
         .into_iter()
-        .map(|all| News::Failed(told(all, "failed")));
+        .map(|all| TaskEvent::Failed(told(all, "failed")));
     let finished = (after.phase.is_finished() && !before.phase.is_finished())
-        .then(|| News::Finished(after.phase, tally(&after.workers)));
+        .then(|| TaskEvent::Finished(after.phase, tally(&after.workers)));
     retried.chain(failed).chain(finished).collect()
 }
 
@@ -92,29 +95,32 @@ mod tests {
         after.workers[9].phase = WorkerPhase::Queued;
         after.workers[9].reason = "Evicted".into();
         assert_eq!(
-            news(&before, &after),
+            events(&before, &after),
             [
-                News::Retried("1 worker(s) tried again: Evicted (index 10)".into()),
-                News::Failed(
+                TaskEvent::Retried("1 worker(s) tried again: Evicted (index 10)".into()),
+                TaskEvent::Failed(
                     "9 worker(s) failed: OOMKilled (index 1, 2, 3, 4, 5, 6, 7, 8, …)".into()
                 ),
             ]
         );
-        assert_eq!(news(&after, &after), []);
+        assert_eq!(events(&after, &after), []);
     }
 
     #[test]
     fn an_end_is_told_once() {
         let before = status(TaskPhase::Running, &[(1, WorkerPhase::Running, "")]);
         let after = status(TaskPhase::Succeeded, &[(1, WorkerPhase::Succeeded, "")]);
-        let told = [News::Finished(TaskPhase::Succeeded, "1 succeeded".into())];
-        assert_eq!(news(&before, &after), told);
-        assert_eq!(news(&after, &after), []);
+        let told = [TaskEvent::Finished(
+            TaskPhase::Succeeded,
+            "1 succeeded".into(),
+        )];
+        assert_eq!(events(&before, &after), told);
+        assert_eq!(events(&after, &after), []);
     }
 
     #[test]
     fn a_first_attempt_is_no_news() {
         let after = status(TaskPhase::Pending, &[(1, WorkerPhase::Queued, "")]);
-        assert_eq!(news(&TaskStatus::default(), &after), []);
+        assert_eq!(events(&TaskStatus::default(), &after), []);
     }
 }
