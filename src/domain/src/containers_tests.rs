@@ -20,7 +20,7 @@ fn container(name: &str, state: ContainerState) -> ContainerStatus {
     }
 }
 
-fn state() -> impl Strategy<Value = State> {
+fn state() -> impl Strategy<Value = ContainerState> {
     let reasons = prop::sample::select(vec![
         "",
         "ContainerCreating",

@@ -93,7 +93,7 @@ fn due(at: i64, now: i64, reason: &str) -> Outlook {
 /// and the API server the other. An end that was reported before the deletion is the worker's
 /// own. Of one that was not, the deletion is taken for the cause: the worker is then retried,
 /// which is safe, and no success is reported that may be a handled SIGTERM.
-pub(crate) fn end_reason(pod: &Pod) -> String {
+pub fn end_reason(pod: &Pod) -> String {
     if pod.own_end {
         return pod.reason.clone();
     }

@@ -1,15 +1,18 @@
-//! When refused creates are tried again.
+//! Decides when refused creates are retried.
 //!
 //! A refusal closes a [`Gate`] for all creates that would be refused as well: all of them,
-//! those of one shape, those of a task, or one attempt. A closed gate lets one create
-//! through at a time to ask again, with exponential backoff; the first that gets through
-//! opens it as far as a few at a time, and more with each success, so that a quota with
-//! room for one is not met by hundreds.
+//! those of one shape, those of a task, or one attempt. A closed gate lets one create through
+//! at a time, as a probe, with exponential backoff. The first probe that succeeds opens the
+//! gate for a few creates at a time, and each success for one more, so that a quota with room
+//! for one pod does not receive hundreds.
 //!
-//! What holds: of a closed gate at most one create is under way; between two of them lie
-//! [`FIRST`] to [`MOST`], or [`EACH`] for each closed gate where there are many, so that all
-//! gates together ask no more often than that; a gate that has waited for its time is next,
-//! whatever others wait. Times are Durations of the leader's monotonic clock.
+//! Invariants:
+//! - At most one create of a closed gate is in flight.
+//! - Between two probes of a gate lie [`FIRST`] to [`MOST`], or [`EACH`] for each closed gate
+//!   if there are many, so that all gates together probe no more often than that.
+//! - A gate whose time has come is next, whatever else waits.
+//!
+//! Times are Durations of the leader's monotonic clock.
 use std::{
     collections::{BTreeSet, HashMap},
     time::Duration,
@@ -20,65 +23,75 @@ use super::{
     refusal::{By, Refusal},
 };
 
-/// The wait after the first refusal; doubled with each that follows.
+/// The backoff after the first refusal. It doubles with each refusal that follows.
 pub const FIRST: Duration = Duration::from_millis(500);
+/// The longest backoff of a gate.
 pub const MOST: Duration = Duration::from_secs(10);
-/// The longest wait where one create asks for all: it costs next to nothing.
+/// The longest backoff of [`Gate::All`]: one probe stands for all creates and costs little.
 const MOST_OF_ALL: Duration = Duration::from_secs(1);
-/// Closed gates together ask this often at most.
-pub const EACH: Duration = Duration::from_millis(50);
-/// A gate that lets so many through at a time is open.
+/// The shortest time between two probes of all closed gates together.
+const EACH: Duration = Duration::from_millis(50);
+/// The window at which a gate counts as open.
 const OPEN: usize = 32;
-/// A gate at which nobody waits is forgotten so long after its time.
+/// The time after which a gate is forgotten that is due and at which nobody waits.
 const FORGET: Duration = Duration::from_secs(10);
 
-/// A gate that is closed, or opening.
+/// A `Closed` is the state of a gate that is closed or opening.
 #[derive(Debug, Clone)]
 pub struct Closed {
+    /// The last refusal.
     pub refusal: Refusal,
-    /// When refusals of this kind began.
+    /// The time at which refusals of this kind began.
     pub since: Duration,
-    /// When the last one came.
+    /// The time of the last refusal.
     pub last: Duration,
+    /// The number of probes in a row that were refused.
     refusals: u32,
+    /// The time of the next probe.
     next: Duration,
+    /// The number of creates in flight.
     under_way: usize,
-    /// How many may be under way; 0: the gate is closed.
+    /// The number of creates that may be in flight. 0: the gate is closed.
     window: usize,
 }
 
+/// A `Gates` holds all gates that are closed or opening. A gate that is not here is open.
 #[derive(Debug, Default)]
 pub struct Gates {
     closed: HashMap<Gate, Closed>,
-    /// Those that are closed.
+    /// The closed gates by the time of their next probe.
     by_time: BTreeSet<(Duration, Gate)>,
+    /// The gates that are opening.
     opening: BTreeSet<Gate>,
+    /// The number of gates that a quota closed.
     quotas: usize,
-    /// Those whose tries add up: what the API server left unanswered is tried again by
-    /// itself, and soon.
+    /// The number of gates that share the rate of probes. A create that was not answered is
+    /// retried by itself, and soon.
     counted: u32,
 }
 
-/// Whether somebody refused, other than that nobody answered.
+/// Reports whether a gate that this refusal closed shares the rate of probes.
 fn is_counted(refusal: &Refusal) -> bool {
     !matches!(refusal.by, By::Server | By::Silence | By::Conflict)
 }
 
 impl Gates {
+    /// Returns the state of a gate, or None if it is open.
     pub fn get(&self, gate: &Gate) -> Option<&Closed> {
         self.closed.get(gate)
     }
 
+    /// Reports whether a gate is closed or opening.
     pub fn is_closed(&self, gate: &Gate) -> bool {
         self.closed.contains_key(gate)
     }
 
-    /// Some create was refused by a quota.
+    /// Reports whether a quota closed a gate.
     pub fn has_quota(&self) -> bool {
         self.quotas > 0
     }
 
-    /// How many more creates the gate lets through while so many are under way.
+    /// Returns how many more creates the gate lets through while `under_way` are in flight.
     fn room_of(closed: &Closed, under_way: usize, now: Duration) -> usize {
         match closed.window {
             0 => usize::from(closed.next <= now && under_way == 0),
@@ -86,57 +99,60 @@ impl Gates {
         }
     }
 
-    /// How many more creates the gate lets through.
+    /// Returns how many more creates the gate lets through now.
     pub fn room(&self, gate: &Gate, now: Duration) -> usize {
         let closed = self.closed.get(gate);
         closed.map_or(usize::MAX, |c| Self::room_of(c, c.under_way, now))
     }
 
-    /// The same of [`Gate::All`], through which every create goes.
+    /// Returns how many more creates [`Gate::All`] lets through now. Every create goes through
+    /// it, so the caller gives the number that are in flight.
     pub fn room_of_all(&self, under_way: usize, now: Duration) -> usize {
         let closed = self.closed.get(&Gate::All);
         closed.map_or(usize::MAX, |c| Self::room_of(c, under_way, now))
     }
 
-    /// Gates whose time has come, the one that has waited longest first.
+    /// Returns the closed gates whose time has come, the one that has waited longest first.
     pub fn due(&self, now: Duration) -> impl Iterator<Item = &Gate> {
         let due = self.by_time.iter().take_while(move |(at, _)| *at <= now);
         due.map(|(_, gate)| gate)
     }
 
-    /// Gates that may let somebody through: those that open, and those that are due, the one
-    /// that has waited longest first.
+    /// Returns the gates that may let a create through: those that are opening, and then those
+    /// that are due, the one that has waited longest first.
     pub fn waiting(&self, now: Duration) -> impl Iterator<Item = &Gate> {
         self.opening.iter().chain(self.due(now))
     }
 
-    /// When the next gate of those is due; `are_asked`: somebody waits there.
+    /// Returns the time at which the next gate is due at which somebody waits, as `are_asked`
+    /// says. Gates that are due already do not count.
     pub fn next_due(&self, now: Duration, are_asked: impl Fn(&Gate) -> bool) -> Option<Duration> {
         let later = self.by_time.iter().skip_while(|(at, _)| *at <= now);
         let mut asked = later.filter(|(_, gate)| are_asked(gate));
         asked.next().map(|(at, _)| *at)
     }
 
-    /// When a gate lets one through again, if it is a matter of time.
+    /// Returns the time of the next probe of a gate, or None if the gate is not closed.
     pub fn next_of(&self, gate: &Gate) -> Option<Duration> {
         let closed = self.closed.get(gate).filter(|c| c.window == 0)?;
         Some(closed.next)
     }
 
-    /// A create goes through.
+    /// Records that a create was sent through the gate.
     pub fn sent(&mut self, gate: &Gate) {
         if let Some(closed) = self.closed.get_mut(gate) {
             closed.under_way += 1;
         }
     }
 
-    /// It came back.
+    /// Records that a create that was sent through the gate is in flight no more.
     pub fn returned(&mut self, gate: &Gate) {
         if let Some(closed) = self.closed.get_mut(gate) {
             closed.under_way = closed.under_way.saturating_sub(1);
         }
     }
 
+    /// Returns the backoff of a gate after so many refusals in a row.
     fn wait(&self, gate: &Gate, refusals: u32) -> Duration {
         let most = if *gate == Gate::All {
             MOST_OF_ALL
@@ -147,11 +163,11 @@ impl Gates {
         doubled.min(most).max(EACH * self.counted)
     }
 
-    /// A create that was sent then was refused there.
+    /// Closes the gate because a create that was sent at `sent` was refused.
     pub fn refused(&mut self, gate: &Gate, refusal: &Refusal, sent: Duration, now: Duration) {
         let before = self.closed.get(gate);
         let (since, refusals, under_way) = match before {
-            // One of several that were under way together.
+            // Of several creates that were in flight together, only the first one counts.
             Some(c) if c.window == 0 && c.refusal.by == refusal.by && sent < c.last => {
                 (c.since, c.refusals, c.under_way)
             }
@@ -176,8 +192,9 @@ impl Gates {
         self.set_next(gate, now + self.wait(gate, refusals));
     }
 
-    /// One that went through told nothing of the gate. Where others wait there the next of
-    /// them asks at once; a task or an attempt that asks by itself does so later.
+    /// Records that a probe came back with an answer that says nothing of the gate. If others
+    /// share the gate, the next of them probes at once; a task or an attempt by itself backs
+    /// off.
     pub fn undecided(&mut self, gate: &Gate, now: Duration) {
         if let Some(closed) = self.closed.get(gate).filter(|c| c.window == 0) {
             let wait = match gate {
@@ -188,8 +205,8 @@ impl Gates {
         }
     }
 
-    /// A create that was sent then got through the gate. What was sent before the last
-    /// refusal says nothing.
+    /// Opens the gate further because a create that was sent at `sent` succeeded. One that was
+    /// sent before the last refusal says nothing.
     pub fn passed(&mut self, gate: &Gate, sent: Duration) {
         let Some(closed) = self.closed.get_mut(gate).filter(|c| c.last <= sent) else {
             return;
@@ -204,7 +221,8 @@ impl Gates {
         }
     }
 
-    /// Pods have ended: quotas may have room.
+    /// Brings the next probes of quotas forward because pods have ended, so that there may be
+    /// room.
     pub fn room_appeared(&mut self, now: Duration) {
         if self.quotas == 0 {
             return;
@@ -222,6 +240,7 @@ impl Gates {
         }
     }
 
+    /// Opens a gate. Returns whether it was closed or opening.
     pub fn forget(&mut self, gate: &Gate) -> bool {
         let Some(old) = self.closed.remove(gate) else {
             return false;
@@ -233,7 +252,8 @@ impl Gates {
         true
     }
 
-    /// A few gates that nobody has asked for long; the caller knows who waits there.
+    /// Returns a few gates whose time came long ago without a probe. The caller knows whether
+    /// anybody waits there, and forgets the others.
     pub fn idle(&self, now: Duration) -> Vec<Gate> {
         let is_idle = |gate: &&Gate| {
             let closed = self.closed.get(*gate);
@@ -242,7 +262,7 @@ impl Gates {
         self.due(now).take(16).filter(is_idle).cloned().collect()
     }
 
-    /// Lets a closed gate ask again at another time.
+    /// Changes the time of the next probe of a closed gate.
     pub fn retry_at(&mut self, gate: &Gate, next: Duration) {
         if self.closed.get(gate).is_some_and(|c| c.window == 0) {
             self.set_next(gate, next);

@@ -1,6 +1,6 @@
-//! Bounds that names and records share.
+//! Defines bounds that names and records share.
 
-/// The number of workers that a task may have.
+/// The greatest number of workers that a task may have.
 pub const MAX_TASK_WORKERS: u32 = 1_000;
 
 /// The highest number of an attempt that is counted. No worker makes so many, and every sum

@@ -1,14 +1,21 @@
-//! `plan(task, observed, limits, now) → status and actions`: level-triggered, so
-//! any order of events, a restart or a new leader comes to the same pods.
+//! Reconciles a task: `plan(task, observed, limits, now)` returns the status to store and the
+//! actions to take. It is level-triggered, so that any order of events, a restart or a new
+//! leader comes to the same pods.
 //!
-//! What holds: an attempt gets at most one pod, for its name follows from task,
-//! index and attempt; no attempt is made before its predecessor's worker has ended or
-//! gone; a pod that lives is deleted only once the *stored* status says that its uid is
-//! to be stopped or its attempt is over, one that has ended only once its attempt is over
-//! and its logs are drained or were given up; a final record never changes but for what
-//! was notified and that its logs were cut; a finished task is never revived. What the
-//! leader decides by time counts from when it first saw what it judges ([`super::ledger`]);
-//! an end that it decides is told only once it is stored.
+//! Invariants:
+//! - An attempt gets at most one pod, for the name of the pod follows from task, index and
+//!   attempt.
+//! - An attempt gets no pod before the worker of the attempt before has ended, or its pod is
+//!   gone.
+//! - A pod whose worker runs is deleted only once the *stored* status says that its uid is to
+//!   be stopped or its attempt is over.
+//! - A pod whose worker has ended is deleted only once its attempt is over and its logs are
+//!   drained or given up.
+//! - A final record changes only in what was notified and in that its logs were cut.
+//! - A finished task is never revived.
+//! - Deadlines count from when this leader first saw the state that they limit
+//!   ([`super::ledger`]).
+//! - An end that the leader decides is notified only once it is stored.
 use std::{collections::BTreeSet, sync::Arc};
 
 use jiff::Timestamp;
@@ -27,26 +34,29 @@ use super::{
     view,
 };
 
-/// What is known beside the task itself.
+/// An `Observed` holds what is known beside the task itself. Workers are given by index, and
+/// times are seconds of the leader's clock unless a field says otherwise.
 #[derive(Clone, Copy)]
 pub struct Observed<'a> {
+    /// The pods of the task that exist.
     pub pods: &'a [Arc<Pod>],
-    /// Last states of pods that went.
+    /// The last states of pods that were deleted.
     pub gone: &'a [Arc<Pod>],
-    /// The logs of this pod are acknowledged to the last line.
+    /// Reports whether otto-handler has acknowledged the logs of a pod to the last line.
     pub drained: &'a dyn Fn(&Pod) -> bool,
-    /// When this leader first saw the pod in that stage.
+    /// Returns the time at which this leader first saw the pod in a stage.
     pub since: &'a dyn Fn(&Pod, Stage) -> i64,
-    /// What this leader knows of a worker that waits for another try.
+    /// Returns since when a worker waits for another attempt, or None if it does not.
     pub waited: &'a dyn Fn(u32) -> Option<Waited>,
-    /// The API server's time, whether its clock agrees with the leader's or not; None: not
-    /// known yet.
+    /// The API server's time in Unix seconds, whether its clock agrees with the leader's or
+    /// not. None if it is not known yet.
     pub api_now: Option<i64>,
-    /// What otto-handler took of this worker, newer than the stored record.
+    /// Returns the newest transition of a worker that otto-handler has acknowledged, which may
+    /// be newer than the stored one.
     pub notified: &'a dyn Fn(u32) -> Option<Notified>,
-    /// The API server refused this worker's pod for good, and why.
+    /// Returns the reason if the API server refused the worker's pod for good.
     pub refused: &'a dyn Fn(u32) -> Option<String>,
-    /// When the first line of this pod's log was written (Unix seconds).
+    /// Returns the time of the first line of the log of a pod, by uid, in Unix seconds.
     pub first_line: &'a dyn Fn(&str) -> Option<i64>,
     /// What workers without a pod wait for, for people.
     pub lacks: &'a dyn Fn() -> conditions::Lack,
@@ -61,45 +71,56 @@ impl std::fmt::Debug for Observed<'_> {
     }
 }
 
-/// Durations in seconds.
+/// A `Limits` holds the timeouts of the configuration that a plan applies, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    /// The time in which a worker must start (PENDING_TIMEOUT).
     pub pending_timeout: i64,
+    /// The time after which a node that does not report is lost (NODE_LOST_TIMEOUT).
     pub node_lost_timeout: i64,
+    /// The time for which a pod that has ended waits for otto-handler to acknowledge its logs
+    /// (LOG_DRAIN_TIMEOUT).
     pub log_drain_timeout: i64,
+    /// The time for which a finished task is kept (TASK_TTL).
     pub task_ttl: i64,
 }
 
+/// An `Action` is something to do beside storing the status and creating pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Exactly this pod.
+    /// Delete exactly this pod, with its uid as a precondition.
     Delete(Arc<Pod>),
-    /// The finished task itself: after TASK_TTL, and when no logs wait.
+    /// Delete the finished task itself: its time is over, and no pod of it is left.
     Forget,
 }
 
+/// A `Plan` is what is to be done about a task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// The status to store.
     pub status: TaskStatus,
     /// What it says beyond the stored one.
     pub change: Change,
+    /// The actions to take.
     pub actions: Vec<Action>,
-    /// Pods to be created, as places become free ([`super::queue`]).
+    /// The attempts that need a pod, which are created as places become free
+    /// ([`super::queue`]).
     pub creates: Vec<Attempt>,
-    /// Workers whose end the leader decides and has yet to store: until then their pods may
-    /// tell another end, so nobody is told.
+    /// The indices of workers whose end the leader decides and has yet to store. Until then
+    /// their pods may come to another end, so otto-handler must not be notified.
     pub unstored_ends: BTreeSet<u32>,
-    /// Pods that are done with and still there: on nodes that do not answer, or because
-    /// containers of others take their time to end. They hold no place.
+    /// The number of deleted pods that still exist because their node does not report, or
+    /// because containers of others take their time to end. They hold no place.
     pub absent: usize,
-    /// When to plan again though nothing changed (seconds of the leader's clock).
+    /// The time at which to plan again even if nothing changes, in seconds of the leader's
+    /// clock.
     pub wake_at: Option<i64>,
 }
 
-/// What a task's objects ask for at `now` (seconds of the leader's clock).
+/// Plans what a task needs at `now`, in seconds of the leader's clock.
 pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     if task.status.phase == TaskPhase::Unknown {
-        // A newer version looks after it.
+        // A newer version looks after the task.
         return Plan {
             status: task.status.clone(),
             change: Change::Nothing,
@@ -131,7 +152,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     for index in 1..=top {
         let stored = view::record(task, index);
         if stored.phase == WorkerPhase::Unknown {
-            // A newer version looks after it and its pods.
+            // A newer version looks after the worker and its pods.
             workers.push(stored.into_owned());
             continue;
         }
@@ -167,15 +188,15 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
     }
 }
 
-/// Told of a pod whose node does not answer.
+/// The message of a worker whose node does not report.
 const LOST: &str = "its node has not been heard of";
 
-/// Why another attempt follows.
+/// A `NextCause` says why another attempt follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// ScaleDown took the one before, and growth wants the worker again.
+enum NextCause {
+    /// ScaleDown ended the attempt before, and growth wants the worker again.
     Grown,
-    /// It failed; `counts` against the budget.
+    /// The attempt before failed. `counts` says whether that counts against the budget.
     Retried { counts: bool },
 }
 
@@ -192,10 +213,11 @@ struct Planner<'a> {
     wake_at: Option<i64>,
 }
 
-/// To look again at what no change tells of, however far away it seems to be.
+/// The longest time after which a task that waits for a deadline is planned again, in seconds.
 const LOOK_AGAIN: i64 = 3_600;
 
 impl Planner<'_> {
+    /// Asks for another plan at `at`, or earlier.
     fn wake(&mut self, at: i64) {
         let at = at.clamp(self.now + 1, self.now + LOOK_AGAIN);
         self.wake_at = Some(self.wake_at.map_or(at, |w| w.min(at)));
@@ -210,8 +232,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether this end is the leader's own decision, and not yet stored. What a pod told
-    /// can be read again by whoever leads next.
+    /// Reports whether this end is the leader's own decision and not yet stored. An end that a
+    /// pod shows can be read again by the next leader.
     fn is_unstored_end(&self, stored: &WorkerRecord, record: &WorkerRecord) -> bool {
         let is_stored = stored.attempt == record.attempt && stored.phase.is_final();
         let of = |pods: &PodsByIndex<'_>| pods.newest(record.index, record.attempt).cloned();
@@ -220,9 +242,9 @@ impl Planner<'_> {
         record.phase.is_final() && !is_stored && !pods.into_iter().any(ended)
     }
 
-    /// A finished task goes when the leader's clock and the API server's both say that its
-    /// time is over: one of them may have been set. Whoever stored its end took the later
-    /// of the two, and it cannot have ended before it was made.
+    /// Deletes a finished task once the leader's clock and the API server's both say that its
+    /// time is over, because one of them may have been set. The leader that stored the end
+    /// took the later of the two clocks, and a task cannot have ended before it was created.
     fn forget(&mut self, end: i64) {
         let forget_at = end
             .max(self.task.created)
@@ -235,14 +257,16 @@ impl Planner<'_> {
             self.wake(self.now.saturating_add(left.unwrap_or(LOOK_AGAIN / 60)));
             return;
         }
-        // Its pods would go with it, and the logs that otto-handler has yet to take.
+        // Its pods would be deleted with it, and the logs that otto-handler has yet to
+        // acknowledge.
         let waits = self.seen.pods.iter().any(|p| !p.deleting);
         if !waits && !self.task.deleting {
             self.actions.push(Action::Forget);
         }
     }
 
-    /// The record after what was seen, and the create it asks for.
+    /// Returns the record of a worker after what was observed, and asks for its pod if it
+    /// needs one.
     fn worker(&mut self, stored: &WorkerRecord, wanted: bool) -> WorkerRecord {
         let mut record = stored.clone();
         let live = self.live.newest(record.index, record.attempt);
@@ -260,15 +284,17 @@ impl Planner<'_> {
         }
         let is_over = live.is_none_or(|p| p.worker_has_ended());
         match record.phase {
-            // ScaleDown took it, growth wants it again: the attempt is used up.
-            WorkerPhase::Terminated if is_over => self.next_attempt(&mut record, 0, Next::Grown),
+            // ScaleDown ended the worker and growth wants it again, with a new attempt.
+            WorkerPhase::Terminated if is_over => {
+                self.next_attempt(&mut record, 0, NextCause::Grown)
+            }
             WorkerPhase::Failed if !was_final => self.failed(&mut record),
             _ => {}
         }
         if !record.phase.is_final() {
             match live {
                 Some(pod) => self.stuck(&mut record, pod),
-                None if record.stopping => self.next_attempt(&mut record, 0, Next::Grown),
+                None if record.stopping => self.next_attempt(&mut record, 0, NextCause::Grown),
                 None if record.uid.is_some() => self.lost(&mut record),
                 None => {}
             }
@@ -285,6 +311,7 @@ impl Planner<'_> {
         record
     }
 
+    /// Asks for the pod of a worker, unless something is in its way.
     fn create(&mut self, record: &mut WorkerRecord) {
         if let Some(why) = (self.seen.refused)(record.index) {
             record.phase = WorkerPhase::Failed;
@@ -293,11 +320,11 @@ impl Planner<'_> {
             record.finished = Some(self.now);
             return;
         }
-        if let Some(at) = self.backoff(record).filter(|at| *at > self.now) {
+        if let Some(at) = self.backoff_end(record).filter(|at| *at > self.now) {
             self.wake(at);
             return;
         }
-        // By an earlier attempt whose worker has neither ended nor gone.
+        // A pod of an earlier attempt blocks this one until its worker has ended.
         let mut earlier = self.live.of(record.index);
         let blocks = |p: &&Arc<Pod>| p.attempt < record.attempt && !p.worker_has_ended();
         if let Some(pod) = earlier.find(blocks).cloned() {
@@ -315,15 +342,17 @@ impl Planner<'_> {
         });
     }
 
-    /// Until when the worker waits. The leader that set the time may have had another
-    /// clock: whoever took over waits no longer than the delay itself.
-    fn backoff(&self, record: &WorkerRecord) -> Option<i64> {
+    /// Returns the end of a worker's backoff. The leader that set it may have had another
+    /// clock, so a new leader waits no longer than the delay itself.
+    fn backoff_end(&self, record: &WorkerRecord) -> Option<i64> {
         let at = record.not_before?;
         let waited = (self.seen.waited)(record.index).filter(|w| w.attempt == record.attempt);
         let delay = retry::backoff(record.failures, record.tries);
         Some(waited.map_or(at, |w| at.min(w.seen.saturating_add(delay))))
     }
 
+    /// Ends a worker that is not wanted any more. One whose pod may still run ends when that
+    /// pod does.
     fn stop(&mut self, record: &mut WorkerRecord, live: Option<&Pod>) {
         record.stopping = true;
         if let Some(pod) = live {
@@ -337,8 +366,8 @@ impl Planner<'_> {
         record.finished = Some(self.now);
     }
 
-    /// Tries again what may be tried again. Attempts that never start are free of the
-    /// budget, and come to an end with the time that a worker has to start.
+    /// Retries a failed worker if that is allowed. Attempts that never start do not count
+    /// against the budget; they end with the time in which a worker must start.
     fn failed(&mut self, record: &mut WorkerRecord) {
         let started = record.started.is_some();
         let ending = FailedAttempt {
@@ -357,15 +386,15 @@ impl Planner<'_> {
             return;
         };
         if started {
-            return self.next_attempt(record, delay, Next::Retried { counts });
+            return self.next_attempt(record, delay, NextCause::Retried { counts });
         }
         let left = self.waits_since(record) + self.limits.pending_timeout - self.now;
         if left > 0 {
-            self.next_attempt(record, delay.min(left), Next::Retried { counts });
+            self.next_attempt(record, delay.min(left), NextCause::Retried { counts });
         }
     }
 
-    /// Since when a worker whose attempt never started waits for its start.
+    /// Returns the time since which a worker whose attempt never started waits for its start.
     fn waits_since(&self, record: &WorkerRecord) -> i64 {
         let waited = (self.seen.waited)(record.index).filter(|_| record.tries > 0);
         let pod = || {
@@ -377,7 +406,7 @@ impl Planner<'_> {
         waited.map(|w| w.since).or_else(pod).unwrap_or(self.now)
     }
 
-    /// The pod went, and nobody saw it end: never a success.
+    /// Fails a worker whose pod is gone without a final state: that is never a success.
     fn lost(&mut self, record: &mut WorkerRecord) {
         record.phase = WorkerPhase::Failed;
         "Lost".clone_into(&mut record.reason);
@@ -386,9 +415,9 @@ impl Planner<'_> {
         self.failed(record);
     }
 
-    fn next_attempt(&mut self, record: &mut WorkerRecord, delay: i64, next: Next) {
-        let unstarted = matches!(next, Next::Retried { .. }) && record.started.is_none();
-        let counts = next == Next::Retried { counts: true };
+    fn next_attempt(&mut self, record: &mut WorkerRecord, delay: i64, next: NextCause) {
+        let unstarted = matches!(next, NextCause::Retried { .. }) && record.started.is_none();
+        let counts = next == NextCause::Retried { counts: true };
         *record = WorkerRecord {
             index: record.index,
             attempt: record.attempt + 1,
@@ -402,15 +431,15 @@ impl Planner<'_> {
             cut: record.cut,
             not_before: (delay > 0).then_some(self.now + delay),
             queued: Some(self.now),
-            // Why, until the new pod says something itself.
+            // They say why there is a new attempt until its pod gives a reason itself.
             reason: std::mem::take(&mut record.reason),
             message: std::mem::take(&mut record.message),
             ..WorkerRecord::default()
         };
     }
 
-    /// A pod that cannot start or cannot be heard of is failed in the end, or at
-    /// once where waiting cannot help. It may still run: no attempt follows.
+    /// Fails a worker whose pod cannot start or does not report: at a deadline, or at once if
+    /// waiting cannot help. The pod may still run, so no attempt follows.
     fn stuck(&mut self, record: &mut WorkerRecord, pod: &Pod) {
         let seen = self.seen;
         let since = |stage| (seen.since)(pod, stage);
@@ -430,14 +459,14 @@ impl Planner<'_> {
         }
     }
 
-    /// Pods that live go at once where the stored record is done with their attempt or
-    /// stops them. Those that have ended go by the rules for logs alone: once their attempt
-    /// is over, and their logs are drained or the stored record says that they were not in
-    /// time.
+    /// Decides which pods of a worker are deleted. A pod whose worker runs is deleted at once
+    /// if the stored record is done with its attempt or stops it. One whose worker has ended
+    /// is deleted once its attempt is over and its logs are drained, or the stored record says
+    /// that they were not drained in time.
     fn deletions(&mut self, stored: &WorkerRecord, record: &mut WorkerRecord) {
         let live = self.live;
         for pod in live.of(stored.index) {
-            // Stays true: attempts only grow, and a final record keeps its uid.
+            // Once true this stays true: attempts only grow, and a final record keeps its uid.
             let over = pod.attempt < stored.attempt
                 || (pod.attempt == stored.attempt && stored.phase.is_final());
             if pod.deleting {
@@ -457,7 +486,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Its node has not answered for NODE_LOST_TIMEOUT.
+    /// Reports whether the pod's node has not reported for NODE_LOST_TIMEOUT.
     fn is_silent(&mut self, pod: &Pod) -> bool {
         let seen = self.seen;
         let since = |stage| (seen.since)(pod, stage);
@@ -471,8 +500,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The logs of a pod that has ended were not taken in time, and the stored record says
-    /// so; else the new record does once they are not.
+    /// Reports whether the logs of a pod that has ended were not drained in time and the
+    /// stored record says so. If only the former holds, the new record says so.
     fn is_given_up(&mut self, pod: &Pod, stored: &WorkerRecord, record: &mut WorkerRecord) -> bool {
         let overdue = self.is_overdue(pod);
         if overdue {
@@ -485,7 +514,7 @@ impl Planner<'_> {
         !pod.has_logs() || (self.seen.drained)(pod)
     }
 
-    /// The logs of a pod that has ended were not acknowledged in time.
+    /// Reports whether the time to drain the logs of a pod that has ended is over.
     fn is_overdue(&mut self, pod: &Pod) -> bool {
         let cap = (self.seen.since)(pod, Stage::Ended) + self.limits.log_drain_timeout;
         if cap > self.now {
@@ -494,6 +523,7 @@ impl Planner<'_> {
         cap <= self.now
     }
 
+    /// Returns the status of the task, given the new records of its workers.
     fn status(&self, mut workers: Vec<WorkerRecord>) -> TaskStatus {
         task::fit(&mut workers);
         let mut counts = Counts::default();
@@ -518,7 +548,7 @@ impl Planner<'_> {
             () if counts.running + counts.succeeded + counts.failed > 0 => TaskPhase::Running,
             () => TaskPhase::Pending,
         };
-        // The later of the two clocks, one of which may be behind.
+        // It is the later of the two clocks, one of which may be behind.
         let latest = self.seen.api_now.map_or(self.now, |api| api.max(self.now));
         let finished_at = phase
             .is_finished()

@@ -1,89 +1,116 @@
-//! Which waiting workers get the free places: the highest priority first; among
-//! equals the repository that has the fewest of its share; within it the oldest
-//! task.
+//! Decides which waiting workers get the free places: the highest priority first, among
+//! equals the repository that has the least of its share, and within it the oldest task.
 //!
-//! What holds: a queue is what the last plans asked for and nothing else, so it
-//! can be dropped at any time; a repository with one worker gets the next free
-//! place, however many another one has waiting. A task is in one lane: the common one, or
-//! that of the [`Gate`] which keeps it; whoever picks says from which lanes and how many,
-//! so that a task that cannot go now is in nobody's way.
+//! Invariants:
+//! - A queue holds what the last plans asked for and nothing else, so that it can be dropped
+//!   at any time.
+//! - A repository with one worker gets the next free place, however many workers of another
+//!   one wait.
+//! - A task is in one lane: the common one, or that of the [`Gate`] that holds it back. The
+//!   caller says how many workers may leave each lane, so that a task that cannot go now
+//!   holds back no other.
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
     sync::Arc,
 };
 
-/// A worker's next pod.
+/// An `Attempt` names a pod of a worker within its task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Attempt {
+    /// The index of the worker, from 1.
     pub index: u32,
+    /// The number of the attempt, from 1.
     pub attempt: u32,
 }
 
-/// What a quota counts of a worker's pod: pods of one shape get the same answer from it.
+/// A `Shape` is what a quota counts of a worker's pod: it gives the same answer to all pods
+/// of one shape. Amounts are in thousandths of cores and of bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shape {
-    /// In thousandths, as the other amounts.
+    /// The CPU request, in thousandths of cores.
     pub cpu_request: u128,
+    /// The CPU limit, in thousandths of cores.
     pub cpu_limit: u128,
+    /// The memory request, in thousandths of bytes.
     pub memory_request: u128,
+    /// The memory limit, in thousandths of bytes.
     pub memory_limit: u128,
+    /// The name of the PriorityClass.
     pub priority_class: Option<String>,
 }
 
-/// What refused creates have in common ([`super::gates`]).
+/// A `Gate` stands for all creates that would be refused for the same reason
+/// ([`super::gates`]).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Gate {
+    /// All creates.
     All,
+    /// The creates of all pods of one shape.
     Shape(Arc<Shape>),
+    /// The creates of one task, by name.
     Task(Arc<str>),
+    /// The create of one attempt of a task.
     Attempt(Arc<str>, Attempt),
 }
 
-/// Where a task waits; None: nothing keeps it.
+/// A `Lane` is where a task waits: at the gate that holds it back, or in the common lane
+/// (None) if nothing does.
 pub type Lane = Option<Gate>;
 
-/// A task's workers that wait.
+/// A `Waiting` holds the workers of a task that wait for a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
+    /// The repository of the task.
     pub repository: Arc<str>,
+    /// The priority of the task; higher ones go first.
     pub priority: i32,
-    /// When the task was made (Unix seconds).
+    /// The time at which the task was created, in Unix seconds.
     pub since: i64,
+    /// The attempts that wait, in the order in which they get places.
     pub attempts: VecDeque<Attempt>,
 }
 
-/// What a repository has of the places, and its weight (at least 1).
+/// A `Share` says how many places a repository has, and how many it is entitled to in
+/// proportion to others.
 #[derive(Debug, Clone, Copy)]
 pub struct Share {
+    /// The number of places that the repository has.
     pub taken: usize,
+    /// The weight of the repository. 0 counts as 1.
     pub weight: u32,
 }
 
-/// A worker whose turn it is.
+/// A `Picked` is a worker that gets a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picked {
+    /// The name of the task.
     pub task: Arc<str>,
+    /// The repository of the task.
     pub repository: Arc<str>,
+    /// The attempt that gets the place.
     pub attempt: Attempt,
+    /// The lane that the attempt waited in.
     pub lane: Lane,
 }
 
-type Task = Arc<str>;
-type Level = BTreeMap<Arc<str>, BTreeSet<(i64, Task)>>;
+type TaskName = Arc<str>;
+/// The tasks of one priority by repository and age.
+type ByRepository = BTreeMap<Arc<str>, BTreeSet<(i64, TaskName)>>;
 /// The tasks of a lane by priority, repository and age.
-type Levels = BTreeMap<Reverse<i32>, Level>;
+type ByPriority = BTreeMap<Reverse<i32>, ByRepository>;
 
+/// A `Queue` holds the workers that wait for a place.
 #[derive(Debug, Default)]
 pub struct Queue {
-    tasks: HashMap<Task, (Waiting, Lane)>,
-    /// The same tasks; a lane that is here has some.
-    lanes: HashMap<Lane, Levels>,
+    tasks: HashMap<TaskName, (Waiting, Lane)>,
+    /// The same tasks by lane. A lane is here only while it holds a task.
+    lanes: HashMap<Lane, ByPriority>,
 }
 
 impl Queue {
-    /// What a task's plan asks for, instead of what it asked for before.
-    pub fn set(&mut self, task: &Task, waiting: Waiting, lane: Lane) {
+    /// Replaces what a task's plan asked for before. A task with no attempts is removed.
+    pub fn set(&mut self, task: &TaskName, waiting: Waiting, lane: Lane) {
         self.remove(task);
         if waiting.attempts.is_empty() {
             return;
@@ -99,7 +126,8 @@ impl Queue {
         self.tasks.insert(task.clone(), (waiting, lane));
     }
 
-    pub fn remove(&mut self, task: &Task) -> Option<(Waiting, Lane)> {
+    /// Removes a task, and returns what it waited for and in which lane.
+    pub fn remove(&mut self, task: &TaskName) -> Option<(Waiting, Lane)> {
         let (old, lane) = self.tasks.remove(task)?;
         let key = Reverse(old.priority);
         let levels = self.lanes.get_mut(&lane)?;
@@ -120,8 +148,8 @@ impl Queue {
         Some((old, lane))
     }
 
-    /// Lets a task wait in another lane.
-    pub fn move_to(&mut self, task: &Task, lane: Lane) {
+    /// Moves a task to another lane. A task that does not wait is left alone.
+    pub fn move_to(&mut self, task: &TaskName, lane: Lane) {
         if self.tasks.get(task).is_some_and(|(_, old)| *old != lane)
             && let Some((waiting, _)) = self.remove(task)
         {
@@ -129,27 +157,35 @@ impl Queue {
         }
     }
 
+    /// Reports whether no worker waits.
     pub fn is_empty(&self) -> bool {
         self.tasks.is_empty()
     }
 
+    /// Reports whether no task waits in the lane.
     pub fn is_lane_empty(&self, lane: &Lane) -> bool {
         !self.lanes.contains_key(lane)
     }
 
-    pub fn tasks_in(&self, lane: &Lane) -> Vec<Task> {
-        let levels = self.lanes.get(lane).into_iter().flat_map(Levels::values);
-        let tasks = levels.flat_map(Level::values).flatten();
+    /// Returns the tasks that wait in the lane.
+    pub fn tasks_in(&self, lane: &Lane) -> Vec<TaskName> {
+        let levels = self
+            .lanes
+            .get(lane)
+            .into_iter()
+            .flat_map(ByPriority::values);
+        let tasks = levels.flat_map(ByRepository::values).flatten();
         tasks.map(|(_, task)| task.clone()).collect()
     }
 
-    /// Workers of a task that wait.
-    pub fn waiting(&self, task: &Task) -> usize {
+    /// Returns how many workers of a task wait.
+    pub fn waiting(&self, task: &TaskName) -> usize {
         self.tasks.get(task).map_or(0, |(w, _)| w.attempts.len())
     }
 
-    /// Takes at most `places` workers out, of each lane no more than is said, each for the
-    /// repository that has the least of its share then.
+    /// Takes at most `places` workers out of the queue, and at most the given number out of
+    /// each lane. Each place goes to the repository that has the least of its share at that
+    /// moment.
     pub fn pick(
         &mut self,
         places: usize,
@@ -157,7 +193,7 @@ impl Queue {
         share: impl Fn(&str) -> Share,
     ) -> Vec<Picked> {
         let mut picked: Vec<Picked> = Vec::new();
-        // With those that were picked.
+        // The places of each repository, those that were picked included.
         let mut loads: HashMap<Arc<str>, Load> = HashMap::new();
         while picked.len() < places {
             lanes.retain(|(lane, most)| *most > 0 && self.lanes.contains_key(lane));
@@ -165,7 +201,7 @@ impl Queue {
             let Some(priority) = lanes.iter().filter_map(|(lane, _)| first(lane)).min() else {
                 break;
             };
-            let mut heap: BinaryHeap<Reverse<Next>> = BinaryHeap::new();
+            let mut heap: BinaryHeap<Reverse<Turn>> = BinaryHeap::new();
             for (n, (lane, _)) in lanes.iter().enumerate() {
                 let level = self.lanes.get(lane).and_then(|l| l.get(&priority));
                 for (repository, tasks) in level.into_iter().flatten() {
@@ -187,7 +223,7 @@ impl Queue {
                     continue;
                 };
                 if load != *current {
-                    // One was picked from another lane meanwhile.
+                    // A worker of this repository was picked from another lane meanwhile.
                     heap.push(Reverse((*current, repository, since, n)));
                     continue;
                 }
@@ -209,13 +245,14 @@ impl Queue {
         picked
     }
 
-    /// The next worker of a repository at a priority, and how old the task after it is.
+    /// Takes the next worker of a repository at a priority, and returns it with the age of
+    /// the task that comes after it.
     fn next_of(
         &mut self,
         lane: &Lane,
         priority: Reverse<i32>,
         repository: &Arc<str>,
-    ) -> Option<(Task, Attempt, i64)> {
+    ) -> Option<(TaskName, Attempt, i64)> {
         let tasks = self.lanes.get(lane)?.get(&priority)?.get(repository)?;
         let (since, task) = tasks.first()?.clone();
         let next = tasks.iter().nth(1).map_or(since, |(since, _)| *since);
@@ -229,10 +266,11 @@ impl Queue {
     }
 }
 
-/// What a repository has, the repository, how old its oldest task is, and the lane.
-type Next = (Load, Arc<str>, i64, usize);
+/// A `Turn` orders the repositories of the lanes: what the repository has, the repository,
+/// the creation time of its oldest task, and the number of the lane.
+type Turn = (Load, Arc<str>, i64, usize);
 
-/// Ordered by `taken / weight`.
+/// A `Load` is what a repository has of its share. Loads are ordered by `taken / weight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Load {
     taken: usize,
@@ -332,7 +370,7 @@ mod tests {
     #[test]
     fn a_task_asks_for_what_its_last_plan_said() {
         let mut queue = queue(&[("t", waiting("r", 0, 1, 5))]);
-        let task: Task = "t".into();
+        let task: TaskName = "t".into();
         queue.set(&task, waiting("r", 3, 1, 1), None);
         assert_eq!(queue.waiting(&task), 1);
         assert_eq!(picked(&mut queue, 9, &[]), ["t-1"]);
@@ -351,7 +389,7 @@ mod tests {
             let mut queue = Queue::default();
             let mut wanted = BTreeSet::new();
             for (n, (repository, priority, since, workers)) in tasks.iter().enumerate() {
-                let name: Task = Arc::from(format!("t{n}"));
+                let name: TaskName = Arc::from(format!("t{n}"));
                 queue.set(&name, waiting(&format!("r{repository}"), *priority, *since, *workers), None);
                 wanted.extend((1..=*workers).map(|index| format!("t{n}-{index}")));
             }

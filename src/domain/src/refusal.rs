@@ -1,93 +1,114 @@
-//! What the API server's answer to a write means: who refused it, and whether it passes.
+//! Classifies the API server's refusals of writes: who refused, and whether a retry can help.
 //!
 //! The texts are those of Kubernetes 1.34 to 1.37 (`plugin/pkg/admission`, the admission
-//! plugins of `k8s.io/apiserver`, `k8s.io/pod-security-admission`). What holds: a text is
-//! judged by how it begins, after the object that it names, so that nobody's words in the
-//! middle of it can stand for somebody else's refusal; a refusal that is not understood is
-//! tried again for a while, and a quota never fails a worker.
+//! plugins of `k8s.io/apiserver`, `k8s.io/pod-security-admission`).
+//!
+//! Invariants:
+//! - A text is judged by its beginning, after the object that it names, so that a text in the
+//!   middle of it cannot pass for the refusal of somebody else.
+//! - A refusal that is not understood is retried for a while.
+//! - A quota never fails a worker.
 use super::quantity::Quantity;
 
-/// A refusal as the API server words it.
+/// An `Answer` is the API server's answer to a write that it refused (a `Status` object).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Answer<'a> {
+    /// The HTTP status code.
     pub code: u16,
+    /// The reason of the status, as one word.
     pub reason: &'a str,
+    /// The message of the status.
     pub message: &'a str,
-    /// The types of its causes.
+    /// The types of the causes that the status lists.
     pub causes: &'a [&'a str],
-    /// Our own fence refused.
+    /// Whether Ottoscaler's own fencing policy refused the write.
     pub is_fenced: bool,
 }
 
-/// Who or what refused.
+/// A `By` says who or what refused a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum By {
-    /// Our own policy: another term leads, or the API server has yet to see this one.
+    /// Ottoscaler's own fencing policy: another term leads, or the API server has yet to see
+    /// this one.
     Fence,
-    /// The API server has too much to do, or failed itself.
+    /// The API server is overloaded, or failed itself.
     Server,
     /// No answer came in time, though the API server answers others.
     Silence,
-    /// Two writes met; the next try is decided on the newer object.
+    /// Another write changed the object first. The retry is based on the newer object.
     Conflict,
+    /// A ResourceQuota has no room.
     Quota,
+    /// A LimitRange does not allow the amounts.
     LimitRange,
+    /// Pod Security admission does not allow the pod.
     PodSecurity,
+    /// A ValidatingAdmissionPolicy denied the write.
     Policy,
+    /// An admission webhook denied the write.
     Webhook,
-    /// A webhook or a policy could not be asked.
+    /// A webhook or a policy could not be evaluated.
     Judge,
+    /// RBAC does not allow Ottoscaler to write the object.
     Rbac,
+    /// The namespace is being deleted or does not exist.
     Namespace,
     /// An admission plugin has yet to start.
     Startup,
-    /// Something that the pod names, and that does not exist.
+    /// The pod names an object that does not exist.
     Missing,
-    /// A pod of this name that is not ours.
+    /// Another pod, which is not a worker of this task, has the name.
     OtherPod,
-    /// The API server takes no such object.
+    /// The API server does not accept the object as it is.
     Invalid,
+    /// The refusal is not understood.
     Unknown,
 }
 
-/// What a refusal means for the worker.
+/// A `Verdict` says what a refusal means for the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is tried again, however long that takes: it is not the worker's fault.
+    /// The create is retried, however long that takes: it is not the worker's fault.
     Waits,
-    /// It is tried again, and fails the worker if it repeats for REFUSED_TIMEOUT.
+    /// The create is retried, and the worker fails if the refusals go on for REFUSED_TIMEOUT.
     Repeats,
-    /// The next try would be refused as well.
+    /// The worker fails: a retry would be refused as well.
     Final,
 }
 
-/// Which other creates would be refused as well.
+/// A `Scope` says which other creates would be refused as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
+    /// All creates.
     All,
-    /// Those that ask for the same amounts.
+    /// The creates of pods that ask for the same amounts.
     Shape,
+    /// The creates of the same task.
     Task,
+    /// No other create.
     Attempt,
 }
 
-/// A refusal, judged.
+/// A `Refusal` is a classified refusal of a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
+    /// Who or what refused.
     pub by: By,
+    /// What the refusal means for the worker.
     pub verdict: Verdict,
-    /// For people, in the words of whoever refused; without the name of the pod, so that
-    /// it is the same for all workers of a task.
+    /// The text for people, in the words of whoever refused. It does not name the pod, so
+    /// that it is the same for all workers of a task.
     pub text: String,
 }
 
 impl Refusal {
+    /// Creates a refusal from its parts.
     pub fn new(by: By, verdict: Verdict, text: impl Into<String>) -> Self {
         let text = text.into();
         Self { by, verdict, text }
     }
 
-    /// A pod has the name of ours and is not ours.
+    /// Creates the refusal of a create because another pod has the name.
     pub fn other_pod(name: &str, is_deleting: bool) -> Self {
         if is_deleting {
             let text = format!("pod {name} is being deleted");
@@ -97,6 +118,7 @@ impl Refusal {
         Self::new(By::OtherPod, Verdict::Repeats, text)
     }
 
+    /// Returns which other creates would be refused as well.
     pub fn scope(&self) -> Scope {
         match self.by {
             By::Fence | By::Rbac | By::Namespace | By::Startup => Scope::All,
@@ -113,14 +135,16 @@ impl Refusal {
         }
     }
 
-    /// What a quota counted of this pod, where it says so.
+    /// Returns what a quota counted of this pod, by resource name, if its text says so. An
+    /// amount is None if it is not a quantity.
     pub fn requested(&self) -> Vec<(&str, Option<Quantity>)> {
         let amounts = self.by == By::Quota;
         let amounts = amounts.then(|| list(&self.text, "requested: ")).flatten();
         amounts.unwrap_or_default()
     }
 
-    /// What waits does so for this, in a sentence that begins with the number of workers.
+    /// Returns what workers wait for because of this refusal, as the rest of a sentence that
+    /// begins with their number.
     pub fn waits_for(&self) -> String {
         let text = &self.text;
         match self.by {
@@ -141,7 +165,7 @@ impl Refusal {
     }
 }
 
-/// Whether a pod asks for more than a quota's limit all by itself.
+/// Reports whether a pod asks for more than a quota's limit by itself.
 fn is_unmeetable(text: &str) -> bool {
     let (Some(requested), Some(limited)) = (list(text, "requested: "), list(text, "limited: "))
     else {
@@ -154,7 +178,7 @@ fn is_unmeetable(text: &str) -> bool {
     })
 }
 
-/// The amounts `name=quantity,…` after a word of a quota's refusal.
+/// Parses the amounts `name=quantity,…` after a word of a quota's refusal.
 fn list<'a>(text: &'a str, after: &str) -> Option<Vec<(&'a str, Option<Quantity>)>> {
     let (_, rest) = text.split_once(after)?;
     let rest = rest.split_once(", ").map_or(rest, |(amounts, _)| amounts);
@@ -166,7 +190,7 @@ fn list<'a>(text: &'a str, after: &str) -> Option<Vec<(&'a str, Option<Quantity>
         .collect()
 }
 
-/// Judges a refusal.
+/// Classifies a refusal.
 pub fn judge(answer: Answer<'_>) -> Refusal {
     let said = said(answer.message);
     let (by, verdict) = match () {
@@ -178,7 +202,7 @@ pub fn judge(answer: Answer<'_>) -> Refusal {
     Refusal::new(by, verdict, told(by, said, answer))
 }
 
-/// What is said of an object: the text after `pods "p" is forbidden: `.
+/// Returns the text after the object that it names, as in `pods "p" is forbidden: `.
 fn said(message: &str) -> &str {
     let inner = message.strip_prefix("Internal error occurred: ");
     let message = inner.unwrap_or(message);
@@ -260,7 +284,7 @@ fn is_limit_range(said: &str) -> bool {
     }
 }
 
-/// Whoever denies may say that it could not judge just then.
+/// Reports whether a webhook's text says that it could not decide at that moment.
 fn says_that_it_passes(denied: &str) -> bool {
     const PASSES: [&str; 7] = [
         "not yet ready",
@@ -277,7 +301,7 @@ fn says_that_it_passes(denied: &str) -> bool {
 
 fn by_code(answer: Answer<'_>) -> Option<(By, Verdict)> {
     match answer.code {
-        // Our own credentials; who they are is RBAC's business next.
+        // Ottoscaler's own credentials are not accepted, which an operator mends like RBAC.
         401 => Some((By::Rbac, Verdict::Repeats)),
         400 | 405 | 406 | 413 | 415 | 422 => Some((By::Invalid, Verdict::Final)),
         409 => Some((By::Conflict, Verdict::Waits)),
@@ -286,14 +310,14 @@ fn by_code(answer: Answer<'_>) -> Option<(By, Verdict)> {
     }
 }
 
-/// The text for people: who refused, what was said, and what helps.
+/// Returns the text for people: who refused, the message, and what helps.
 fn told(by: By, said: &str, answer: Answer<'_>) -> String {
     let said = clip(said);
     let who = match by {
         By::LimitRange => "LimitRange: ",
         By::Rbac => "RBAC: ",
         By::Missing | By::Startup | By::Invalid | By::Unknown => "the API server: ",
-        // Their texts name them.
+        // The texts of the others name who refused.
         _ => "",
     };
     let helps = match by {
@@ -306,7 +330,7 @@ fn told(by: By, said: &str, answer: Answer<'_>) -> String {
     format!("{who}{said}{}", helps.unwrap_or_default())
 }
 
-/// What sets the amounts that a LimitRange takes offence at.
+/// Names the settings of the amounts that a LimitRange does not allow.
 fn settings(said: &str) -> Option<String> {
     let of = |(word, name): &(&str, &str)| {
         let said_of = said.contains(&format!("{word} usage per"))
@@ -320,7 +344,7 @@ fn settings(said: &str) -> Option<String> {
     (!found.is_empty()).then(|| format!(" (set by {})", found.join(", ")))
 }
 
-/// A stored task keeps 64 different messages at most.
+/// Cuts a text to 512 bytes.
 fn clip(text: &str) -> &str {
     let mut end = text.len().min(512);
     while !text.is_char_boundary(end) {

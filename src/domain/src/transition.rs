@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{
     pod::{Pod, PodsByIndex},
-    task::{MAX_PAST, Notified, NotifiedState, Past, WorkerPhase, WorkerRecord},
+    task::{MAX_PAST, Notified, NotifiedState, PastAttempt, WorkerPhase, WorkerRecord},
     view,
 };
 
@@ -101,7 +101,7 @@ pub(crate) fn carry(
 }
 
 /// Returns what is known of an attempt that another one has followed.
-fn past(stored: &WorkerRecord, attempt: u32, pods: TaskPods<'_>) -> Past {
+fn past(stored: &WorkerRecord, attempt: u32, pods: TaskPods<'_>) -> PastAttempt {
     let mut record = if attempt == stored.attempt {
         stored.clone()
     } else {
@@ -115,7 +115,7 @@ fn past(stored: &WorkerRecord, attempt: u32, pods: TaskPods<'_>) -> Past {
         view::observe(&mut record, pod);
     }
     let terminated = record.stopping || record.phase == WorkerPhase::Terminated;
-    Past::of(&record, terminated)
+    PastAttempt::of(&record, terminated)
 }
 
 #[cfg(test)]

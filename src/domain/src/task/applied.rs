@@ -1,16 +1,18 @@
-//! Which requests a task has applied, so that a repeat changes nothing.
+//! Remembers which requests a task has applied, so that a repeated one changes nothing.
 //!
-//! An entry of `requestIds` is a request id with the verb and the count that it stands
-//! for, as in `7f3a→up:3`. The arrow cannot be part of an id, which is ASCII (gRPC
-//! metadata). Entries of versions before are an id alone and stand for any request.
+//! An entry of `requestIds` is a request id with the verb and the count of its request, as in
+//! `7f3a→up:3`. The arrow cannot be part of an id, which is ASCII (gRPC metadata). Entries of
+//! older versions are an id alone, which stands for any request.
 use super::{REMEMBERED_REQUESTS, TaskSpec};
 
 const ARROW: char = '→';
 
-/// What a request asks for.
+/// A `Verb` is the kind of a scale request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
+    /// ScaleUp.
     Up,
+    /// ScaleDown.
     Down,
 }
 
@@ -32,14 +34,14 @@ fn entry(id: &str, verb: Verb, workers: u32) -> String {
 }
 
 impl TaskSpec {
-    /// Whether this request was applied. An id stands for the request that it was applied
-    /// for last: with another verb or count it is a new request.
+    /// Reports whether this request was applied. An id stands for the request that it was last
+    /// applied for: with another verb or count it is a new request.
     pub fn has_applied(&self, id: &str, verb: Verb, workers: u32) -> bool {
         let known = self.request_ids.iter().rev().find(|e| id_of(e) == id);
         known.is_some_and(|known| known == id || *known == entry(id, verb, workers))
     }
 
-    /// The entries with this request as the newest one.
+    /// Returns the remembered requests with this one as the newest.
     pub fn with_applied(&self, id: &str, verb: Verb, workers: u32) -> Vec<String> {
         let others = self.request_ids.iter().filter(|e| id_of(e) != id).cloned();
         let mut all: Vec<String> = others.chain([entry(id, verb, workers)]).collect();

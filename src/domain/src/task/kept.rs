@@ -1,20 +1,22 @@
-//! What a newer version stored of a task's workers, and this one does not understand.
+//! Holds what a newer version stored of a task's workers and this one does not understand.
 //!
-//! What holds: it goes back as it came, whatever this version writes beside it; what it
-//! may refer to, in the tables of reasons and nodes, keeps its place.
+//! Invariants: it is written back as it was read, whatever this version writes beside it;
+//! the entries of the tables of reasons and nodes that it may refer to keep their places.
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Rows of a newer version, and more words of rows that are understood otherwise.
+/// A `Kept` holds the rows of a newer version, and the unknown words of rows that are
+/// understood otherwise.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
-    /// Whole rows, by the index of their worker.
+    /// The whole rows, by the index of their worker.
     pub(super) rows: BTreeMap<u32, String>,
-    /// What follows in a row that is understood, by the index of its worker.
+    /// The words that follow in a row that is understood, by the index of its worker.
     pub(super) words: BTreeMap<u32, String>,
-    /// Rows of no worker that this version can have.
+    /// The rows whose worker this version cannot have.
     pub(super) strays: Vec<String>,
-    /// The tables as they were stored.
+    /// The table of reasons as it was stored.
     pub(super) reasons: Vec<super::stored::Reason>,
+    /// The table of nodes as it was stored.
     pub(super) nodes: Vec<String>,
 }
 
@@ -23,8 +25,8 @@ impl Kept {
         self.rows.is_empty() && self.words.is_empty() && self.strays.is_empty()
     }
 
-    /// Places in the tables that something here may refer to: any number that a word has
-    /// for its value.
+    /// Returns the places in the tables that something here may refer to: every number that
+    /// is the value of a word.
     pub(super) fn places(&self) -> BTreeSet<usize> {
         let rows = self.rows.values().chain(self.words.values());
         let words = rows.chain(&self.strays).flat_map(|row| row.split(' '));

@@ -1,29 +1,33 @@
-//! Attempts before a worker's newest one, for as long as otto-handler has not heard all
-//! of them: what is told of an attempt must not depend on when it is told, nor on who
-//! leads then.
+//! Remembers earlier attempts of a worker until otto-handler has acknowledged all of their
+//! transitions. What is notified of an attempt must depend neither on when that happens nor
+//! on who leads then.
 use std::{fmt, str::FromStr};
 
 use super::{NotifiedState, WorkerRecord};
 
-/// Attempts of a worker that are remembered beside its newest one. A worker is tried
-/// again a few times, and otto-handler is seldom away for more than two of them.
+/// The number of attempts of a worker that are remembered beside its newest one. A worker is
+/// retried a few times, and otto-handler is seldom away for more than two attempts.
 pub const MAX_PAST: usize = 4;
 
-/// An attempt that another one followed. Times are Unix seconds.
+/// A `PastAttempt` is an attempt that another one has followed. Times are Unix seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Past {
+pub struct PastAttempt {
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// None: it had no pod, or it is not known since when.
+    /// The time at which the pod was created. None if there was none, or if the time is not
+    /// known.
     pub created: Option<i64>,
-    /// Its container has run.
+    /// The time at which the container started, if it did.
     pub started: Option<i64>,
+    /// The time at which the attempt ended.
     pub finished: Option<i64>,
-    /// ScaleDown ended it. Else it was interrupted, and the next attempt tells so.
+    /// Whether ScaleDown ended the attempt. Otherwise it was interrupted, which the next
+    /// attempt shows.
     pub terminated: bool,
 }
 
-impl Past {
-    /// What is known of an attempt from its record.
+impl PastAttempt {
+    /// Returns what the record of an attempt says of it.
     pub fn of(record: &WorkerRecord, terminated: bool) -> Self {
         let by_then = record.queued.or(record.started).or(record.finished);
         let by_then = by_then.filter(|_| record.uid.is_some());
@@ -38,9 +42,9 @@ impl Past {
         }
     }
 
-    /// The transitions that it passed, in order.
-    pub fn passed(self) -> impl Iterator<Item = NotifiedState> {
-        // An attempt of which nothing is known had a pod: nobody else ended it.
+    /// Returns the transitions that the attempt has passed, in order.
+    pub(crate) fn passed(self) -> impl Iterator<Item = NotifiedState> {
+        // An attempt of which nothing is known had a pod, unless ScaleDown ended it.
         let had_pod = self.created.is_some() || !self.terminated;
         let all = [
             had_pod.then_some(NotifiedState::Created),
@@ -51,9 +55,9 @@ impl Past {
     }
 }
 
-/// `attempt:created:started:finished`, the last two in seconds after the one before, and
-/// `:t` where ScaleDown ended it.
-impl fmt::Display for Past {
+/// Writes `attempt:created:started:finished`, each time in seconds after the one before, and
+/// `:t` if ScaleDown ended the attempt.
+impl fmt::Display for PastAttempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut last = 0;
         write!(f, "{}", self.attempt)?;
@@ -68,7 +72,7 @@ impl fmt::Display for Past {
     }
 }
 
-impl FromStr for Past {
+impl FromStr for PastAttempt {
     type Err = std::num::ParseIntError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -108,7 +112,7 @@ mod tests {
         ];
         for (created, started, finished) in all {
             for terminated in [false, true] {
-                let past = Past {
+                let past = PastAttempt {
                     attempt: 12,
                     created,
                     started,
@@ -120,6 +124,6 @@ mod tests {
                 assert_eq!(text.parse(), Ok(past), "{text}");
             }
         }
-        assert!("x:1".parse::<Past>().is_err());
+        assert!("x:1".parse::<PastAttempt>().is_err());
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, Past, WorkerPhase, WorkerRecord,
+    MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, PastAttempt, WorkerPhase, WorkerRecord,
     stored::{Reason, Table},
 };
 
@@ -47,7 +47,7 @@ const TIMES: usize = 7;
 
 /// Attempts before, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Attempts(Vec<Past>);
+struct Attempts(Vec<PastAttempt>);
 
 /// Seconds after `since`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,24 +1,23 @@
-//! Bounds of a stored task that are no single field's.
+//! Bounds in the schema of a WorkerTask that several fields share.
 //!
-//! What holds: they are at least as wide as what a request may carry
-//! ([`crate::request`]) and as what this version writes. What they say of phases,
-//! reasons and rows is their form only: an older definition must take what a newer version
-//! writes.
+//! Invariants: the bounds are at least as wide as what a request may carry
+//! ([`crate::request`]) and as what this version writes. Of phases, reasons and rows they
+//! check only the form, because an older definition must accept what a newer version writes.
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::MAX_TASK_WORKERS;
 
-/// Characters of a task id, repository, commit and the like.
+/// The greatest number of characters of a task id, repository, commit and the like.
 pub(super) const TEXT: u32 = 256;
-/// Characters of a value of a map, and of the reason.
+/// The greatest number of characters of a value of a map, and of the reason.
 pub(super) const VALUE: u32 = 32 * 1024;
-/// Entries of a map.
+/// The greatest number of entries of a map.
 const ENTRIES: u32 = 128;
-/// Of workers; a newer version may have more of them.
+/// The greatest number of workers. A newer version may have more of them than this one.
 pub(super) const COUNT: u32 = 1_000_000;
-/// Reasons, nodes and conditions in a status.
+/// The greatest number of entries of a table in a status.
 pub(super) const TABLE: u32 = 2_000;
-/// Characters of a reason or a message in a table.
+/// The greatest number of characters of a reason or a message in a table.
 pub(super) const REASON: u32 = 1_024;
 
 pub(super) fn texts(_: &mut SchemaGenerator) -> Schema {

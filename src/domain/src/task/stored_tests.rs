@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::task::testing::longest;
 use crate::task::{
-    MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, Past, TaskSpec, WorkerPhase,
+    MAX_TASK_BYTES, MAX_TASK_WORKERS, Notified, NotifiedState, PastAttempt, TaskSpec, WorkerPhase,
 };
 
 fn stored(status: &TaskStatus) -> String {
@@ -24,11 +24,11 @@ fn phase() -> impl Strategy<Value = WorkerPhase> {
     prop::sample::select(WorkerPhase::ALL.to_vec())
 }
 
-fn past() -> impl Strategy<Value = Past> {
+fn past() -> impl Strategy<Value = PastAttempt> {
     let times = prop::array::uniform3(time());
     (1_u32..4, times, any::<bool>()).prop_map(|(attempt, times, terminated)| {
         let [created, started, finished] = times;
-        Past {
+        PastAttempt {
             attempt,
             created,
             started,

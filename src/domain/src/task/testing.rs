@@ -1,7 +1,7 @@
-//! Tasks for the tests of this crate and of those that use it (feature `testing`).
+//! Provides tasks for the tests of this crate and of those that use it (feature `testing`).
 use super::{
-    Condition, MAX_PAST, MAX_TASK_WORKERS, Notified, NotifiedState, Past, REMEMBERED_REQUESTS,
-    TaskSpec, TaskStatus, WorkerPhase, WorkerRecord, fit,
+    Condition, MAX_PAST, MAX_TASK_WORKERS, Notified, NotifiedState, PastAttempt,
+    REMEMBERED_REQUESTS, TaskSpec, TaskStatus, WorkerPhase, WorkerRecord, fit,
 };
 /// Returns a task with each field at its longest, which no task can exceed.
 pub fn longest() -> (TaskSpec, TaskStatus) {
@@ -43,7 +43,7 @@ pub fn longest() -> (TaskSpec, TaskStatus) {
         tries: 99,
         cut: (n % 2 == 0).then_some(10),
         past: vec![
-            Past {
+            PastAttempt {
                 attempt: 10,
                 created: Some(1_764_032_000),
                 started: Some(1_764_032_999),

@@ -66,7 +66,7 @@ fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
     s.apply_pod(evicted);
     let now = &s.pods["p"];
     assert_eq!((now.reason.as_str(), now.exit_code), ("Error", Some(7)));
-    assert_eq!(crate::domain::failure::ending(now), "Error");
+    assert_eq!(crate::domain::failure::end_reason(now), "Error");
     assert!(now.deleting && now.all_have_ended());
     // A kubelet that started anew may not know the container for a while.
     let mut s = State::default();
