@@ -170,7 +170,7 @@ fn a_worker_that_leaves_the_selection_is_told_as_it_is_now() {
     let index = Index::default();
     index.wrote_task(task("t", 1, 1, WorkerPhase::Running));
     let running = Selection {
-        state: Some(State::Running),
+        state: Some(ClientState::Running),
         ..Selection::default()
     };
     let mut watch = watch_of(&index, running);
