@@ -96,7 +96,7 @@ impl OpenConnections {
             self.last_logged = Some(Instant::now());
             tracing::warn!(
                 max,
-                "the port has as many connections as it takes: closing some"
+                "the port has reached its maximum of connections; some are closed"
             );
         }
     }

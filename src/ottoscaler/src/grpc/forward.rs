@@ -54,9 +54,9 @@ const MAX_CONNECTIONS: usize = 8;
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A `LeaderClient` sends calls to the leader in another replica.
+/// A `ForwardingClient` sends calls to the leader in another replica.
 #[derive(Debug)]
-pub(super) struct LeaderClient {
+pub(super) struct ForwardingClient {
     pod_name: String,
     /// The connections by address. Calls write and read them.
     connections: Mutex<HashMap<String, SharedConnection>>,
@@ -78,7 +78,7 @@ struct SharedConnection {
 /// The outcome of an attempt to connect, which many calls await.
 type ConnectFuture = Shared<BoxFuture<'static, Result<Channel, Arc<str>>>>;
 
-impl LeaderClient {
+impl ForwardingClient {
     pub(super) fn new(pod_name: &str) -> Self {
         Self {
             pod_name: pod_name.to_owned(),
@@ -119,7 +119,7 @@ impl LeaderClient {
             self.record_success(address, attempt);
         } else {
             let error = match &result {
-                Ok(_) => "somebody else answers there",
+                Ok(_) => "another server answers at this address",
                 Err(status) => status.message(),
             };
             self.record_failure(address, attempt, error.into());
@@ -165,7 +165,7 @@ impl LeaderClient {
     async fn channel(&self, address: &str) -> Result<(Channel, u64), Status> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| {
-                Status::unavailable(format!("the leader's address {address:?} is none: {e}"))
+                Status::unavailable(format!("the leader's address {address:?} is invalid: {e}"))
             })?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)

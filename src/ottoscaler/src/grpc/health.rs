@@ -141,7 +141,9 @@ impl pb::health_server::Health for Health {
         let name = request.into_inner().service;
         let permit = self.watches.clone().try_acquire_owned();
         let permit = permit.map_err(|_| {
-            errors::resource_exhausted("this replica's health is watched by as many as it takes")
+            errors::resource_exhausted(
+                "this replica has reached its maximum of health watches; try again",
+            )
         })?;
         let mut published = self.published.subscribe();
         published.mark_changed();

@@ -117,7 +117,7 @@ impl CallLimits {
         let permit = self.calls.clone().try_acquire_owned().ok();
         permit.zip(self.requests.reserve(0)).ok_or_else(|| {
             errors::resource_exhausted(
-                "this replica has as many calls under way as it takes; try again",
+                "this replica has reached its maximum of calls in flight; try again",
             )
         })
     }
@@ -227,7 +227,7 @@ impl http_body::Body for RequestBody {
                     Ok(frame)
                 } else {
                     Err(errors::resource_exhausted(
-                        "this replica holds as many bytes of requests as it takes; try again",
+                        "this replica has reached its maximum of request bytes in flight; try again",
                     ))
                 }))
             }

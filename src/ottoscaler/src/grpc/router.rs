@@ -17,7 +17,7 @@ use super::{
     call::{RoutedResponse, ScaleCall, ScaleMethod},
     deadline::MAX_UNARY_CALL,
     errors,
-    forward::LeaderClient,
+    forward::ForwardingClient,
 };
 use crate::{domain::request::Refusal, election::Leadership, workers::Scale};
 
@@ -34,13 +34,13 @@ pub struct Router {
     /// The leader that runs in this process, if any. The app sets and clears it, calls read it.
     local: watch::Sender<Option<Arc<dyn Scale>>>,
     leadership: Leadership,
-    leader_client: LeaderClient,
+    forwarding_client: ForwardingClient,
     /// The address of this replica, to which no call is forwarded.
     address: String,
 }
 
 /// The outcome of one attempt to have a call answered.
-enum Attempt {
+enum RouteAttempt {
     Answered(Box<RoutedResponse>),
     /// The call was refused for good.
     Refused(Status),
@@ -53,7 +53,7 @@ impl Router {
         Self {
             local: watch::channel(None).0,
             leadership,
-            leader_client: LeaderClient::new(pod_name),
+            forwarding_client: ForwardingClient::new(pod_name),
             address: address.to_owned(),
         }
     }
@@ -84,9 +84,9 @@ impl Router {
             local.borrow_and_update();
             let attempt = timeout_at(call.deadline, self.attempt(&call, &mut changes)).await;
             let unavailable = match attempt {
-                Ok(Attempt::Answered(answer)) => return Ok(*answer),
-                Ok(Attempt::Refused(status)) => return Err(status),
-                Ok(Attempt::Unavailable(status)) => status,
+                Ok(RouteAttempt::Answered(answer)) => return Ok(*answer),
+                Ok(RouteAttempt::Refused(status)) => return Err(status),
+                Ok(RouteAttempt::Unavailable(status)) => status,
                 // What a leader answered before is more useful than a report of the timeout.
                 Err(_) => last.take().unwrap_or_else(|| self.no_leader_in_time()),
             };
@@ -112,14 +112,14 @@ impl Router {
         &self,
         call: &ScaleCall,
         changes: &mut tokio::sync::watch::Receiver<Option<Arc<crate::election::Leader>>>,
-    ) -> Attempt {
+    ) -> RouteAttempt {
         if let Some(local) = self.local_leader().await
             && self.is_for_local_term(call)
         {
             return self.answer_locally(&*local, call).await;
         }
         if call.target_term.is_some() {
-            return Attempt::Unavailable(errors::not_leader(
+            return RouteAttempt::Unavailable(errors::not_leader(
                 "this replica does not lead that term",
             ));
         }
@@ -128,7 +128,9 @@ impl Router {
             .current()
             .filter(|l| !l.here && l.address != self.address)
         else {
-            return Attempt::Unavailable(errors::not_leader("there is no leader yet; try again"));
+            return RouteAttempt::Unavailable(errors::not_leader(
+                "there is no leader yet; try again",
+            ));
         };
         // Once another leader is known, the former one will not answer.
         let leader_changed = async {
@@ -144,18 +146,18 @@ impl Router {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            answer = self.leader_client.send(&leader, call) => match answer {
-                Ok(answer) => Attempt::Answered(Box::new(answer)),
-                Err(status) if errors::is_retryable(status.code()) => Attempt::Unavailable(errors::from_hop(status)),
-                Err(status) => Attempt::Refused(status),
+            answer = self.forwarding_client.send(&leader, call) => match answer {
+                Ok(answer) => RouteAttempt::Answered(Box::new(answer)),
+                Err(status) if errors::is_retryable(status.code()) => RouteAttempt::Unavailable(errors::from_hop(status)),
+                Err(status) => RouteAttempt::Refused(status),
             },
-            () = leader_changed => Attempt::Unavailable(errors::not_leader("the leader changed")),
+            () = leader_changed => RouteAttempt::Unavailable(errors::not_leader("the leader changed")),
         }
     }
 
     fn no_leader_in_time(&self) -> Status {
         let leader = self.leadership.current();
-        let why = leader.and_then(|l| self.leader_client.last_error(&l.address));
+        let why = leader.and_then(|l| self.forwarding_client.last_error(&l.address));
         errors::not_leader(match why {
             Some(why) => format!("no leader answered in time ({why}); try again"),
             None => "no leader answered in time; try again".to_owned(),
@@ -183,7 +185,7 @@ impl Router {
         begun.await.ok()?.ok()?.clone()
     }
 
-    async fn answer_locally(&self, local: &dyn Scale, call: &ScaleCall) -> Attempt {
+    async fn answer_locally(&self, local: &dyn Scale, call: &ScaleCall) -> RouteAttempt {
         let started_at = jiff::Timestamp::now();
         let request = super::convert::scale_request(
             call.request.clone(),
@@ -195,15 +197,15 @@ impl Router {
             ScaleMethod::Down => local.scale_down(request).await,
         };
         match result {
-            Ok(outcome) => Attempt::Answered(Box::new(RoutedResponse {
+            Ok(outcome) => RouteAttempt::Answered(Box::new(RoutedResponse {
                 task_version: outcome.task_version,
                 pod_version: outcome.pod_version,
                 response: super::convert::scale_response(outcome, started_at),
             })),
             Err(refusal @ (Refusal::NotLeader | Refusal::Unavailable(_))) => {
-                Attempt::Unavailable(errors::from_refusal(refusal))
+                RouteAttempt::Unavailable(errors::from_refusal(refusal))
             }
-            Err(refusal) => Attempt::Refused(errors::from_refusal(refusal)),
+            Err(refusal) => RouteAttempt::Refused(errors::from_refusal(refusal)),
         }
     }
 }

@@ -466,7 +466,7 @@ async fn calls_that_wait_share_one_attempt_to_connect_and_its_backoff() {
     let calls = futures::future::join_all((0..500).map(|_| router.route(call(LONG))));
     let change = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        let attempts = router.leader_client.connect_attempts();
+        let attempts = router.forwarding_client.connect_attempts();
         let began = Instant::now();
         views.send_replace(leader(&alive.address, 1));
         (attempts, began)
@@ -482,7 +482,7 @@ async fn calls_that_wait_share_one_attempt_to_connect_and_its_backoff() {
         began.elapsed()
     );
     assert_eq!(asked.requests.lock().unwrap().len(), 500);
-    assert_eq!(router.leader_client.connect_attempts(), attempts + 1);
+    assert_eq!(router.forwarding_client.connect_attempts(), attempts + 1);
 }
 
 /// The address accepts connections and closes them, as a proxy without a backend does.

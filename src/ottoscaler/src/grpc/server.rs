@@ -257,7 +257,7 @@ impl OttoscalerService for ReplicaService {
             let peer = request.extensions().get::<ConnectionHandle>();
             let slot = self.watch_streams.reserve(1, peer).ok_or_else(|| {
                 errors::resource_exhausted(format!(
-                    "this replica has {MAX_WORKER_WATCHES} watches under way; ask another one, or later"
+                    "this replica has {MAX_WORKER_WATCHES} watches in flight; try another replica, or try again later"
                 ))
             })?;
             Ok(WorkerWatch::new(index, selection, self.drain.clone(), slot))

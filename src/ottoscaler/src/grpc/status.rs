@@ -58,7 +58,9 @@ impl ReplicaService {
         }
         let peer = request.extensions().get::<ConnectionHandle>();
         let slot = self.response_bytes.reserve(bytes, peer).ok_or_else(|| {
-            errors::resource_exhausted("this replica holds as many answers as it takes; try again")
+            errors::resource_exhausted(
+                "this replica has reached its maximum of unread responses; try again",
+            )
         })?;
         let mut response = Response::new(answer);
         response.extensions_mut().insert(slot);

@@ -86,7 +86,7 @@ impl UndeliveredResponses {
             if let Some((since, peer)) = stalled.min_by_key(|(since, _)| *since)
                 && Duration::from_millis(self.now().saturating_sub(since)) >= STALL_TIMEOUT
             {
-                tracing::info!("a client takes no answers: closing its connection");
+                tracing::info!("a client does not read its responses; its connection is closed");
                 peer.close();
             }
             return None;
