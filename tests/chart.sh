@@ -165,7 +165,7 @@ installations_share_no_cluster_scoped_name() {
     namespace=${long}2 release=a global
     namespace=$long release=$(printf 'r%.0s' {1..53}) global
   )
-  equals "$(wc -l <<< "$names")" 36
+  equals "$(wc -l <<< "$names")" 42
   equals "$(sort <<< "$names" | uniq -d)" ''
   equals "$(awk 'length($2) > 63' <<< "$names")" ''
 }
@@ -178,6 +178,17 @@ a_namespace_takes_one_release() {
   release=other render --set serviceAccount.name=other --set lease.name=other
   equals "$(objects | grep -E '^Role(Binding)? ')" "$mine"
   equals "$(wc -l <<< "$mine")" 2
+}
+
+config_maps_are_granted_by_the_names_that_the_program_writes() {
+  local code=src/ottoscaler/src/logs/shards prefix shards names
+  prefix=$(sed -n 's/^const PREFIX: &str = "\(.*\)";/\1/p' $code/store.rs)
+  shards=$(sed -n 's/^const SHARDS: u32 = \(.*\);/\1/p' $code/mod.rs)
+  names="[$(seq -f "$prefix-%.0f" -s ', ' 0 $((shards - 1)))]"
+  render
+  equals "$(grep configmaps "$work/out" | grep -c resources:)" 3
+  equals "$(grep -cF "resourceNames: $names" "$work/out")" 3
+  shows "resources: [configmaps], resourceNames: $names, verbs: [get, create, patch]}"
 }
 
 numbers_and_booleans_are_taken_as_text() {

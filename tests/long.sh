@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
-# leadership-changes, fence-windows, crashes, tasks, log-kills, log-handovers, log-moments, log-away.
+# leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away.
 # `make test` runs the same at a reduced count. What was seen goes to tests/results/<check>.txt.
 set -eEuo pipefail
 # Whatever fails says so, also what prints nothing itself.
@@ -8,7 +8,7 @@ trap 'echo "error: \"$BASH_COMMAND\" failed (${BASH_SOURCE[0]##*/}, line $LINENO
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
-check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-kills, log-handovers, log-moments, log-away}
+check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -40,6 +40,7 @@ soak() {
   on_a_fake_cluster faults:: contenders:: delayed:: saturation:: windows::
   tasks
   log-kills
+  log-kills-of-many
   log-handovers
   log-moments
   log-away
@@ -63,6 +64,17 @@ log-kills() {
   export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_KILLS=20 OTTO_TEST_LOG_CHANGE_S=15
   on_a_node 10Mi logs::leaders_killed
 }
+
+# On fake nodes, which serve one file as the log of all: 1,000 workers print 4 lines a second.
+log-kills-of-many() {
+  # shellcheck source=SCRIPTDIR/served_logs.sh
+  . tests/served_logs.sh
+  served_logs "$work/logs"
+  export OTTO_TEST_MANY_LOGS=1000 OTTO_TEST_MANY_LOGS_KILLS=5
+  NODES=12 on_a_fake_cluster fake::logs::
+  unset KWOK_CONFIG
+}
+
 log-handovers() {
   export OTTO_TEST_LOG_WORKERS=200 OTTO_TEST_LOG_HANDOVERS=20 OTTO_TEST_LOG_CHANGE_S=20
   on_a_node 10Mi logs::leaders_that_hand_over
@@ -99,13 +111,13 @@ on_a_fake_cluster() { # module…
   export OTTO_TEST_FAKE=${OTTO_TEST_FAKE:-$check} OTTO_TEST_FULL=1 OTTO_TEST_SAMPLES_DIR=$PWD/tests/results
   up+=("$OTTO_TEST_FAKE")
   $cluster up "$OTTO_TEST_FAKE" fake
-  keep '^test |SEED|crashes:|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
+  keep '^test |SEED|crashes:|kills|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "$@"
   $cluster down "$OTTO_TEST_FAKE"
 }
 
 case $check in
-model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills | log-handovers | log-moments | log-away) "$check" ;;
+model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills | log-kills-of-many | log-handovers | log-moments | log-away) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {

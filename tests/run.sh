@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
+# shellcheck source=SCRIPTDIR/served_logs.sh
+. tests/served_logs.sh
 only=${ONLY:-}
 up=() failed='' beside=''
 finish() {
@@ -73,6 +75,7 @@ e2e() { # lane
 run_lane() { # lane kind
   local code=0
   export OTTO_TEST_FAKE=t-$1
+  [ "$1" != rest ] || served_logs "$said/logs"
   # Small logs: some tests want them rotated.
   CONTAINER_LOG_MAX_SIZE=500Ki $cluster up "t-$1" "$2" || return
   [ "$2" = fake ] || make -s load NAME="t-$1" || code=1

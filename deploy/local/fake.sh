@@ -12,6 +12,8 @@ fake_up() {
   began=$(now)
   mkdir -p "$dir"/{log,access,tmp,cmd}
   with_machine_lock claim_ports
+  # Where nodes serve logs, and may: each follow of one takes an instance.
+  [ -z "${KWOK_CONFIG:-}" ] || [ ! -w "$inotify_file" ] || with_machine_lock inotify_raise
   base=$(cat "$dir/ports")
   jaeger_up "$base"
   fake_config "$((base + 10))" > "$dir/kwok.yaml"
@@ -94,7 +96,10 @@ fake_failed() { # component
   die "cluster '$name' did not come up: $1 failed (its log is above)"
 }
 
-fake_down() { end_processes our_processes; }
+fake_down() {
+  end_processes our_processes
+  with_machine_lock inotify_restore
+}
 fake_healthy() { [ -e "$dir/up" ] && port_answers "$(($(cat "$dir/ports") + 12))"; }
 
 fake_env() {

@@ -122,3 +122,25 @@ show_log() { # component: the end of its log
   say "--- the end of $1's log"
   tail -n 25 "$f" | cut -c1-400 >&2
 }
+
+# Each follow of a log takes an inotify instance of root's, and 128 is the
+# default. The value is the machine's: the first cluster raises it and the last
+# one puts the old value back. $clusters/NAME/inotify holds the old value.
+inotify_file=/proc/sys/fs/inotify/max_user_instances
+inotify_raise() {
+  local old
+  old=$(cat "$clusters"/*/inotify 2> /dev/null | head -n 1 || true)
+  [ -n "$old" ] || old=$(cat $inotify_file)
+  [ "$old" -lt 8192 ] || return 0
+  echo "$old" > "$dir/inotify.old"
+  mv "$dir/inotify.old" "$dir/inotify"
+  echo 8192 > $inotify_file
+  say "  fs.inotify.max_user_instances $old -> 8192 until the last cluster is down"
+}
+inotify_restore() {
+  [ -f "$dir/inotify" ] || return 0
+  local old
+  old=$(cat "$dir/inotify")
+  rm -f "$dir/inotify"
+  compgen -G "$clusters/*/inotify" > /dev/null || echo "$old" > $inotify_file
+}

@@ -1,6 +1,7 @@
 //! On the fake cluster: a real control plane, replicas as processes, pods that
 //! nobody runs.
 mod failures;
+mod logs;
 mod removal;
 mod story;
 mod template;

@@ -20,6 +20,11 @@ whole stands for its end; the longest suffix has 15 characters, a name at most 6
 {{- if le (len $name) 48 }}{{ $name }}{{ else }}{{ $name | trunc 31 | trimSuffix "." | trimSuffix "-" }}.{{ sha256sum $name | trunc 16 }}{{ end }}
 {{- end }}
 
+{{- /* The ConfigMaps that hold the checkpoints of logs (src/ottoscaler/src/logs/shards), as a list. */ -}}
+{{- define "ottoscaler.shards" -}}
+[{{ range $n := until 16 }}{{ if $n }}, {{ end }}ottoscaler-log-checkpoints-{{ $n }}{{ end }}]
+{{- end }}
+
 {{- /* A value as text. Numbers of values files are floating-point numbers: whole ones have no exponent. */ -}}
 {{- define "ottoscaler.text" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ toString . }}{{ end }}

@@ -86,7 +86,7 @@ pub struct Pod {
     pub ip: String,
     /// Whether the pod is being deleted.
     pub deleting: bool,
-    /// The annotation `ottoscaler.io/log-checkpoint`.
+    /// The annotation `ottoscaler.io/log-checkpoint`, which earlier versions wrote.
     pub checkpoint: Option<String>,
     /// The annotation `ottoscaler.io/log-epoch`; 0 without one.
     pub log_epoch: u32,

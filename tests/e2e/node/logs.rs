@@ -18,6 +18,12 @@ use crate::support::count_of;
 /// Of the record, where its newest lines are looked for.
 const TAIL: u64 = 64 * 1024;
 
+/// Lines a second of a printer while leaders change.
+const RATE: usize = 50;
+
+/// Seconds of lines that the successor of a killed leader may repeat.
+const REPEATED: f64 = 2.5;
+
 /// Lines a second that any node serves in the end.
 const SERVED: usize = 2_000;
 
@@ -405,11 +411,15 @@ fn while_the_handler_is_away_lines_wait_and_none_is_lost() {
 fn leaders_killed_again_and_again_lose_no_line() {
     let i = installed();
     let kills = count_of("OTTO_TEST_LOG_KILLS", 2);
-    change_leaders(i, "kills", kills, |holder| {
+    let verdict = change_leaders(i, "kills", kills, |holder| {
         i.kill_leader();
         i.wait_term_after(holder);
         true
     });
+    let seconds = verdict["repeats_after_kill"].as_f64().unwrap()
+        / (count_of("OTTO_TEST_LOG_WORKERS", 20) * RATE) as f64;
+    println!("kills: a successor repeated {seconds:.2} s of lines at most");
+    assert!(seconds <= REPEATED, "{verdict}");
 }
 
 #[test]
@@ -440,10 +450,10 @@ fn change_leaders(
 ) -> Value {
     let workers = count_of("OTTO_TEST_LOG_WORKERS", 20);
     // For as long as the changes take; the more print, the longer.
-    let lines = 50 * (15 + count_of("OTTO_TEST_LOG_CHANGE_S", 10) * changes);
+    let lines = RATE * (15 + count_of("OTTO_TEST_LOG_CHANGE_S", 10) * changes);
     // Two hundred containers that print keep a small node from starting the others, and
     // have no place there if each asks for 10m.
-    let mut env = printing_held(lines, 50, 80);
+    let mut env = printing_held(lines, RATE, 80);
     env.push(("OTTO_CPU_REQUEST", "1m".to_owned()));
     i.begin_together(task, workers, &env);
     let (mut made, mut during, mut before) = (0, 0, String::new());
@@ -466,7 +476,7 @@ fn change_leaders(
         println!("{task}: {made} changes of {changes}, under way: {is_under_way}");
         before = holder;
     }
-    let within = DONE + Duration::from_secs(lines as u64 / 50);
+    let within = DONE + Duration::from_secs((lines / RATE) as u64);
     wait_for("all lines are printed", within, || {
         (i.finished(task) == workers).then_some(())
     });

@@ -66,7 +66,7 @@ pub fn read(log: &str, user: &str, task: Option<&str>) -> Audit {
             .as_str()
             .or_else(|| object["metadata"]["name"].as_str());
         let name = name.unwrap_or_default().to_owned();
-        if !matches!(resource, "pods" | "workertasks") {
+        if !matches!(resource, "pods" | "workertasks" | "configmaps") {
             continue;
         }
         let asked = term(sub, &event["requestObject"]).unwrap_or("none");

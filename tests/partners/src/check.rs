@@ -25,6 +25,12 @@ pub struct Verdict {
     /// The first of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_repeat_after_release: Option<String>,
+    /// Lines of all workers that a leader sent although another had sent them that did not
+    /// release the Lease: of the leader that sent the most.
+    pub repeats_after_kill: usize,
+    /// The same of each leader.
+    #[serde(skip)]
+    pub repeats_by: BTreeMap<String, usize>,
     pub gaps: usize,
     /// Lines that are missing where a gap record says so.
     pub told: usize,
@@ -95,6 +101,7 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect<'_>) -> Verdic
                 .push(format!("{}: the printer did not finish", truth.pod));
         }
     }
+    v.repeats_after_kill = v.repeats_by.values().copied().max().unwrap_or(0);
     if v.workers == 0 || v.workers < expect.workers {
         v.faults.push(format!(
             "saw {} workers, expected at least {}",
@@ -151,8 +158,11 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect<'_>, v: &mut Verdict
         }
         *newest = at.max(*newest);
         let before = sent_by.insert(at, log.holder());
-        let is_anew = before.is_some_and(|b| b != log.holder() && expect.is_released(b));
-        if is_anew {
+        let is_anew = before.is_some_and(|b| b != log.holder());
+        if is_anew && !before.is_some_and(|b| expect.is_released(b)) {
+            let by = v.repeats_by.entry(log.holder().to_owned()).or_default();
+            *by += 1;
+        } else if is_anew {
             v.repeats_after_release += 1;
             let told = || format!("{pod}: {at:?} by {before:?} and then by {}", log.holder());
             v.first_repeat_after_release.get_or_insert_with(told);
@@ -416,13 +426,18 @@ mod tests {
                 ..Expect::default()
             };
             let v = check(&[truth(4)], r, expect);
-            (v.repeats, v.released, v.repeats_after_release)
+            let after = (v.repeats_after_release, v.repeats_after_kill);
+            (v.repeats, v.released, after)
         };
-        assert_eq!(judge(&["a", "c"], &r), (2, 1, 1));
-        assert_eq!(judge(&["b"], &r), (2, 1, 0));
+        assert_eq!(judge(&["a", "c"], &r), (2, 1, (1, 0)));
+        assert_eq!(judge(&["b"], &r), (2, 1, (0, 1)));
         // The last to send it counts.
         r.insert(6, by("c", log(4, 4, "p 4")));
-        assert_eq!(judge(&["b"], &r), (3, 1, 1));
+        assert_eq!(judge(&["b"], &r), (3, 1, (1, 1)));
+        // Of each leader by itself.
+        r.insert(7, by("d", log(5, 3, "p 3")));
+        r.insert(8, by("d", log(5, 4, "p 4")));
+        assert_eq!(judge(&[], &r), (5, 0, (0, 2)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use loggable::Loggable;
 
 /// Which leader wrote an object; the fence policy compares it with the Lease.
 pub const TERM: &str = "ottoscaler.io/term";
+/// How far otto-handler has the pod's log, as earlier versions stored it.
 pub const LOG_CHECKPOINT: &str = "ottoscaler.io/log-checkpoint";
 /// The last epoch that a reader of the pod's log has begun, or may have.
 pub const LOG_EPOCH: &str = "ottoscaler.io/log-epoch";

@@ -6,6 +6,8 @@
 //! taken in file order. By time they are compared for one thing only: a line later
 //! than the one looked for raises the suspicion that the file has moved on, which a
 //! read to the file's end decides.
+use std::{fmt, str::FromStr};
+
 use serde::{Deserialize, Serialize};
 
 use super::line::Line;
@@ -18,7 +20,11 @@ const LOOK_BACK: i64 = 10;
 const MAX_SEQUENCE: u64 = 1 << 52;
 pub(super) const MAX_EPOCH: u32 = 1 << 30;
 
-/// A position, short enough for an annotation.
+/// A position in a log.
+///
+/// Its text, `restart epoch next [a|b nanos hash nth]`, is what is stored: one line of a
+/// shard (`shards/text.rs`). Serde reads the annotation of the pod in which
+/// earlier versions stored it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Checkpoint {
     /// Sequence of the next entry, from 1.
@@ -46,15 +52,28 @@ impl Checkpoint {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok().filter(|c: &Self| {
-            // What anybody may have written there.
-            (1..MAX_SEQUENCE).contains(&c.next) && c.epoch < MAX_EPOCH && c.restart >= 0
-        })
+    /// Reads the annotation of an earlier version; None if it holds no checkpoint.
+    pub(super) fn of_annotation(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok().filter(Self::is_sane)
     }
 
-    pub(super) fn encode(&self) -> String {
+    /// As an earlier version stored it on the pod.
+    #[cfg(test)]
+    pub(super) fn annotation(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Whether a log can stand there: anybody may have written what is stored.
+    fn is_sane(&self) -> bool {
+        (1..MAX_SEQUENCE).contains(&self.next) && self.epoch < MAX_EPOCH && self.restart >= 0
+    }
+
+    /// Orders checkpoints of one pod by how far the log has come.
+    ///
+    /// The epoch comes before the sequence: whoever resumed from an older checkpoint and
+    /// found a gap there went on in a later epoch with lower sequences.
+    pub(super) fn progress(&self) -> (i32, u32, u64) {
+        (self.restart, self.epoch, self.next)
     }
 
     /// A line is behind us.
@@ -78,6 +97,53 @@ impl Checkpoint {
         let last = self.epoch.max(reserved);
         last.saturating_add(1).max(transitions)
     }
+}
+
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.restart, self.epoch, self.next)?;
+        let (side, line) = match &self.place {
+            None => return Ok(()),
+            Some(Place::After(line)) => ('a', line),
+            Some(Place::Before(line)) => ('b', line),
+        };
+        match line.nanos {
+            Some(nanos) => write!(f, " {side} {nanos}")?,
+            None => write!(f, " {side} -")?,
+        }
+        write!(f, " {:x} {}", line.hash, line.nth)
+    }
+}
+
+/// A text that is no checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoCheckpoint;
+
+impl FromStr for Checkpoint {
+    type Err = NoCheckpoint;
+
+    fn from_str(text: &str) -> Result<Self, NoCheckpoint> {
+        let mut words = text.split(' ');
+        let checkpoint = Self {
+            restart: number(words.next())?,
+            epoch: number(words.next())?,
+            next: number(words.next())?,
+            place: match words.next() {
+                None => None,
+                Some("a") => Some(Place::After(Anchor::of_words(&mut words)?)),
+                Some("b") => Some(Place::Before(Anchor::of_words(&mut words)?)),
+                Some(_) => return Err(NoCheckpoint),
+            },
+        };
+        if words.next().is_some() || !checkpoint.is_sane() {
+            return Err(NoCheckpoint);
+        }
+        Ok(checkpoint)
+    }
+}
+
+fn number<T: FromStr>(word: Option<&str>) -> Result<T, NoCheckpoint> {
+    word.and_then(|word| word.parse().ok()).ok_or(NoCheckpoint)
 }
 
 /// Between two lines of a file.
@@ -131,6 +197,19 @@ impl Anchor {
             hash: line.hash(),
             nth,
         }
+    }
+
+    fn of_words<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Self, NoCheckpoint> {
+        let nanos = match words.next() {
+            Some("-") => None,
+            word => Some(number(word)?),
+        };
+        let hash = words.next().ok_or(NoCheckpoint)?;
+        Ok(Self {
+            nanos,
+            hash: u64::from_str_radix(hash, 16).map_err(|_| NoCheckpoint)?,
+            nth: number(words.next())?,
+        })
     }
 }
 

@@ -52,7 +52,7 @@ fn read(file: &[Line], from: &Checkpoint) -> Option<(Vec<(u64, Line)>, Checkpoin
     }
     resume
         .is_flowing()
-        .then(|| (new, Checkpoint::parse(&at.encode()).unwrap()))
+        .then(|| (new, at.to_string().parse().unwrap()))
 }
 
 fn steps() -> impl Strategy<Value = Vec<i64>> {
@@ -146,7 +146,9 @@ fn the_rest_of_a_line_whose_head_was_cut_off_is_held_back() {
 #[test]
 fn a_checkpoint_is_short() {
     let (_, at) = read(&file(&[30; 80]), &Checkpoint::start(0)).unwrap();
-    assert!(at.encode().len() < 150, "{}", at.encode());
+    let text = at.to_string();
+    assert!(text.len() < 60, "{text}");
+    assert_eq!(text.parse(), Ok(at));
 }
 
 #[test]
@@ -163,14 +165,70 @@ fn a_checkpoint_that_somebody_changed_is_none_and_no_number_in_it_is_too_large()
         r#"{"next":1,"epoch":0,"restart":-1}"#,
         r#"{"next":1,"epoch":0,"restart":0,"place":{"after":7}}"#,
     ] {
-        assert_eq!(Checkpoint::parse(text), None, "{text}");
+        assert_eq!(Checkpoint::of_annotation(text), None, "{text}");
     }
     // Whatever passes can be counted on from, and looked back from.
     let far = r#"{"next":4503599627370495,"epoch":1073741823,"restart":2147483647,
         "place":{"after":{"nanos":-9223372036854775808,"hash":18446744073709551615,"nth":18446744073709551615}}}"#;
-    let mut far = Checkpoint::parse(far).unwrap();
+    let mut far = Checkpoint::of_annotation(far).unwrap();
     assert!(far.place.as_ref().is_some_and(|p| p.since().is_some()));
     let epoch = far.next_epoch(0, 0);
     far.pass_gap(None, epoch);
     assert_eq!(far.epoch, 1 << 30);
+}
+
+#[test]
+fn a_text_that_is_no_checkpoint_is_refused() {
+    for text in [
+        "",
+        "0 0",
+        "0 0 0",
+        "0 0 -1",
+        "-1 0 1",
+        "0 1073741824 1",
+        "0 0 4503599627370496",
+        "0 0 99999999999999999999",
+        "0 0 1 ",
+        " 0 0 1",
+        "0 0 1 a",
+        "0 0 1 c 1 ff 1",
+        "0 0 1 a 1 ff",
+        "0 0 1 a 1 fg 1",
+        "0 0 1 a - ff 1 1",
+        "0\t0\t1",
+    ] {
+        assert_eq!(text.parse::<Checkpoint>(), Err(NoCheckpoint), "{text:?}");
+    }
+    let before = Checkpoint {
+        restart: 2,
+        epoch: 3,
+        next: 9,
+        place: Some(Place::Before(Anchor {
+            nanos: None,
+            hash: u64::MAX,
+            nth: 1,
+        })),
+    };
+    assert_eq!(before.to_string(), "2 3 9 b - ffffffffffffffff 1");
+    assert_eq!(before.to_string().parse(), Ok(before));
+}
+
+#[test]
+fn of_two_checkpoints_the_later_run_then_the_later_epoch_then_the_later_line_is_further() {
+    let at = |restart, epoch, next| Checkpoint {
+        next,
+        epoch,
+        ..Checkpoint::start(restart)
+    };
+    let further = [at(0, 0, 9), at(0, 0, 10), at(0, 1, 5), at(1, 0, 1)];
+    assert!(further.is_sorted_by_key(Checkpoint::progress));
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_much_for_whoever_reads_checkpoints(text in ".{0,80}|([0-9ab-]{0,20} ?){0,8}") {
+        if let Ok(checkpoint) = text.parse::<Checkpoint>() {
+            prop_assert_eq!(checkpoint.to_string().parse(), Ok(checkpoint));
+        }
+    }
 }

@@ -15,11 +15,7 @@ use super::{
     gate::Gate,
     line::{Line, Splitter},
 };
-use crate::{
-    cluster::{LOG_CHECKPOINT, LOG_EPOCH},
-    domain::pod,
-    election::LeaderClient,
-};
+use crate::{cluster::LOG_EPOCH, domain::pod, election::LeaderClient};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tries of a write that meets somebody else's.
@@ -54,12 +50,10 @@ pub(super) struct Open {
     pub(super) previous: bool,
 }
 
-/// Where logs and checkpoints of workers live.
+/// Where logs of workers live.
 #[tonic::async_trait]
 pub(super) trait Source: Send + Sync + 'static {
     async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error>;
-    /// Stores a checkpoint on the pod, if it is still this one.
-    async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error>;
     /// Stores on the pod, as it is known, an epoch of at least `least` that nobody has
     /// stored before, and gives it once it is stored.
     async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error>;
@@ -71,7 +65,7 @@ pub(super) struct Cluster {
     pods: Api<Pod>,
     leader: Option<LeaderClient>,
     opens: Gate,
-    saves: Gate,
+    reserves: Gate,
 }
 
 impl Cluster {
@@ -80,7 +74,7 @@ impl Cluster {
             pods,
             leader: None,
             opens: Gate::default(),
-            saves: Gate::default(),
+            reserves: Gate::default(),
         }
     }
 
@@ -125,21 +119,6 @@ impl Source for Cluster {
         }
     }
 
-    async fn save(&self, pod: &pod::Pod, checkpoint: String) -> Result<(), Error> {
-        let patch = json!({ "metadata": {
-            // Another pod of this name must not get it.
-            "uid": pod.uid,
-            "annotations": { LOG_CHECKPOINT: checkpoint },
-        }});
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-        let save = self.pods.patch_metadata(&pod.name, &params, &patch);
-        match self.saves.pass(|| self.is_late(), save).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Err(Error::Gone),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error> {
         let (mut version, mut stored) = (pod.resource_version.to_string(), 0_u32);
         for _ in 0..CONFLICTS {
@@ -152,7 +131,7 @@ impl Source for Cluster {
             }});
             let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
             let save = self.pods.patch_metadata(&pod.name, &params, &patch);
-            match self.saves.pass(|| self.is_late(), save).await {
+            match self.reserves.pass(|| self.is_late(), save).await {
                 Ok(_) => return Ok(epoch),
                 Err(kube::Error::Api(status)) if status.code == 404 => return Err(Error::Gone),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}

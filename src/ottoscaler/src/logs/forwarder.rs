@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::future::join;
 use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     handler::HandlerClient,
     session::{End, Ended, Session},
     settings::Settings,
+    shards::{self, Checkpoints},
 };
 use crate::{
     domain::pod::Pod,
@@ -32,13 +34,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// together, and each look takes time in proportion to them.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Sessions that run, and what is left of those that have ended, by the pod's uid.
+/// Sessions that run, by the pod's uid.
 #[derive(Default)]
 struct Sessions {
-    all: JoinSet<(Arc<Pod>, Ended<Cluster>)>,
+    all: JoinSet<(Arc<Pod>, Ended)>,
     running: HashMap<String, AbortHandle>,
-    /// Whose pods are still there: another leader must know where they ended.
-    ended: HashMap<String, Ended<Cluster>>,
 }
 
 /// The leader's log forwarder.
@@ -51,9 +51,31 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Runs until the tenure drains (sessions finish what is under way and store
-    /// their checkpoints) or is lost (they stop at once).
+    /// Runs until the tenure drains (sessions finish what is under way, and their
+    /// checkpoints are stored) or is lost (all stops at once).
     pub async fn run(self, tenure: &Tenure) {
+        tokio::select! {
+            () = tenure.lost.cancelled() => {}
+            () = self.forward(tenure) => {}
+        }
+    }
+
+    async fn forward(&self, tenure: &Tenure) {
+        let adopt = shards::adopt(&tenure.client, &self.settings.metrics);
+        let adopted = tenure.drain.run_until_cancelled(adopt).await;
+        let Some((checkpoints, writers)) = adopted else {
+            return;
+        };
+        let ended = CancellationToken::new();
+        let sessions = async {
+            self.run_sessions(tenure, &checkpoints).await;
+            ended.cancel();
+        };
+        join(sessions, writers.run(&ended)).await;
+    }
+
+    /// Begins sessions until the tenure drains, and returns once they have ended.
+    async fn run_sessions(&self, tenure: &Tenure, checkpoints: &Checkpoints) {
         let mut sessions = Sessions::default();
         let source = Arc::new(Cluster::of_leader(&tenure.client));
         let mut changes = self.index.subscribe();
@@ -63,15 +85,14 @@ impl Forwarder {
         tokio::pin!(gathered);
         loop {
             tokio::select! {
-                () = tenure.lost.cancelled() => return,
                 () = tenure.drain.cancelled() => break,
                 _ = look.tick() => {
-                    let live: HashSet<String> =
-                        self.index.pods().iter().map(|p| p.uid.clone()).collect();
+                    let pods = self.index.pods();
+                    let live: HashSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
                     self.drained.retain(|uid| live.contains(uid));
-                    sessions.ended.retain(|uid, _| live.contains(uid));
-                    for pod in self.index.pods() {
-                        self.follow(pod, &source, tenure, &mut sessions);
+                    checkpoints.retain(&live);
+                    for pod in pods {
+                        self.follow(pod, &source, tenure, checkpoints, &mut sessions);
                     }
                 }
                 change = changes.recv() => match change {
@@ -86,28 +107,16 @@ impl Forwarder {
                 () = &mut gathered, if !changed.is_empty() => {
                     for task in changed.drain() {
                         for pod in self.index.pods_of(&task).0 {
-                            self.follow(pod, &source, tenure, &mut sessions);
+                            self.follow(pod, &source, tenure, checkpoints, &mut sessions);
                         }
                     }
                 }
                 Some(ended) = sessions.all.join_next() => self.ended(ended, &mut sessions),
             }
         }
-        tokio::select! {
-            () = tenure.lost.cancelled() => {}
-            () = self.hand_over(sessions) => {}
-        }
-    }
-
-    /// Sessions end by themselves; what they came to is stored.
-    async fn hand_over(&self, mut sessions: Sessions) {
         while let Some(ended) = sessions.all.join_next().await {
             self.ended(ended, &mut sessions);
         }
-        let live: HashSet<String> = self.index.pods().iter().map(|p| p.uid.clone()).collect();
-        let left = sessions.ended.into_iter();
-        let left = left.filter(|(uid, _)| live.contains(uid));
-        join_all(left.map(|(_, ended)| ended.store())).await;
     }
 
     fn follow(
@@ -115,6 +124,7 @@ impl Forwarder {
         pod: Arc<Pod>,
         source: &Arc<Cluster>,
         tenure: &Tenure,
+        checkpoints: &Checkpoints,
         sessions: &mut Sessions,
     ) {
         let is_followed = sessions.running.contains_key(&pod.uid) || self.drained.is_drained(&pod);
@@ -139,6 +149,7 @@ impl Forwarder {
             source: source.clone(),
             pods: self.index.clone(),
             drained: self.drained.clone(),
+            checkpoints: checkpoints.clone(),
             handler: self.handler.clone(),
             settings: self.settings.clone(),
             term: tenure.term.clone(),
@@ -152,16 +163,14 @@ impl Forwarder {
 
     fn ended(
         &self,
-        ended: Result<(Arc<Pod>, Ended<Cluster>), tokio::task::JoinError>,
+        ended: Result<(Arc<Pod>, Ended), tokio::task::JoinError>,
         sessions: &mut Sessions,
     ) {
         match ended {
             Ok((pod, ended)) => {
                 sessions.running.remove(&pod.uid);
-                // What was handed over was stored.
                 if ended.end != End::HandedOver {
                     self.drained.drained(&pod, ended.restart);
-                    sessions.ended.insert(pod.uid.clone(), ended);
                 }
             }
             Err(error) => {

@@ -1,7 +1,7 @@
 //! Few logs are opened at once: each is a connection of its own, and a new leader
 //! opens all there are. A thousand handshakes together would take the processors,
 //! here and at the API server, that renewals of the Lease need; and where those are
-//! late already, none is opened. Checkpoints are stored likewise.
+//! late already, none is opened. Epochs are stored likewise.
 use std::{pin::pin, time::Duration};
 
 use tokio::{

@@ -26,6 +26,7 @@ pub(super) struct Metrics {
     /// Workers whose pods went before otto-handler had all of their logs.
     pub(super) cut: Counter,
     gaps: Family<Reason, Counter>,
+    checkpoint_writes: Family<Outcome, Counter>,
     follows: Gauge<i64, AtomicI64>,
     lag: Histogram,
 }
@@ -33,6 +34,20 @@ pub(super) struct Metrics {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
+}
+
+/// What became of a write of checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CheckpointWrite {
+    Stored,
+    /// Somebody else had changed the shard; it was written once more.
+    Conflict,
+    Failed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
 impl Default for Metrics {
@@ -45,6 +60,7 @@ impl Default for Metrics {
             dropped: Counter::default(),
             cut: Counter::default(),
             gaps: Family::default(),
+            checkpoint_writes: Family::default(),
             follows: Gauge::default(),
             // 4 ms to 1 h.
             lag: Histogram::new(exponential_buckets(0.004, 4.0, 11)),
@@ -92,6 +108,11 @@ impl Metrics {
             m.gaps,
         );
         registry.register(
+            "ottoscaler_log_checkpoint_writes",
+            "Writes of the shards that hold the checkpoints of logs, by outcome",
+            m.checkpoint_writes,
+        );
+        registry.register(
             "ottoscaler_log_follows",
             "Workers whose logs are being forwarded",
             m.follows,
@@ -113,6 +134,16 @@ impl Metrics {
     pub(super) fn gap(&self, reason: gap::Reason) {
         let reason = reason.as_str();
         self.gaps.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn checkpoint_write(&self, outcome: CheckpointWrite) {
+        let outcome = match outcome {
+            CheckpointWrite::Stored => "stored",
+            CheckpointWrite::Conflict => "conflict",
+            CheckpointWrite::Failed => "failed",
+        };
+        let outcome = Outcome { outcome };
+        self.checkpoint_writes.get_or_create(&outcome).inc();
     }
 
     /// A line of that time is acknowledged. By two clocks: a node's and ours.

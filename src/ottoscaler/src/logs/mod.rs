@@ -24,9 +24,9 @@ mod missing;
 mod reopen;
 #[cfg(test)]
 mod resume_model;
-mod saver;
 mod session;
 mod settings;
+mod shards;
 mod show;
 mod spool;
 mod tail;

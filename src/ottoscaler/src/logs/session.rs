@@ -19,8 +19,8 @@ use super::{
     entry::{Entry, Maker, Outgoing},
     follow::{Error, Source},
     handler::{Answered, Answers, HandlerClient, loggable},
-    saver::Saver,
     settings::{Pods, Settings},
+    shards::Checkpoints,
     tail::{Next, Tail},
     window::Answer,
 };
@@ -52,26 +52,17 @@ const RESERVED_WITHIN: Duration = Duration::from_secs(10);
 pub(super) enum End {
     /// Every line is acknowledged.
     Drained,
-    /// Handed over to the next leader, checkpoint stored.
+    /// Handed over to the next leader.
     HandedOver,
     /// The pod went; what was missing was told.
     Gone,
 }
 
 /// A session that has ended.
-pub(super) struct Ended<S> {
+pub(super) struct Ended {
     pub(super) end: End,
     /// Which instance of the container.
     pub(super) restart: i32,
-    saver: Saver<S>,
-    acked: Checkpoint,
-}
-
-impl<S: Source> Ended<S> {
-    /// For whoever leads while the pod is still there.
-    pub(super) async fn store(mut self) {
-        self.saver.flush(&self.acked).await;
-    }
 }
 
 /// Why a stream to otto-handler was given up.
@@ -88,6 +79,7 @@ pub(super) struct Session<S, P> {
     pub(super) source: Arc<S>,
     pub(super) pods: P,
     pub(super) drained: Drained,
+    pub(super) checkpoints: Checkpoints,
     pub(super) handler: HandlerClient,
     pub(super) settings: Settings,
     pub(super) term: Term,
@@ -112,7 +104,6 @@ struct State<S, P> {
     last_answer: Instant,
     /// When otto-handler last settled an entry.
     settled: Instant,
-    saver: Saver<S>,
     counts: Counts,
 }
 
@@ -156,20 +147,9 @@ struct Counts {
 
 impl<S: Source, P: Pods> Session<S, P> {
     /// Runs to an [`End`]; dropped when the term is lost.
-    pub(super) async fn run(self) -> Ended<S> {
-        let stored = self.pod.checkpoint.as_deref();
-        let from = stored.and_then(Checkpoint::parse);
-        if stored.is_some() && from.is_none() {
-            tracing::warn!(
-                pod = &*self.pod.name,
-                "its checkpoint is none: somebody changed it; its log is read from its start"
-            );
-        }
-        // One that restarted is begun with what the node still has of it.
-        let first = (self.pod.restart_count - 1).max(0);
-        let from = from
-            .filter(|c| c.restart <= self.pod.restart_count)
-            .unwrap_or_else(|| Checkpoint::start(first));
+    pub(super) async fn run(self) -> Ended {
+        let from = self.resume_point();
+        self.checkpoints.begin(&self.pod.uid, &from);
         let mut state = self.state(from);
         let follow = self.settings.metrics.follow();
         let end = loop {
@@ -183,12 +163,8 @@ impl<S: Source, P: Pods> Session<S, P> {
             state = self.state(Checkpoint::start(next));
             state.counts = counts;
             // The one before is done with.
-            state.saver.restart();
-            state.saver.flush(&state.acked).await;
+            self.checkpoints.note(&self.pod.uid, &state.acked);
         };
-        if end == End::HandedOver {
-            state.saver.flush(&state.acked).await;
-        }
         drop(follow);
         let Counts {
             lines,
@@ -211,9 +187,27 @@ impl<S: Source, P: Pods> Session<S, P> {
         Ended {
             end,
             restart: state.acked.restart,
-            saver: state.saver,
-            acked: state.acked,
         }
+    }
+
+    /// The furthest checkpoint that is stored of this pod's log, or the log's start.
+    fn resume_point(&self) -> Checkpoint {
+        let noted = self.checkpoints.get(&self.pod.uid);
+        // An earlier version stored it there, and may have led since the shards were written.
+        let annotation = self.pod.checkpoint.as_deref();
+        let annotated = annotation.and_then(Checkpoint::of_annotation);
+        if annotation.is_some() && annotated.is_none() {
+            tracing::warn!(
+                pod = &*self.pod.name,
+                "the checkpoint in its annotation is none: somebody changed it; it is left out of account"
+            );
+        }
+        let can_be = |c: &Checkpoint| c.restart <= self.pod.restart_count;
+        let stored = noted.into_iter().chain(annotated).filter(can_be);
+        stored.max_by_key(Checkpoint::progress).unwrap_or_else(|| {
+            // A container that restarted is begun with what the node still has of it.
+            Checkpoint::start((self.pod.restart_count - 1).max(0))
+        })
     }
 
     fn state(&self, from: Checkpoint) -> State<S, P> {
@@ -223,7 +217,6 @@ impl<S: Source, P: Pods> Session<S, P> {
             maker: Maker::new(self.pod.clone(), &self.settings.namespace, &self.term),
             tail: self.tail(&from),
             read: from.clone(),
-            saver: self.saver(&from),
             acked: from,
             reserved: 0,
             end: None,
@@ -238,11 +231,6 @@ impl<S: Source, P: Pods> Session<S, P> {
     fn tail(&self, from: &Checkpoint) -> Tail<S, P> {
         let (pod, source, pods) = (self.pod.clone(), self.source.clone(), self.pods.clone());
         Tail::new(pod, source, pods, from.restart, from.place.clone()).of_first_reader()
-    }
-
-    fn saver(&self, stored: &Checkpoint) -> Saver<S> {
-        let (pod, source, turns) = (&self.pod, &self.source, &self.settings.turns);
-        Saver::new(pod.clone(), source.clone(), turns.clone(), stored)
     }
 
     /// Opens streams until one ends well; the wait between two grows.
@@ -332,7 +320,6 @@ impl<S: Source, P: Pods> Session<S, P> {
                 state.backlog.window.awaits_answers().then_some(mute_at),
                 draining,
                 state.backlog.has_room_at(),
-                state.saver.due_at(&state.acked, now),
             ];
             let wake = wake
                 .into_iter()
@@ -346,7 +333,9 @@ impl<S: Source, P: Pods> Session<S, P> {
                     state.tail.close();
                 }
                 answer = answers.next() => {
-                    if let Err(why) = self.all_answered(state, answer, &mut answers) {
+                    let answered = self.all_answered(state, answer, &mut answers);
+                    self.checkpoints.note(&self.pod.uid, &state.acked);
+                    if let Err(why) = answered {
                         return Broken::Stream(why);
                     }
                 }
@@ -365,7 +354,6 @@ impl<S: Source, P: Pods> Session<S, P> {
                     Err(_) => return Broken::Stream("otto-handler closed it".to_owned()),
                 },
                 next = state.tail.next(), if may_read => self.take_all(state, next).await,
-                () = state.saver.ended() => {}
                 () = sleep_until(wake) => {
                     let now = Instant::now();
                     if draining.is_some_and(|at| at <= now) {
@@ -379,7 +367,6 @@ impl<S: Source, P: Pods> Session<S, P> {
                         answers.abandon_connection();
                         return Broken::Mute;
                     }
-                    state.saver.begin(&state.acked);
                 }
             }
         }

@@ -35,7 +35,6 @@ struct File {
     lines: Vec<String>,
     breaks: Vec<usize>,
     opens: AtomicUsize,
-    saved: Mutex<Option<String>>,
     /// Epochs that were stored, and how often storing one fails before.
     reserved: Mutex<Vec<u32>>,
     unstored: AtomicUsize,
@@ -63,11 +62,6 @@ impl Source for File {
         }
         let bytes = futures::TryStreamExt::into_async_read(futures::stream::iter(parts));
         Ok(Reader::new(Box::pin(bytes)))
-    }
-
-    async fn save(&self, _: &Pod, checkpoint: String) -> Result<(), Error> {
-        *self.saved.lock().unwrap() = Some(checkpoint);
-        Ok(())
     }
 
     async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
@@ -198,6 +192,7 @@ fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, 
         source: Arc::new(file),
         pods: Still(pod),
         drained: Drained::default(),
+        checkpoints: Checkpoints::default(),
         handler: HandlerClient::new(host).unwrap(),
         settings: Settings::new(&handler, "n", Duration::from_secs(2)),
         term: "t/3/h".parse().unwrap(),
@@ -264,19 +259,65 @@ async fn run(
 
 /// Its pod may be there for a while: another leader would send its last lines again.
 #[tokio::test]
-async fn where_a_log_ended_is_stored_at_a_handover() {
+async fn where_a_log_ended_is_noted_to_be_stored() {
     let (listener, host) = listener().await;
     let file = File {
         lines: lines(100),
         ..File::default()
     };
     let session = session(&host, file, None);
-    let source = session.source.clone();
+    let checkpoints = session.checkpoints.clone();
     let (ended, _) = against(listener, |_| Some(Status::Ack), session.run()).await;
     assert_eq!(ended.end, End::Drained);
-    ended.store().await;
-    let saved = source.saved.lock().unwrap().clone();
-    assert_eq!(saved, Some(after(100)));
+    assert_eq!(checkpoints.get("u"), Checkpoint::of_annotation(&after(100)));
+}
+
+/// An earlier version may have led since the shards were written, and so may this one
+/// since the annotation was.
+#[tokio::test]
+async fn a_log_is_read_on_from_the_further_one_of_the_stored_checkpoints() {
+    for (annotated, noted, sent) in [
+        (Some(40), None, 60),
+        (None, Some(40), 60),
+        (Some(40), Some(70), 30),
+        (Some(70), Some(40), 30),
+        (None, None, 100),
+    ] {
+        let (listener, host) = listener().await;
+        let file = File {
+            lines: lines(100),
+            ..File::default()
+        };
+        let session = session(&host, file, annotated.map(after));
+        if let Some(noted) = noted {
+            let noted = Checkpoint::of_annotation(&after(noted)).unwrap();
+            session.checkpoints.begin("u", &noted);
+        }
+        let (ended, taken) = against(listener, |_| Some(Status::Ack), session.run()).await;
+        assert_eq!((ended.end, taken.len()), (End::Drained, sent));
+    }
+}
+
+#[tokio::test]
+async fn a_stored_checkpoint_of_a_run_that_has_yet_to_begin_is_none() {
+    let (listener, host) = listener().await;
+    let file = File {
+        lines: lines(100),
+        ..File::default()
+    };
+    let session = session(&host, file, None);
+    let noted = Checkpoint::of_annotation(&after(70)).unwrap();
+    let checkpoints = session.checkpoints.clone();
+    checkpoints.begin(
+        "u",
+        &Checkpoint {
+            restart: 1,
+            ..noted
+        },
+    );
+    let (_, taken) = against(listener, |_| Some(Status::Ack), session.run()).await;
+    assert_eq!(taken.len(), 100);
+    assert_eq!(checkpoints.get("u"), Checkpoint::of_annotation(&after(100)));
 }
 
 /// Where a session stands that has read so many lines.
@@ -288,7 +329,7 @@ fn after(n: usize) -> String {
             step => unreachable!("{step:?}"),
         });
     }
-    at.encode()
+    at.annotation()
 }
 
 /// As Prometheus is served.

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 
-use super::{budget::Budget, metrics::Metrics, saver::Turns, spool::Spool};
+use super::{budget::Budget, metrics::Metrics, spool::Spool};
 use crate::{
     config::{self, AckMode},
     domain::pod::Pod,
@@ -20,7 +20,6 @@ pub struct Settings {
     pub drain_timeout: Duration,
     pub(super) spool: Spool,
     pub(super) budget: Budget,
-    pub(super) turns: Turns,
     pub(super) metrics: Metrics,
 }
 
@@ -34,7 +33,6 @@ impl Settings {
             drain_timeout,
             spool: Spool::new(handler.spool_dir.clone(), handler.spool_size),
             budget: Budget::default(),
-            turns: Turns::default(),
             metrics: Metrics::default(),
         }
     }

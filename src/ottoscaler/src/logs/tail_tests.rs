@@ -141,10 +141,6 @@ impl Source for Arc<Node> {
         Ok(reader(bytes.boxed()))
     }
 
-    async fn save(&self, _: &Pod, _: String) -> Result<(), Error> {
-        Ok(())
-    }
-
     async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
         Ok(least)
     }

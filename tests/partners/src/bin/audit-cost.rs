@@ -41,7 +41,8 @@ enum What {
         #[arg(long, default_value_t = 120)]
         within: u64,
     },
-    /// Prints our calls per worker, our calls per task, our log checkpoints per worker.
+    /// Prints our calls per worker, our calls per task, and per worker our writes of shards of
+    /// log checkpoints.
     Calls {
         #[arg(long)]
         workers: usize,
@@ -128,19 +129,21 @@ fn calls(args: &Args, workers: usize, tasks: usize) -> anyhow::Result<ExitCode> 
         let resource = of["resource"].as_str().unwrap_or_default();
         let ours = event["user"]["username"] == *user
             && at(&event, "requestReceivedTimestamp") >= args.since
-            && matches!(resource, "pods" | "workertasks")
+            && matches!(resource, "pods" | "workertasks" | "configmaps")
             && seen.insert(event["auditID"].as_str().unwrap_or_default().to_owned());
         let named = name(&event).trim_start_matches("otto-agent-");
         let verb = event["verb"].as_str().unwrap_or_default();
         // Of many pods, and it names none: whoever asks has no other tasks.
         let of_many = verb == "deletecollection";
-        if !ours || !(of_many || named.starts_with(&args.prefix)) {
+        // Nor does a shard of log checkpoints.
+        let of_all = of_many || resource == "configmaps";
+        if !ours || !(of_all || named.starts_with(&args.prefix)) {
             continue;
         }
         let sub = of["subresource"].as_str().unwrap_or_default();
         *kinds.entry(format!("{verb} {resource} {sub}")).or_default() += 1;
         match (resource, verb) {
-            ("pods", "patch") => checkpoints += 1,
+            ("configmaps", _) => checkpoints += 1,
             _ if of_many => of_tasks += 1,
             ("pods", _) => of_workers += 1,
             _ => of_tasks += 1,
