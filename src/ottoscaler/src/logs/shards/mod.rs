@@ -7,7 +7,8 @@
 //!
 //! - A shard has one write in flight at most, and begins one no sooner than a second after
 //!   the one before: the shards cost at most [`SHARDS`] writes a second however many pods
-//!   are followed, and a killed leader's successor repeats little more than a second of lines.
+//!   are followed, and a killed leader's successor repeats what was acknowledged in little
+//!   more than a second.
 //! - Each write carries the whole shard, the term, which the fence policy holds against the
 //!   Lease, and the version of the object that it replaces: a former leader's write is
 //!   refused by either.
