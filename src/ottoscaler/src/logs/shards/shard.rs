@@ -13,6 +13,11 @@ pub(super) struct Shard {
     stored: u64,
 }
 
+/// A log's start is where whoever knows no checkpoint begins, too.
+fn is_worth_storing(checkpoint: &Checkpoint) -> bool {
+    checkpoint.progress() > Checkpoint::start(0).progress()
+}
+
 /// What a shard held at a moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
@@ -43,8 +48,7 @@ impl Shard {
             .or_insert(checkpoint);
     }
 
-    /// A session begins at that checkpoint. Where it is a log's start there is nothing to
-    /// store yet.
+    /// A session begins at that checkpoint.
     pub(super) fn begin(&mut self, uid: &str, from: &Checkpoint) {
         if !self.checkpoints.contains_key(uid) {
             self.checkpoints.insert(uid.into(), from.clone());
@@ -63,9 +67,9 @@ impl Shard {
 
     /// Removes the checkpoints of all other pods.
     pub(super) fn retain(&mut self, is_live: impl Fn(&str) -> bool) {
-        let before = self.checkpoints.len();
-        self.checkpoints.retain(|uid, _| is_live(uid));
-        self.changes += u64::from(self.checkpoints.len() < before);
+        let gone = self.checkpoints.extract_if(|uid, _| !is_live(uid));
+        let stored = gone.filter(|(_, checkpoint)| is_worth_storing(checkpoint));
+        self.changes += u64::from(stored.count() > 0);
     }
 
     /// What is to be written, if anything changed.
@@ -74,6 +78,7 @@ impl Shard {
             checkpoints: self
                 .checkpoints
                 .iter()
+                .filter(|(_, c)| is_worth_storing(c))
                 .map(|(uid, c)| (uid.clone(), c.clone()))
                 .collect(),
             changes: self.changes,
@@ -118,9 +123,14 @@ mod tests {
     fn a_pod_that_is_gone_leaves_its_shard() {
         let mut shard = Shard::default();
         shard.adopt("old".into(), upto(7));
+        shard.adopt("other".into(), upto(8));
         shard.begin("new", &upto(1));
-        shard.retain(|uid| uid == "new");
-        assert_eq!(shard.unstored().unwrap().text(), "new 0 0 1\n");
+        shard.retain(|uid| uid != "old");
+        let text = shard.unstored().unwrap();
+        assert_eq!(text.text(), "other 0 0 8\n");
+        shard.stored(&text);
+        shard.retain(|uid| uid != "new");
+        assert!(shard.unstored().is_none(), "it was not stored");
         shard.retain(|_| false);
         // Its session may still offer its last lines.
         shard.note("new", &upto(9));
