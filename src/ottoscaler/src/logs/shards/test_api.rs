@@ -10,7 +10,11 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::election::LeaderClient;
 
@@ -39,6 +43,8 @@ struct State {
     objects: BTreeMap<String, Value>,
     calls: Vec<Call>,
     judge: Option<Judge>,
+    /// Calls take effect also where nobody waits for the answer any more.
+    running: JoinSet<()>,
 }
 
 #[derive(Clone, Default)]
@@ -55,9 +61,14 @@ impl Api {
                 let body = body.collect().await?.to_bytes();
                 let body: Value = serde_json::from_slice(&body).unwrap_or_default();
                 let name = parts.uri.path().rsplit('/').next().unwrap().to_owned();
-                // It takes effect also where nobody waits for the answer any more.
-                let call = async move { api.call(parts.method.as_str(), &name, &body).await };
-                let (code, answer) = tokio::spawn(call).await?;
+                let (answered, answer) = oneshot::channel();
+                let called = api.clone();
+                let call = async move {
+                    let answer = called.call(parts.method.as_str(), &name, &body).await;
+                    let _ = answered.send(answer);
+                };
+                api.0.lock().unwrap().running.spawn(call);
+                let (code, answer) = answer.await?;
                 Ok::<_, tower::BoxError>(
                     Response::builder()
                         .status(code)

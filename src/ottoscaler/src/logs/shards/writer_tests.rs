@@ -2,6 +2,7 @@
 use std::collections::HashSet;
 
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use super::{
     super::{
@@ -27,18 +28,19 @@ fn upto(next: u64) -> Checkpoint {
 struct Term {
     checkpoints: Checkpoints,
     ended: CancellationToken,
-    writers: tokio::task::JoinHandle<()>,
+    writers: JoinSet<()>,
 }
 
 async fn term(api: &Api, term: &str) -> Term {
     let (checkpoints, writers) = adopt(&api.leader(term), &Metrics::default()).await;
     let ended = CancellationToken::new();
     let until = ended.clone();
-    let run = async move { Writers::run(writers, &until).await };
+    let mut running = JoinSet::new();
+    running.spawn(async move { Writers::run(writers, &until).await });
     Term {
         checkpoints,
         ended,
-        writers: tokio::spawn(run),
+        writers: running,
     }
 }
 
@@ -51,12 +53,11 @@ impl Term {
 
     async fn drain(self) {
         self.ended.cancel();
-        self.writers.await.unwrap();
+        self.writers.join_all().await;
     }
 
-    async fn kill(self) {
-        self.writers.abort();
-        let _ = self.writers.await;
+    async fn kill(mut self) {
+        self.writers.shutdown().await;
     }
 }
 
