@@ -181,7 +181,7 @@ a_namespace_takes_one_release() {
 }
 
 config_maps_are_granted_by_the_names_that_the_program_writes() {
-  local code=src/ottoscaler/src/logs/shards prefix shards names
+  local code=src/ottoscaler/src/logs/forward/shards prefix shards names
   prefix=$(sed -n 's/^const PREFIX: &str = "\(.*\)";/\1/p' $code/store.rs)
   shards=$(sed -n 's/^const SHARDS: u32 = \(.*\);/\1/p' $code/mod.rs)
   names="[$(seq -f "$prefix-%.0f" -s ', ' 0 $((shards - 1)))]"

@@ -18,5 +18,5 @@ until grep -qx ready "$work/said"; do
   sleep 0.1
 done
 OTTO_NEST_HANDLER=127.0.0.1:$port OTTO_NEST_RECORD=$work/record \
-  cargo test --lib -- --ignored --exact logs::session::tests::a_nest_handler_keeps_each_line_once | tee "$work/tested"
+  cargo test --lib -- --ignored --exact logs::forward::session::tests::a_nest_handler_keeps_each_line_once | tee "$work/tested"
 grep -q '1 passed' "$work/tested"

@@ -30,7 +30,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use super::entry::Outgoing;
+use super::forward::Outgoing;
 use crate::{
     proto::{
         LogForwardResponse, WorkerStatusNotification,

@@ -8,33 +8,11 @@
 //! no longer has is told by a gap record. Memory is bounded, per worker and in all: what
 //! is ahead of otto-handler waits on disk (`spool.rs`), and where that is full nothing
 //! more is read, and the node's file is the buffer.
-mod backlog;
-mod budget;
-mod checkpoint;
-mod ends;
-mod entry;
-mod follow;
-mod forwarder;
-mod gap;
-mod gate;
+mod forward;
 mod handler;
-mod line;
-mod metrics;
-mod missing;
-mod reopen;
-#[cfg(test)]
-mod resume_model;
-mod session;
-mod settings;
-mod shards;
-mod show;
-mod spool;
-mod tail;
-mod tail_machine;
-mod tail_signals;
-mod window;
+mod read;
+mod view;
 
-pub use forwarder::Forwarder;
+pub use forward::{Forwarder, Settings};
 pub use handler::{HandlerClient, Nobody};
-pub use settings::Settings;
-pub use show::Show;
+pub use view::Show;

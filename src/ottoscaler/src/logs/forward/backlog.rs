@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{budget::Held, entry::Entry, settings::Settings, spool::Queue, window::Window};
+use super::{budget::Held, context::Settings, entry::Entry, spool::Queue, window::Window};
 
 /// With a window that is more than half full, until the spool is used.
 const BEHIND: Duration = Duration::from_secs(1);

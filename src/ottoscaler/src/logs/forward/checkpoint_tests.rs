@@ -2,6 +2,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::logs::read::{
+    line::Line,
+    position::{LOOK_BACK, Resume, Step},
+};
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -199,18 +203,11 @@ fn a_text_that_is_no_checkpoint_is_refused() {
     ] {
         assert_eq!(text.parse::<Checkpoint>(), Err(NoCheckpoint), "{text:?}");
     }
-    let before = Checkpoint {
-        restart: 2,
-        epoch: 3,
-        next: 9,
-        place: Some(Place::Before(Anchor {
-            nanos: None,
-            hash: u64::MAX,
-            nth: 1,
-        })),
-    };
-    assert_eq!(before.to_string(), "2 3 9 b - ffffffffffffffff 1");
-    assert_eq!(before.to_string().parse(), Ok(before));
+    let text = "2 3 9 b - ffffffffffffffff 1";
+    let before: Checkpoint = text.parse().unwrap();
+    assert_eq!((before.restart, before.epoch, before.next), (2, 3, 9));
+    assert!(matches!(before.place, Some(Place::Before(_))));
+    assert_eq!(before.to_string(), text);
 }
 
 #[test]

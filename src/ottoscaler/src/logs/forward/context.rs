@@ -1,14 +1,10 @@
-//! What a session is told, and what it asks the index.
-use std::{sync::Arc, time::Duration};
+//! What all sessions have in common.
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 
 use super::{budget::Budget, metrics::Metrics, spool::Spool};
-use crate::{
-    config::{self, AckMode},
-    domain::pod::Pod,
-    index::Index,
-};
+use crate::config::{self, AckMode};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -41,17 +37,5 @@ impl Settings {
         self.budget.register(registry);
         self.spool.register(registry);
         self.metrics.register(registry);
-    }
-}
-
-/// What sessions ask the index.
-pub(super) trait Pods: Clone + Send + Sync + 'static {
-    /// The newest picture of this very pod; None once it is gone.
-    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
-}
-
-impl Pods for Index {
-    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
-        self.pod(&pod.name).filter(|p| p.uid == pod.uid)
     }
 }

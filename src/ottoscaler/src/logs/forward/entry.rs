@@ -8,15 +8,12 @@ use prost::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    checkpoint::{Anchor, Checkpoint},
-    gap::Gap,
-    line::Line,
-};
+use super::checkpoint::Checkpoint;
 use crate::{
     cluster::ATTEMPT,
     domain::{names, pod::Pod},
     election::Term,
+    logs::read::{gap::Gap, line::Line, position::Anchor},
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 
@@ -90,7 +87,7 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
 /// A `WorkerLogEntry` in two parts, one after the other, which protobuf takes as one:
 /// what a worker's entries have in common, encoded once, and what differs.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     common: Bytes,
     own: Own,
 }
@@ -255,7 +252,7 @@ fn known<const N: usize>(pairs: [(&'static str, Option<String>); N]) -> impl Ite
 mod tests {
     #![expect(clippy::unwrap_used)]
     use super::*;
-    use crate::logs::gap::Reason;
+    use crate::logs::read::gap::Reason;
 
     #[test]
     fn the_parts_of_a_message_are_one_entry() {

@@ -14,16 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
-    follow::Cluster,
-    handler::HandlerClient,
+    context::Settings,
     session::{End, Ended, Session},
-    settings::Settings,
     shards::{self, Checkpoints},
 };
 use crate::{
     domain::pod::Pod,
     election::Tenure,
     index::{Change, Index},
+    logs::{handler::HandlerClient, read::follow::Cluster},
     telemetry,
     workers::Drained,
 };

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::gap;
+use crate::logs::read::gap;
 
 /// Shared by all sessions.
 #[derive(Debug, Clone)]

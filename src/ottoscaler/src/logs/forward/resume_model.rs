@@ -8,9 +8,10 @@
 //! begin anew where the Lease was made anew. What must hold is in [`Receiver::take`] and at the end of [`run`].
 use std::collections::BTreeMap;
 
-use super::{
-    checkpoint::{Checkpoint, Place, Resume, Step},
+use super::checkpoint::Checkpoint;
+use crate::logs::read::{
     line::{Line, Splitter},
+    position::{Place, Resume, Step},
 };
 
 const SECOND: i64 = 1_000_000_000;

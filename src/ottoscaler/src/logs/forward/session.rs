@@ -16,12 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     backlog::Backlog,
     checkpoint::{Checkpoint, MAX_EPOCH},
+    context::Settings,
     entry::{Entry, Maker, Outgoing},
-    follow::{Error, Source},
-    handler::{Answered, Answers, HandlerClient, loggable},
-    settings::{Pods, Settings},
+    epochs::EpochStore,
     shards::Checkpoints,
-    tail::{Next, Tail},
     window::Answer,
 };
 use crate::{
@@ -29,6 +27,14 @@ use crate::{
     config::AckMode,
     domain::pod::Pod,
     election::Term,
+    logs::{
+        handler::{Answered, Answers, HandlerClient, loggable},
+        read::{
+            follow::{Error, Source},
+            pods::Pods,
+            tail::{Next, Tail},
+        },
+    },
     proto::{LogForwardResponse, log_forward_response::Status},
     workers::Drained,
 };
@@ -145,7 +151,7 @@ struct Counts {
     retried: u64,
 }
 
-impl<S: Source, P: Pods> Session<S, P> {
+impl<S: Source + EpochStore, P: Pods> Session<S, P> {
     /// Runs to an [`End`]; dropped when the term is lost.
     pub(super) async fn run(self) -> Ended {
         let from = self.resume_point();

@@ -15,10 +15,10 @@ use tonic::{Request, Response, Status as Refused, Streaming};
 use super::*;
 use crate::{
     config,
-    logs::{
-        checkpoint::{Resume, Step},
+    logs::read::{
         follow::{Error, Open, Reader},
         line::Splitter,
+        position::{Resume, Step},
     },
     proto::{
         WorkerLogEntry, WorkerStatusAck, WorkerStatusNotification,
@@ -64,6 +64,10 @@ impl Source for File {
         Ok(Reader::new(Box::pin(bytes)))
     }
 
+}
+
+#[tonic::async_trait]
+impl EpochStore for File {
     async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
         let fails = |left: usize| left.checked_sub(1);
         let failed = self

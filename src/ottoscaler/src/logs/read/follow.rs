@@ -5,25 +5,21 @@ use futures::{AsyncBufRead, AsyncBufReadExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
-    api::{LogParams, Patch, PatchParams},
+    api::LogParams,
 };
-use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    checkpoint::MAX_EPOCH,
     gate::Gate,
     line::{Line, Splitter},
 };
-use crate::{cluster::LOG_EPOCH, domain::pod, election::LeaderClient};
+use crate::{domain::pod, election::LeaderClient};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Tries of a write that meets somebody else's.
-const CONFLICTS: usize = 5;
 
 /// A log could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     #[error("the log was not served in time")]
     Timeout,
     #[error("the pod is gone")]
@@ -42,51 +38,50 @@ pub(super) enum Error {
 
 /// How to open a log.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Open {
+pub(crate) struct Open {
     /// The Unix second from which on lines are served; None: all.
-    pub(super) since: Option<i64>,
-    pub(super) follow: bool,
+    pub(crate) since: Option<i64>,
+    pub(crate) follow: bool,
     /// Read the instance of the container before the one that is there now.
-    pub(super) previous: bool,
+    pub(crate) previous: bool,
 }
 
 /// Where logs of workers live.
 #[tonic::async_trait]
-pub(super) trait Source: Send + Sync + 'static {
+pub(crate) trait Source: Send + Sync + 'static {
     async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error>;
-    /// Stores on the pod, as it is known, an epoch of at least `least` that nobody has
-    /// stored before, and gives it once it is stored.
-    async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error>;
 }
 
 /// Reads through the API server.
 #[derive(Debug)]
-pub(super) struct Cluster {
-    pods: Api<Pod>,
+pub(crate) struct Cluster {
+    pub(crate) pods: Api<Pod>,
     leader: Option<LeaderClient>,
     opens: Gate,
-    reserves: Gate,
+    /// For writes to pods.
+    pub(crate) writes: Gate,
 }
 
 impl Cluster {
-    pub(super) fn new(pods: Api<Pod>) -> Self {
+    pub(crate) fn new(pods: Api<Pod>) -> Self {
         Self {
             pods,
             leader: None,
             opens: Gate::default(),
-            reserves: Gate::default(),
+            writes: Gate::default(),
         }
     }
 
     /// Waits where renewals are late.
-    pub(super) fn of_leader(client: &LeaderClient) -> Self {
+    pub(crate) fn of_leader(client: &LeaderClient) -> Self {
         Self {
             leader: Some(client.clone()),
             ..Self::new(client.pods())
         }
     }
 
-    fn is_late(&self) -> bool {
+    /// Whether renewals of the Lease are late.
+    pub(crate) fn is_late(&self) -> bool {
         self.leader.as_ref().is_some_and(LeaderClient::is_late)
     }
 }
@@ -118,43 +113,11 @@ impl Source for Cluster {
             Ok(Ok(bytes)) => Ok(Reader::new(Box::pin(bytes))),
         }
     }
-
-    async fn reserve(&self, pod: &pod::Pod, least: u32) -> Result<u32, Error> {
-        let (mut version, mut stored) = (pod.resource_version.to_string(), 0_u32);
-        for _ in 0..CONFLICTS {
-            let epoch = least.max(stored.saturating_add(1));
-            let patch = json!({ "metadata": {
-                "uid": pod.uid,
-                // A former leader's write that takes effect late must not lower it.
-                "resourceVersion": version,
-                "annotations": { LOG_EPOCH: epoch.to_string() },
-            }});
-            let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-            let save = self.pods.patch_metadata(&pod.name, &params, &patch);
-            match self.reserves.pass(|| self.is_late(), save).await {
-                Ok(_) => return Ok(epoch),
-                Err(kube::Error::Api(status)) if status.code == 404 => return Err(Error::Gone),
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return Err(error.into()),
-            }
-            let now = self.pods.get_metadata_opt(&pod.name).await?;
-            let now = now.filter(|now| now.metadata.uid.as_deref() == Some(&*pod.uid));
-            let Some(now) = now else {
-                return Err(Error::Gone);
-            };
-            let annotations = now.metadata.annotations.unwrap_or_default();
-            let epoch = annotations.get(LOG_EPOCH).and_then(|e| e.parse().ok());
-            let epoch = epoch.filter(|epoch: &u32| *epoch < MAX_EPOCH);
-            version = now.metadata.resource_version.unwrap_or_default();
-            stored = epoch.unwrap_or(0).max(stored);
-        }
-        Err(Error::Timeout)
-    }
 }
 
 /// What an open log gives.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(crate) enum Piece {
     Line(Line),
     /// The log ended within a line.
     Unended(Line),
@@ -188,7 +151,7 @@ const CANNOT_FOLLOW: [&str; 2] = [
 ];
 
 /// Whether a kubelet that said so in place of the log can serve it without following.
-pub(super) fn cannot_follow(words: &str) -> bool {
+pub(crate) fn cannot_follow(words: &str) -> bool {
     CANNOT_FOLLOW.iter().any(|begin| words.starts_with(begin))
 }
 
@@ -198,7 +161,7 @@ fn is_refusal(line: &Line) -> bool {
 }
 
 /// An open log, line by line.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     bytes: Pin<Box<dyn AsyncBufRead + Send>>,
     splitter: Splitter,
     ready: std::collections::VecDeque<Line>,
@@ -218,12 +181,12 @@ impl std::fmt::Debug for Reader {
 
 impl Reader {
     /// A line that is there already.
-    pub(super) fn ready(&mut self) -> Option<Line> {
+    pub(crate) fn ready(&mut self) -> Option<Line> {
         // The first may be a refusal.
         self.has_lines.then(|| self.ready.pop_front())?
     }
 
-    pub(super) fn new(bytes: Pin<Box<dyn AsyncBufRead + Send>>) -> Self {
+    pub(crate) fn new(bytes: Pin<Box<dyn AsyncBufRead + Send>>) -> Self {
         Self {
             bytes,
             splitter: Splitter::default(),
@@ -255,7 +218,7 @@ impl Reader {
     }
 
     /// Cancel safe.
-    pub(super) async fn next(&mut self) -> Result<Piece, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Piece, Error> {
         loop {
             if let Some(line) = self.ready.pop_front() {
                 if !self.has_lines && self.held.is_none() && is_refusal(&line) {

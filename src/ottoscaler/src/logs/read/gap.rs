@@ -3,10 +3,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::checkpoint::Place;
+use super::position::Place;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// The node has a newer file only.
     Rotated,
     /// Nobody read it from the container's start on, and its file begins later.
@@ -21,7 +21,7 @@ pub(super) enum Reason {
 
 impl Reason {
     /// As metadata, metrics and people have it.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Rotated => "rotated",
             Self::Late => "read late",
@@ -33,13 +33,13 @@ impl Reason {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Gap {
-    pub(super) reason: Reason,
+pub(crate) struct Gap {
+    pub(crate) reason: Reason,
     /// Times of the last line before and the first one after, where known.
-    pub(super) from: Option<jiff::Timestamp>,
-    pub(super) to: Option<jiff::Timestamp>,
+    pub(crate) from: Option<jiff::Timestamp>,
+    pub(crate) to: Option<jiff::Timestamp>,
     /// What the file has after it.
-    pub(super) place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 impl fmt::Display for Gap {

@@ -16,7 +16,7 @@ const HELD: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
-pub(super) struct Gate(Semaphore);
+pub(crate) struct Gate(Semaphore);
 
 impl Default for Gate {
     fn default() -> Self {
@@ -26,7 +26,7 @@ impl Default for Gate {
 
 impl Gate {
     /// Opens in turn, first come first served, while nothing `is_late`.
-    pub(super) async fn pass<F: Future>(&self, is_late: impl Fn() -> bool, open: F) -> F::Output {
+    pub(crate) async fn pass<F: Future>(&self, is_late: impl Fn() -> bool, open: F) -> F::Output {
         // Never closed.
         let place = self.0.acquire().await.ok();
         while is_late() {

@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 /// Of a line's text in bytes; an entry must fit gRPC's 4 MiB message limit even
 /// when it carries its original too.
-pub(super) const MAX_LINE: usize = 1024 * 1024;
+pub(crate) const MAX_LINE: usize = 1024 * 1024;
 
 /// A line as the kubelet serves it with timestamps on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// As the node wrote it; empty when the line had none (the rest of a line
     /// whose head was cut off).
-    pub(super) timestamp: String,
+    pub(crate) timestamp: String,
     /// The same as Unix time in nanoseconds.
-    pub(super) nanos: Option<i64>,
+    pub(crate) nanos: Option<i64>,
     #[serde(with = "serde_bytes")]
-    pub(super) text: Vec<u8>,
+    pub(crate) text: Vec<u8>,
     /// Bytes of the whole line, if it was cut.
-    pub(super) cut_from: Option<usize>,
+    pub(crate) cut_from: Option<usize>,
 }
 
 /// Collects bytes until a line is whole.
 #[derive(Debug, Default)]
-pub(super) struct Splitter {
+pub(crate) struct Splitter {
     partial: Vec<u8>,
     length: usize,
 }
 
 impl Splitter {
     /// Takes bytes; hands every whole line on.
-    pub(super) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Line)) {
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Line)) {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
             self.append(&bytes[..end]);
             bytes = &bytes[end + 1..];
@@ -41,7 +41,7 @@ impl Splitter {
     }
 
     /// The last line, when it had no newline.
-    pub(super) fn finish(&mut self) -> Option<Line> {
+    pub(crate) fn finish(&mut self) -> Option<Line> {
         (self.length > 0).then(|| self.take())
     }
 
@@ -85,12 +85,12 @@ fn parse(raw: Vec<u8>, length: usize) -> Line {
 }
 
 impl Line {
-    pub(super) fn time(&self) -> Option<jiff::Timestamp> {
+    pub(crate) fn time(&self) -> Option<jiff::Timestamp> {
         jiff::Timestamp::from_nanosecond(self.nanos?.into()).ok()
     }
 
     /// Tells this line from others, timestamp included.
-    pub(super) fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(self.timestamp.as_bytes());
         hash.update(b" ");
@@ -101,7 +101,7 @@ impl Line {
     /// The text for a proto string, and the original where it was no UTF-8. Together
     /// they stay below 4 MiB: what stands for bytes may take more than they did, and is
     /// cut then.
-    pub(super) fn message(&self) -> (String, Option<String>) {
+    pub(crate) fn message(&self) -> (String, Option<String>) {
         let (mut text, original) = match std::str::from_utf8(&self.text) {
             Ok(text) => (text.to_owned(), None),
             Err(_) => (
@@ -116,7 +116,7 @@ impl Line {
         (text, original)
     }
 
-    pub(super) fn level(&self) -> &'static str {
+    pub(crate) fn level(&self) -> &'static str {
         level(&self.text)
     }
 }

@@ -28,13 +28,13 @@
 use std::time::Duration;
 
 use super::{
-    checkpoint::{Place, Resume, Step},
     ends::Ends,
     gap::{Gap, Reason},
     line::Line,
     missing::Missing,
+    position::{Place, Resume, Step},
     reopen::Reopen,
-    tail_signals::{Effect, End, Failure, Input, Instance, Why},
+    signals::{Effect, End, Failure, Input, Instance, Why},
 };
 
 /// How long a follow may give later lines than the one looked for, until the file is read to
@@ -480,5 +480,5 @@ impl Reading {
 }
 
 #[cfg(test)]
-#[path = "tail_machine_tests.rs"]
+#[path = "machine_tests.rs"]
 mod tests;

@@ -2,9 +2,9 @@
 use domain::pod::Pod;
 
 use super::{
-    checkpoint::{Anchor, Place},
     gap::Gap,
     line::Line,
+    position::{Anchor, Place},
 };
 
 /// What the newest known status of the pod says of the instance of the container whose log is
@@ -62,7 +62,7 @@ pub(super) enum Failure {
 /// What happened.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// [`super::tail_machine::TailMachine::deadline`] has passed.
+    /// [`super::machine::TailMachine::deadline`] has passed.
     Tick(Instance),
     /// The log was opened, as [`Effect::Open`] told.
     Opened(Instance),

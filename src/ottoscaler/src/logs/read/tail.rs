@@ -14,13 +14,13 @@ use tokio::{
 use tracing::Instrument as _;
 
 use super::{
-    checkpoint::{Anchor, Place, Resume, Step},
     follow::{Error, Open, Piece, Reader, Source, cannot_follow},
     gap::Gap,
     line::Line,
-    settings::Pods,
-    tail_machine::TailMachine,
-    tail_signals::{Effect, End, Failure, Input, Instance, Why},
+    machine::TailMachine,
+    pods::Pods,
+    position::{Anchor, Place, Resume, Step},
+    signals::{Effect, End, Failure, Input, Instance, Why},
 };
 use crate::{cluster::Loggable, domain::pod::Pod};
 
@@ -30,7 +30,7 @@ const PROBE_GRACE: Duration = Duration::from_secs(2);
 
 /// What comes next of a log.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(crate) enum Next {
     Line(Line, Anchor),
     /// Lines may be missing here.
     Gap(Gap),
@@ -44,7 +44,7 @@ type Opened = Result<Reader, Error>;
 type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// A reader of one container's log.
-pub(super) struct Tail<S, P> {
+pub(crate) struct Tail<S, P> {
     pod: Arc<Pod>,
     source: Arc<S>,
     pods: P,
@@ -64,7 +64,7 @@ pub(super) struct Tail<S, P> {
 
 impl<S: Source, P: Pods> Tail<S, P> {
     /// Reads on after `place`; None: from the log's first byte on.
-    pub(super) fn new(
+    pub(crate) fn new(
         pod: Arc<Pod>,
         source: Arc<S>,
         pods: P,
@@ -87,7 +87,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
 
     /// Tells of a gap before the first line, too, where the log is opened so late that lines
     /// may have been rotated away.
-    pub(super) fn of_first_reader(mut self) -> Self {
+    pub(crate) fn of_first_reader(mut self) -> Self {
         let is_newest = self.restart == self.pod.restart_count;
         let started = self.pod.started.filter(|_| is_newest);
         self.machine = self.machine.of_container_started(started);
@@ -95,7 +95,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     /// Waits for it as long as the pod lives.
-    pub(super) async fn next(&mut self) -> Next {
+    pub(crate) async fn next(&mut self) -> Next {
         loop {
             if let Some(next) = self.ready() {
                 return next;
@@ -113,7 +113,7 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     /// What was read already, if anything.
-    pub(super) fn ready(&mut self) -> Option<Next> {
+    pub(crate) fn ready(&mut self) -> Option<Next> {
         if let Some(next) = self.after_gap.take() {
             return Some(next);
         }
@@ -126,12 +126,12 @@ impl<S: Source, P: Pods> Tail<S, P> {
     }
 
     /// Nothing was read for long, for want of room.
-    pub(super) fn was_held_up(&mut self) {
+    pub(crate) fn was_held_up(&mut self) {
         self.step(Input::HeldUp);
     }
 
     /// Closes the log, so that who serves it is free at once. Nothing more is read.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.opening = JoinSet::new();
         self.reader = None;
         self.probe = None;

@@ -10,10 +10,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     domain::pod::PodPhase,
-    logs::{
-        checkpoint::Checkpoint,
-        tail_machine::{PROBE_AFTER, REMOVED_AFTER, STATUS_POLL},
-    },
+    logs::read::machine::{PROBE_AFTER, REMOVED_AFTER, STATUS_POLL},
 };
 
 #[path = "tail_tests/ends.rs"]
@@ -139,10 +136,6 @@ impl Source for Arc<Node> {
             Some((Ok(bytes), (node, lines, next + 1, left)))
         });
         Ok(reader(bytes.boxed()))
-    }
-
-    async fn reserve(&self, _: &Pod, least: u32) -> Result<u32, Error> {
-        Ok(least)
     }
 }
 
@@ -472,13 +465,11 @@ async fn a_reader_held_up_for_long_starts_anew_where_it_was() {
     let mut tail = node.tail(None);
     some(&mut tail).await;
     tail.was_held_up();
-    let mut at = Checkpoint::start(0);
     for n in 1..4 {
-        let Next::Line(line, anchor) = tail.next().await else {
+        let Next::Line(line, _) = tail.next().await else {
             unreachable!("no line")
         };
         assert_eq!(line.text, format!("line {n}").into_bytes());
-        at.pass(anchor);
     }
     assert_eq!(node.opens.lock().unwrap().len(), 2);
 }

@@ -17,14 +17,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{
-    follow::Cluster,
-    settings::Pods,
-    tail::{Next, Tail},
-};
 use crate::{
     domain::{pod::Pod, request::Selection, view::ClientState},
     index::{Change, Index},
+    logs::read::{
+        follow::Cluster,
+        pods::Pods,
+        tail::{Next, Tail},
+    },
     proto::{ShownLine, shown_line::Kind},
 };
 
@@ -241,5 +241,5 @@ impl Pods for Now {
 }
 
 #[cfg(test)]
-#[path = "show_tests.rs"]
+#[path = "viewer_tests.rs"]
 mod tests;

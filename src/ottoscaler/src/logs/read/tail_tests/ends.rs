@@ -1,6 +1,6 @@
 //! How a log ends: with its container, its pod, or the container's next run.
 use super::*;
-use crate::logs::ends::RETRY_AFTER;
+use crate::logs::read::ends::RETRY_AFTER;
 
 #[tokio::test(start_paused = true)]
 async fn a_log_is_followed_to_its_end() {

@@ -1,0 +1,19 @@
+//! Forwards the logs of workers to otto-handler, on the leader only.
+mod backlog;
+mod budget;
+mod checkpoint;
+mod context;
+mod entry;
+mod epochs;
+mod forwarder;
+mod metrics;
+#[cfg(test)]
+mod resume_model;
+mod session;
+mod shards;
+mod spool;
+mod window;
+
+pub use context::Settings;
+pub(super) use entry::Outgoing;
+pub use forwarder::Forwarder;

@@ -1,0 +1,16 @@
+//! The pods whose logs are read, as the index knows them.
+use std::sync::Arc;
+
+use crate::{domain::pod::Pod, index::Index};
+
+/// Looks pods up.
+pub(crate) trait Pods: Clone + Send + Sync + 'static {
+    /// The newest picture of this very pod; None once it is gone.
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
+}
+
+impl Pods for Index {
+    fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        self.pod(&pod.name).filter(|p| p.uid == pod.uid)
+    }
+}
