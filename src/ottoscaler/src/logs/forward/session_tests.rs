@@ -14,14 +14,16 @@ use tonic::{Request, Response, Status as Refused, Streaming};
 
 use super::*;
 use crate::{
-    config,
+    config::{self, AckMode},
     logs::read::{
         follow::{Error, Open, Reader},
         line::Splitter,
         position::{Resume, Step},
+        tail::Next,
     },
     proto::{
-        WorkerLogEntry, WorkerStatusAck, WorkerStatusNotification,
+        LogForwardResponse, WorkerLogEntry, WorkerStatusAck, WorkerStatusNotification,
+        log_forward_response::Status,
         otto_handler_log_service_server::{OttoHandlerLogService, OttoHandlerLogServiceServer},
     },
 };
