@@ -22,7 +22,7 @@ use crate::{
     grpc::{self, ConnectionLimits, Health, Probe, Router, Server},
     index::{Index, PodFeed, TaskFeed},
     leader::Controllers,
-    logs::{self, HandlerClient, Show},
+    logs::{self, HandlerClient, LogViewer},
     supervisor::{Signals, Supervisor},
     telemetry, workers,
 };
@@ -117,7 +117,7 @@ async fn serve_with(
     clocks.register(&mut registry);
     telemetry::metrics::register(&mut registry);
     index.register(&mut registry);
-    let logs = logs::Settings::new(&handler, &namespace, limits.log_drain_timeout);
+    let logs = logs::Context::new(&handler, &namespace, limits.log_drain_timeout);
     logs.register(&mut registry);
     let worker_metrics = workers::Metrics::default();
     worker_metrics.register(&mut registry);
@@ -149,7 +149,7 @@ async fn serve_with(
         policy: policy.clone(),
         pause: pause.clone(),
         switch,
-        show: Show::new(
+        show: LogViewer::new(
             work_client,
             &namespace,
             index.clone(),

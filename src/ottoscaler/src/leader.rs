@@ -33,7 +33,7 @@ pub(crate) struct Controllers {
     pub(crate) index: Index,
     pub(crate) router: Arc<Router>,
     pub(crate) handler: Option<HandlerClient>,
-    pub(crate) logs: logs::Settings,
+    pub(crate) logs: logs::Context,
     pub(crate) policy: Arc<Policy>,
     pub(crate) limits: Limits,
     pub(crate) metrics: workers::Metrics,
@@ -61,7 +61,7 @@ impl Reign for Controllers {
         });
         let forwarder = self.handler.clone().map(|handler| Forwarder {
             handler,
-            settings: self.logs.clone(),
+            context: self.logs.clone(),
             index: self.index.clone(),
             drained,
         });

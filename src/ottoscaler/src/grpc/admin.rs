@@ -13,7 +13,7 @@ use super::{
 use crate::{
     domain::request::Selection,
     election::{NO_REASON, Pause, PauseSwitch},
-    logs::Show,
+    logs::LogViewer,
     proto::{
         PauseRequest, PauseState, ResumeRequest, ShowLogsRequest, ShownLine,
         ottoscaler_admin_service_server::OttoscalerAdminService,
@@ -27,7 +27,7 @@ const MAX_REASON_BYTES: usize = 256;
 pub(super) struct Admin {
     pub(super) pause: Pause,
     pub(super) switch: PauseSwitch,
-    pub(super) show: Show,
+    pub(super) show: LogViewer,
     pub(super) index: SyncedIndex,
     pub(super) drain: CancellationToken,
 }

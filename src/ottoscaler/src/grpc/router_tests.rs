@@ -164,7 +164,7 @@ async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
         index: Index::default(),
         policy: Arc::new(config.worker),
         pause: Pause::channel(false).1,
-        show: crate::logs::Show::new(nowhere.clone(), "n", Index::default(), true),
+        show: crate::logs::LogViewer::new(nowhere.clone(), "n", Index::default(), true),
         switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
         drain: CancellationToken::new(),

@@ -15,7 +15,7 @@ use crate::{
     domain::template::Policy,
     election::{Pause, PauseSwitch},
     index::Index,
-    logs::Show,
+    logs::LogViewer,
     proto::{
         self, ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
         ottoscaler_admin_service_server::OttoscalerAdminServiceServer,
@@ -69,7 +69,7 @@ pub struct Server {
     pub policy: Arc<Policy>,
     pub pause: Pause,
     pub switch: PauseSwitch,
-    pub show: Show,
+    pub show: LogViewer,
     pub health: Health,
     /// Cancelled when the replica drains. Long streams then end, so that their clients go to
     /// another replica.

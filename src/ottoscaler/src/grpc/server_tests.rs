@@ -50,7 +50,7 @@ async fn replica() -> Replica {
         index: index.clone(),
         policy: Arc::new(config.worker),
         pause: Pause::channel(false).1,
-        show: Show::new(nowhere.clone(), "n", index.clone(), true),
+        show: LogViewer::new(nowhere.clone(), "n", index.clone(), true),
         switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
         drain: CancellationToken::new(),

@@ -13,6 +13,6 @@ mod handler;
 mod read;
 mod view;
 
-pub use forward::{Forwarder, Settings};
+pub use forward::{Context, Forwarder};
 pub use handler::{HandlerClient, Nobody};
-pub use view::Show;
+pub use view::LogViewer;

@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{budget::Held, context::Settings, entry::Entry, spool::Queue, window::Window};
+use super::{budget::Held, context::Context, entry::Entry, spool::Queue, window::Window};
 
 /// With a window that is more than half full, until the spool is used.
 const BEHIND: Duration = Duration::from_secs(1);
@@ -22,11 +22,11 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(context: &Context) -> Self {
         Self {
-            window: Window::new(settings.window),
-            held: settings.budget.hold(),
-            spooled: settings.spool.queue(),
+            window: Window::new(context.window),
+            held: context.budget.hold(),
+            spooled: context.spool.queue(),
             behind: None,
         }
     }

@@ -4,10 +4,10 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::{budget::Budget, metrics::Metrics, spool::Spool};
-use crate::config::{self, AckMode};
+use crate::args::{AckMode, HandlerOptions};
 
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct Context {
     pub ack: AckMode,
     pub ack_timeout: Duration,
     pub window: usize,
@@ -19,8 +19,8 @@ pub struct Settings {
     pub(super) metrics: Metrics,
 }
 
-impl Settings {
-    pub fn new(handler: &config::Handler, namespace: &str, drain_timeout: Duration) -> Self {
+impl Context {
+    pub fn new(handler: &HandlerOptions, namespace: &str, drain_timeout: Duration) -> Self {
         Self {
             ack: handler.ack,
             ack_timeout: handler.ack_timeout,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, field::Empty};
 
 use super::{
-    context::Settings,
+    context::Context,
     session::{End, Ended, Session},
     shards::{self, Checkpoints},
 };
@@ -44,7 +44,7 @@ struct Sessions {
 #[derive(Debug)]
 pub struct Forwarder {
     pub handler: HandlerClient,
-    pub settings: Settings,
+    pub context: Context,
     pub index: Index,
     pub drained: Drained,
 }
@@ -60,7 +60,7 @@ impl Forwarder {
     }
 
     async fn forward(&self, tenure: &Tenure) {
-        let adopt = shards::adopt(&tenure.client, &self.settings.metrics);
+        let adopt = shards::adopt(&tenure.client, &self.context.metrics);
         let adopted = tenure.drain.run_until_cancelled(adopt).await;
         let Some((checkpoints, writers)) = adopted else {
             return;
@@ -150,7 +150,7 @@ impl Forwarder {
             drained: self.drained.clone(),
             checkpoints: checkpoints.clone(),
             handler: self.handler.clone(),
-            settings: self.settings.clone(),
+            context: self.context.clone(),
             term: tenure.term.clone(),
             drain: tenure.drain.clone(),
         };

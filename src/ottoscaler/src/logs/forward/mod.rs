@@ -14,6 +14,6 @@ mod shards;
 mod spool;
 mod window;
 
-pub use context::Settings;
+pub use context::Context;
 pub(super) use entry::Outgoing;
 pub use forwarder::Forwarder;

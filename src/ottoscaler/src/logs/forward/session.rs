@@ -16,7 +16,7 @@ use self::state::{Counts, SessionState};
 use super::{
     backlog::Backlog,
     checkpoint::Checkpoint,
-    context::Settings,
+    context::Context,
     entry::{Maker, Outgoing},
     epochs::EpochStore,
     shards::Checkpoints,
@@ -26,7 +26,7 @@ use crate::{
     election::Term,
     logs::{
         handler::{Answers, HandlerClient},
-        read::{follow::Source, pods::Pods, tail::Tail},
+        read::{follow::Source, pods::PodLookup, tail::Tail},
     },
     workers::Drained,
 };
@@ -78,18 +78,18 @@ pub(super) struct Session<S, P> {
     pub(super) drained: Drained,
     pub(super) checkpoints: Checkpoints,
     pub(super) handler: HandlerClient,
-    pub(super) settings: Settings,
+    pub(super) context: Context,
     pub(super) term: Term,
     pub(super) drain: CancellationToken,
 }
 
-impl<S: Source + EpochStore, P: Pods> Session<S, P> {
+impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
     /// Runs to an [`End`]; dropped when the term is lost.
     pub(super) async fn run(self) -> Ended {
         let from = self.resume_point();
         self.checkpoints.begin(&self.pod.uid, &from);
         let mut state = self.state(from);
-        let follow = self.settings.metrics.follow();
+        let follow = self.context.metrics.follow();
         let end = loop {
             let end = self.streams(&mut state).await;
             let restarts = self.pods.latest(&self.pod).map_or(0, |p| p.restart_count);
@@ -151,8 +151,8 @@ impl<S: Source + EpochStore, P: Pods> Session<S, P> {
     fn state(&self, from: Checkpoint) -> SessionState<S, P> {
         let now = Instant::now();
         SessionState {
-            backlog: Backlog::new(&self.settings),
-            maker: Maker::new(self.pod.clone(), &self.settings.namespace, &self.term),
+            backlog: Backlog::new(&self.context),
+            maker: Maker::new(self.pod.clone(), &self.context.namespace, &self.term),
             tail: self.tail(&from),
             read: from.clone(),
             acked: from,
@@ -205,7 +205,7 @@ impl<S: Source + EpochStore, P: Pods> Session<S, P> {
     /// Reads on until then, without a stream.
     async fn between(&self, state: &mut SessionState<S, P>, until: Instant) -> Option<End> {
         loop {
-            if state.end == Some(End::Gone) && state.is_stale(self.settings.drain_timeout) {
+            if state.end == Some(End::Gone) && state.is_stale(self.context.drain_timeout) {
                 tracing::warn!(
                     pod = &*self.pod.name,
                     "its last lines are given up: otto-handler took none for too long, and its pod is gone"
@@ -252,7 +252,7 @@ impl<S: Source + EpochStore, P: Pods> Session<S, P> {
             let goes_on = draining.is_none();
             let may_send = goes_on && paused.is_none() && state.backlog.window.next().is_some();
             let may_read = goes_on && state.may_read();
-            let mute_at = state.last_answer + self.settings.ack_timeout;
+            let mute_at = state.last_answer + self.context.ack_timeout;
             let wake = [
                 paused,
                 state.backlog.window.awaits_answers().then_some(mute_at),
@@ -309,7 +309,6 @@ impl<S: Source + EpochStore, P: Pods> Session<S, P> {
             }
         }
     }
-
 }
 
 /// All is acknowledged: ends our side, waits for otto-handler's. Whatever it says now,

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status as Refused, Streaming};
 
 use super::*;
 use crate::{
-    config::{self, AckMode},
+    args::{AckMode, HandlerOptions},
     logs::read::{
         follow::{Error, Open, Reader},
         line::Splitter,
@@ -65,7 +65,6 @@ impl Source for File {
         let bytes = futures::TryStreamExt::into_async_read(futures::stream::iter(parts));
         Ok(Reader::new(Box::pin(bytes)))
     }
-
 }
 
 #[tonic::async_trait]
@@ -87,7 +86,7 @@ impl EpochStore for File {
 #[derive(Clone)]
 struct Still(Arc<Pod>);
 
-impl Pods for Still {
+impl PodLookup for Still {
     fn latest(&self, _: &Pod) -> Option<Arc<Pod>> {
         Some(self.0.clone())
     }
@@ -176,7 +175,7 @@ fn lines(n: usize) -> Vec<String> {
 
 /// A session over a file, for whoever serves there.
 fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, Still> {
-    let handler = config::Handler {
+    let handler = HandlerOptions {
         host: Some(host.to_owned()),
         ack: AckMode::Each,
         ack_timeout: Duration::from_millis(500),
@@ -200,7 +199,7 @@ fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, 
         drained: Drained::default(),
         checkpoints: Checkpoints::default(),
         handler: HandlerClient::new(host).unwrap(),
-        settings: Settings::new(&handler, "n", Duration::from_secs(2)),
+        context: Context::new(&handler, "n", Duration::from_secs(2)),
         term: "t/3/h".parse().unwrap(),
         drain: CancellationToken::new(),
     }
@@ -255,12 +254,12 @@ async fn run(
     file: File,
     mood: Mood,
     checkpoint: Option<String>,
-) -> (End, Vec<(u64, String)>, Settings) {
+) -> (End, Vec<(u64, String)>, Context) {
     let (listener, host) = listener().await;
     let session = session(&host, file, checkpoint);
-    let settings = session.settings.clone();
+    let context = session.context.clone();
     let (ended, taken) = against(listener, mood, session.run()).await;
-    (ended.end, taken, settings)
+    (ended.end, taken, context)
 }
 
 /// Its pod may be there for a while: another leader would send its last lines again.
@@ -339,16 +338,16 @@ fn after(n: usize) -> String {
 }
 
 /// As Prometheus is served.
-fn metrics(settings: &Settings) -> String {
+fn metrics(context: &Context) -> String {
     let mut registry = Registry::default();
-    settings.register(&mut registry);
+    context.register(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     text
 }
 
-fn value(settings: &Settings, name: &str) -> u64 {
-    let text = metrics(settings);
+fn value(context: &Context, name: &str) -> u64 {
+    let text = metrics(context);
     let prefix = format!("ottoscaler_log_{name} ");
     let line = text.lines().find(|l| l.starts_with(&prefix)).unwrap();
     line[prefix.len()..].parse().unwrap()
@@ -398,8 +397,8 @@ async fn what_happened_to_lines_is_counted() {
         lines: lines(100),
         ..Default::default()
     };
-    let (_, _, settings) = run(file, mood, None).await;
-    let value = |name: &str| value(&settings, name);
+    let (_, _, context) = run(file, mood, None).await;
+    let value = |name: &str| value(&context, name);
     let retried = value("retried_total");
     assert!((1..20).contains(&retried), "{retried}");
     assert_eq!(
@@ -501,18 +500,18 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
         ..Default::default()
     };
     let session = session(&host, file, None);
-    let settings = session.settings.clone();
+    let context = session.context.clone();
     #[expect(clippy::disallowed_methods, reason = "awaited below")]
     let ended = tokio::spawn(session.run());
-    while value(&settings, "lines_total") < 5_000 {
+    while value(&context, "lines_total") < 5_000 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert!(value(&settings, "spool_bytes") > 100_000);
-    assert!(value(&settings, "held_bytes") < 10_000);
+    assert!(value(&context, "spool_bytes") > 100_000);
+    assert!(value(&context, "held_bytes") < 10_000);
     let listener = TcpListener::bind(host).await.unwrap();
     let (ended, taken) = against(listener, |_| Some(Status::Ack), ended).await;
     assert_eq!((ended.unwrap().end, taken), (End::Drained, expected(5_000)));
-    assert_eq!(value(&settings, "spool_bytes"), 0);
+    assert_eq!(value(&context, "spool_bytes"), 0);
 }
 
 #[tokio::test]
@@ -523,13 +522,13 @@ async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
         ..Default::default()
     };
     let mut unread = session(&host, file(), None);
-    unread.settings.window = 1_024;
+    unread.context.window = 1_024;
     unread.pod = Arc::new(Pod {
         name: UNREAD_WORKER.into(),
         ..(*unread.pod).clone()
     });
     let mut read = session(&host, file(), None);
-    read.settings.window = 1_024;
+    read.context.window = 1_024;
     read.handler = unread.handler.clone();
     let handler = unread.handler.clone();
     let both = async {
@@ -558,7 +557,7 @@ async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
         };
         let mut session = session(&host, file, None);
         session.handler = first.handler.clone();
-        session.settings.ack_timeout = Duration::from_secs(20);
+        session.context.ack_timeout = Duration::from_secs(20);
         session.run()
     });
     let all = timeout(Duration::from_secs(15), futures::future::join_all(all));
@@ -601,7 +600,7 @@ async fn the_last_lines_of_a_pod_that_went_are_given_up_in_the_end() {
     session.take(&mut state, next).await;
     session.take(&mut state, Next::Gone).await;
     assert_eq!(session.streams(&mut state).await, End::Gone);
-    assert_eq!(value(&session.settings, "cut_total"), 1);
+    assert_eq!(value(&session.context, "cut_total"), 1);
 }
 
 /// `tests/nest.sh` starts it: it breaks its streams before answers, and keeps what it
@@ -616,12 +615,12 @@ async fn a_nest_handler_keeps_each_line_once() {
         ..Default::default()
     };
     let session = session(&host, file, None);
-    let settings = session.settings.clone();
+    let context = session.context.clone();
     assert_eq!(session.run().await.end, End::Drained);
     let kept = std::fs::read_to_string(record).unwrap();
     let expected: String = (0..500).map(|n| format!("p line {n}\n")).collect();
     assert_eq!(kept, expected);
-    let text = metrics(&settings);
+    let text = metrics(&context);
     assert!(
         text.contains("ottoscaler_log_acknowledged_total 500\n"),
         "{text}"

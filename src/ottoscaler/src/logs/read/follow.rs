@@ -3,10 +3,7 @@ use std::{pin::Pin, time::Duration};
 
 use futures::{AsyncBufRead, AsyncBufReadExt as _};
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api,
-    api::LogParams,
-};
+use kube::{Api, api::LogParams};
 use tokio::time::timeout;
 
 use super::{

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use crate::{domain::pod::Pod, index::Index};
 
 /// Looks pods up.
-pub(crate) trait Pods: Clone + Send + Sync + 'static {
+pub(crate) trait PodLookup: Clone + Send + Sync + 'static {
     /// The newest picture of this very pod; None once it is gone.
     fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
 }
 
-impl Pods for Index {
+impl PodLookup for Index {
     fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
         self.pod(&pod.name).filter(|p| p.uid == pod.uid)
     }

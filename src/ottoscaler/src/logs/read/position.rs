@@ -38,7 +38,10 @@ impl Place {
     }
 
     /// Reads what [`fmt::Display`] writes: `side`, and the words after it.
-    pub(crate) fn of_words<'a>(side: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
+    pub(crate) fn of_words<'a>(
+        side: &str,
+        words: &mut impl Iterator<Item = &'a str>,
+    ) -> Option<Self> {
         let line = Anchor {
             nanos: match words.next()? {
                 "-" => None,

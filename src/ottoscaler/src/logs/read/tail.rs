@@ -18,7 +18,7 @@ use super::{
     gap::Gap,
     line::Line,
     machine::TailMachine,
-    pods::Pods,
+    pods::PodLookup,
     position::{Anchor, Place, Resume, Step},
     signals::{Effect, End, Failure, Input, Instance, Why},
 };
@@ -62,7 +62,7 @@ pub(crate) struct Tail<S, P> {
     after_gap: Option<Next>,
 }
 
-impl<S: Source, P: Pods> Tail<S, P> {
+impl<S: Source, P: PodLookup> Tail<S, P> {
     /// Reads on after `place`; None: from the log's first byte on.
     pub(crate) fn new(
         pod: Arc<Pod>,

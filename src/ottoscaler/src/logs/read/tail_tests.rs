@@ -148,7 +148,7 @@ fn reader(
 #[derive(Clone)]
 struct Here(Arc<Node>);
 
-impl Pods for Here {
+impl PodLookup for Here {
     fn latest(&self, _: &Pod) -> Option<Arc<Pod>> {
         self.0.pod.lock().unwrap().clone()
     }

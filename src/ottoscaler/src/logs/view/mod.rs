@@ -1,4 +1,4 @@
 //! Shows the logs of a task's workers to people, on any replica.
 mod viewer;
 
-pub use viewer::Show;
+pub use viewer::LogViewer;

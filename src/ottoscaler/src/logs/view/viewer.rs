@@ -22,7 +22,7 @@ use crate::{
     index::{Change, Index},
     logs::read::{
         follow::Cluster,
-        pods::Pods,
+        pods::PodLookup,
         tail::{Next, Tail},
     },
     proto::{ShownLine, shown_line::Kind},
@@ -33,7 +33,7 @@ const LOGS_AT_ONCE: usize = 256;
 
 /// Reads logs as they are on the nodes; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Show {
+pub struct LogViewer {
     source: Arc<Cluster>,
     index: Index,
     /// Else there is no otto-handler.
@@ -41,7 +41,7 @@ pub struct Show {
     places: Arc<Semaphore>,
 }
 
-impl Show {
+impl LogViewer {
     pub fn new(client: kube::Client, namespace: &str, index: Index, forwarded: bool) -> Self {
         Self {
             source: Arc::new(Cluster::new(Api::namespaced(client, namespace))),
@@ -109,7 +109,7 @@ impl Show {
 }
 
 struct Showing {
-    show: Show,
+    show: LogViewer,
     task: Arc<str>,
     /// Another task may come to have the name.
     task_uid: String,
@@ -192,7 +192,7 @@ impl Showing {
                 log(Tail::new(pod.clone(), source, index, now, None), pod, place)
             } else {
                 log(
-                    Tail::new(pod.clone(), source, Now(index), now, None),
+                    Tail::new(pod.clone(), source, EndedView(index), now, None),
                     pod,
                     place,
                 )
@@ -201,7 +201,7 @@ impl Showing {
     }
 }
 
-fn log<P: Pods>(
+fn log<P: PodLookup>(
     tail: Tail<Cluster, P>,
     pod: Arc<Pod>,
     place: OwnedSemaphorePermit,
@@ -228,11 +228,11 @@ fn log<P: Pods>(
     stream::unfold((tail, pod, place), next).boxed()
 }
 
-/// Pods as if they had ended: their logs are read to where they end now.
+/// PodLookup as if they had ended: their logs are read to where they end now.
 #[derive(Debug, Clone)]
-struct Now(Index);
+struct EndedView(Index);
 
-impl Pods for Now {
+impl PodLookup for EndedView {
     fn latest(&self, pod: &Pod) -> Option<Arc<Pod>> {
         let mut pod = self.0.latest(pod)?;
         Arc::make_mut(&mut pod).finished.get_or_insert(0);

@@ -67,12 +67,12 @@ fn index(pods: Vec<Pod>) -> Index {
 }
 
 async fn shown(index: &Index, follow: bool) -> Option<Vec<ShownLine>> {
-    let show = Show::new(node(3), "n", index.clone(), true);
+    let viewer = LogViewer::new(node(3), "n", index.clone(), true);
     let selection = Selection {
         task_id: Some("t".to_owned()),
         ..Selection::default()
     };
-    let lines = show.lines(selection, follow, CancellationToken::new());
+    let lines = viewer.lines(selection, follow, CancellationToken::new());
     let lines = lines.unwrap().map(Result::unwrap).collect();
     timeout(SOON, lines).await.ok()
 }

@@ -6,16 +6,16 @@ use tokio::time::Instant;
 
 use super::{Session, state::SessionState};
 use crate::{
-    config::AckMode,
+    args::AckMode,
     logs::{
         forward::window::Answer,
         handler::{Answered, Answers, loggable},
-        read::{follow::Source, pods::Pods},
+        read::{follow::Source, pods::PodLookup},
     },
     proto::{LogForwardResponse, log_forward_response::Status},
 };
 
-impl<S: Source, P: Pods> Session<S, P> {
+impl<S: Source, P: PodLookup> Session<S, P> {
     /// That answer, and those that have come behind it.
     pub(super) fn all_answered(
         &self,
@@ -41,7 +41,7 @@ impl<S: Source, P: Pods> Session<S, P> {
         state.last_answer = now;
         let throttle = u64::try_from(answer.throttle_ms).unwrap_or(0);
         let status = answer.status();
-        let settled = match (self.settings.ack, status) {
+        let settled = match (self.context.ack, status) {
             (AckMode::Cumulative, Status::Ack) => {
                 let up_to = u64::try_from(answer.sequence).unwrap_or(0);
                 state.backlog.window.answer_up_to(|e| e.sequence() <= up_to)
@@ -60,7 +60,7 @@ impl<S: Source, P: Pods> Session<S, P> {
                 .collect(),
             (_, Status::Retry) => {
                 state.counts.retried += 1;
-                self.settings.metrics.retried.inc();
+                self.context.metrics.retried.inc();
                 state.backlog.window.answer(Answer::Retry);
                 Vec::new()
             }
@@ -79,11 +79,11 @@ impl<S: Source, P: Pods> Session<S, P> {
         for entry in settled {
             if status == Status::Drop {
                 state.counts.dropped += 1;
-                self.settings.metrics.dropped.inc();
+                self.context.metrics.dropped.inc();
             } else {
-                self.settings.metrics.acknowledged.inc();
+                self.context.metrics.acknowledged.inc();
                 if let Some(time) = entry.printed() {
-                    self.settings.metrics.took(time);
+                    self.context.metrics.took(time);
                 }
             }
             state.backlog.settled(&entry);

@@ -10,7 +10,7 @@ use crate::{
         forward::{checkpoint::MAX_EPOCH, entry::Entry, epochs::EpochStore},
         read::{
             follow::{Error, Source},
-            pods::Pods,
+            pods::PodLookup,
             tail::Next,
         },
     },
@@ -20,7 +20,7 @@ use crate::{
 /// gap may go out without it.
 const RESERVED_WITHIN: Duration = Duration::from_secs(10);
 
-impl<S: Source + EpochStore, P: Pods> Session<S, P> {
+impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
     /// What was read together is taken together: a turn of the loop for each line would
     /// cost more than the line.
     pub(super) async fn take_all(&self, state: &mut SessionState<S, P>, next: Next) {
@@ -34,7 +34,7 @@ impl<S: Source + EpochStore, P: Pods> Session<S, P> {
     }
 
     pub(super) async fn take(&self, state: &mut SessionState<S, P>, next: Next) {
-        let metrics = &self.settings.metrics;
+        let metrics = &self.context.metrics;
         let entry = match next {
             Next::Line(line, anchor) => {
                 if let Some(time) = line.time().filter(|_| state.read.next == 1) {

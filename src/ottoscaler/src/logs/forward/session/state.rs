@@ -10,7 +10,7 @@ use crate::logs::{
         checkpoint::Checkpoint,
         entry::{Maker, Outgoing},
     },
-    read::{follow::Source, pods::Pods, tail::Tail},
+    read::{follow::Source, pods::PodLookup, tail::Tail},
 };
 
 /// A log that was not read for so long, for want of room, is opened again.
@@ -37,7 +37,7 @@ pub(super) struct SessionState<S, P> {
     pub(super) counts: Counts,
 }
 
-impl<S: Source, P: Pods> SessionState<S, P> {
+impl<S: Source, P: PodLookup> SessionState<S, P> {
     /// There is more to read, and room for it.
     pub(super) fn may_read(&mut self) -> bool {
         let now = Instant::now();
