@@ -20,9 +20,10 @@ use crate::{
     },
     election::{self, Clients, Clock, Clocks, Contender, PauseSwitch},
     grpc::{self, ConnectionLimits, Health, Probe, Router, Server},
+    handler::HandlerClient,
     index::{Index, PodFeed, TaskFeed},
     leader::Controllers,
-    logs::{self, HandlerClient, LogViewer},
+    logs::{self, LogViewer},
     supervisor::{Signals, Supervisor},
     telemetry, workers,
 };

@@ -19,8 +19,9 @@ use crate::{
     domain::template::Policy,
     election::{Clocks, Pause, Reign, Tenure},
     grpc::Router,
+    handler::{HandlerClient, NoHandler},
     index::{Index, PodFeed, TaskFeed},
-    logs::{self, Forwarder, HandlerClient, Nobody},
+    logs::{self, Forwarder},
     workers::{self, Drained, Manager, Parts, Tell},
 };
 
@@ -67,7 +68,7 @@ impl Reign for Controllers {
         });
         let tell: Arc<dyn Tell> = match &self.handler {
             Some(handler) => Arc::new(handler.clone()),
-            None => Arc::new(Nobody),
+            None => Arc::new(NoHandler),
         };
         self.router.lead(Arc::new(manager.clone()));
         let ended = async {

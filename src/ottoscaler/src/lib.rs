@@ -10,6 +10,7 @@ pub mod args;
 pub mod cluster;
 pub mod election;
 pub mod grpc;
+pub mod handler;
 pub mod index;
 mod leader;
 pub mod logs;

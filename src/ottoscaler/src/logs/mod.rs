@@ -9,10 +9,8 @@
 //! is ahead of otto-handler waits on disk (`spool.rs`), and where that is full nothing
 //! more is read, and the node's file is the buffer.
 mod forward;
-mod handler;
 mod read;
 mod view;
 
 pub use forward::{Context, Forwarder};
-pub use handler::{HandlerClient, Nobody};
 pub use view::LogViewer;

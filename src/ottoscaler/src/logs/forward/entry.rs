@@ -87,7 +87,7 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
 /// A `WorkerLogEntry` in two parts, one after the other, which protobuf takes as one:
 /// what a worker's entries have in common, encoded once, and what differs.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Outgoing {
+pub(super) struct Outgoing {
     common: Bytes,
     own: Own,
 }

@@ -21,8 +21,9 @@ use super::{
 use crate::{
     domain::pod::Pod,
     election::Tenure,
+    handler::HandlerClient,
     index::{Change, Index},
-    logs::{handler::HandlerClient, read::follow::Cluster},
+    logs::read::follow::Cluster,
     telemetry,
     workers::Drained,
 };

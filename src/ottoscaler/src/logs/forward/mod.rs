@@ -15,5 +15,4 @@ mod spool;
 mod window;
 
 pub use context::Context;
-pub(super) use entry::Outgoing;
 pub use forwarder::Forwarder;

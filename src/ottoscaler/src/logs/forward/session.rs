@@ -24,10 +24,8 @@ use super::{
 use crate::{
     domain::pod::Pod,
     election::Term,
-    logs::{
-        handler::{Answers, HandlerClient},
-        read::{follow::Source, pods::PodLookup, tail::Tail},
-    },
+    handler::{Answers, HandlerClient},
+    logs::read::{follow::Source, pods::PodLookup, tail::Tail},
     workers::Drained,
 };
 
@@ -44,6 +42,7 @@ const UNREAD: u32 = 2;
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
 /// For otto-handler to end a stream of which all is answered.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
+
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use super::{Session, state::SessionState};
 use crate::{
     args::AckMode,
+    handler::{Answered, Answers, loggable},
     logs::{
         forward::window::Answer,
-        handler::{Answered, Answers, loggable},
         read::{follow::Source, pods::PodLookup},
     },
     proto::{LogForwardResponse, log_forward_response::Status},

@@ -23,27 +23,18 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Code, Request, Response, Status, Streaming,
+    Request, Response, Status, Streaming,
     client::Grpc,
     codegen::http::uri::PathAndQuery,
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
 
-use super::forward::Outgoing;
-use crate::{
-    proto::{
-        LogForwardResponse, WorkerStatusNotification,
-        otto_handler_log_service_client::OttoHandlerLogServiceClient, worker_status_ack,
-    },
-    telemetry,
-    workers::{Tell, Untold},
-};
+use crate::{proto::LogForwardResponse, telemetry};
 
 /// As the generated client has it; its entries are encoded by parts.
 const FORWARD: &str = "/ottoscaler.v1.OttoHandlerLogService/ForwardWorkerLogs";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Of TCP: silence before a probe, and between probes. Below the five minutes or so after
 /// which NATs and load balancers forget a silent connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
@@ -119,12 +110,12 @@ impl HandlerClient {
 
     /// Opens a stream of a worker's entries. They can be sent at once: many servers
     /// (grpc-js) send no headers before their first answer.
-    /// `apart`: on a connection of its own, if that may be.
-    pub(super) fn forward(
+    /// `apart`: on a connection of its own, if that may be. `M` is encoded as a `WorkerLogEntry`.
+    pub(crate) fn forward<M: prost::Message + Default + 'static>(
         &self,
         traceparent: Option<&str>,
         apart: bool,
-    ) -> (mpsc::Sender<Outgoing>, Answers) {
+    ) -> (mpsc::Sender<M>, Answers) {
         let (entries, outgoing) = mpsc::channel(UNSENT);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         telemetry::inject(request.metadata_mut(), traceparent);
@@ -138,7 +129,7 @@ impl HandlerClient {
                 status
             };
             client.ready().await.map_err(gone)?;
-            let codec = ProstCodec::<Outgoing, LogForwardResponse>::default();
+            let codec = ProstCodec::<M, LogForwardResponse>::default();
             let path = PathAndQuery::from_static(FORWARD);
             client.streaming(request, path, codec).await
         });
@@ -151,11 +142,18 @@ impl HandlerClient {
     }
 
     #[cfg(test)]
-    pub(super) fn connections_apart(&self) -> usize {
+    pub(crate) fn connections_apart(&self) -> usize {
         self.0.apart.load(Ordering::Relaxed)
     }
 
-    fn reconnect_notify(&self) {
+    /// The connection for notifications.
+    pub(super) fn notify_channel(&self) -> Channel {
+        let notify = self.0.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        notify.clone()
+    }
+
+    /// Leaves the connection for notifications, on which a call was not answered.
+    pub(super) fn reconnect_notify(&self) {
         let mut notify = self.0.notify.lock().unwrap_or_else(PoisonError::into_inner);
         *notify = self.0.endpoint.connect_lazy();
     }
@@ -196,10 +194,10 @@ impl HandlerClient {
 }
 
 /// None: otto-handler ended the stream.
-pub(super) type Answered = Result<Option<LogForwardResponse>, Status>;
+pub(crate) type Answered = Result<Option<LogForwardResponse>, Status>;
 
 /// What otto-handler answers on a stream.
-pub(super) struct Answers {
+pub(crate) struct Answers {
     stream: Stream,
     place: Place,
     of: HandlerClient,
@@ -215,12 +213,12 @@ enum Stream {
 impl Answers {
     /// The peer answers nothing: whatever is opened next is opened on another connection,
     /// which may lead to another replica of otto-handler.
-    pub(super) fn abandon_connection(&self) {
+    pub(crate) fn abandon_connection(&self) {
         self.place.abandon(&self.of.0);
     }
 
     /// The next one. Cancel safe.
-    pub(super) async fn next(&mut self) -> Answered {
+    pub(crate) async fn next(&mut self) -> Answered {
         loop {
             match &mut self.stream {
                 Stream::Opening(opening) => {
@@ -232,83 +230,9 @@ impl Answers {
     }
 }
 
-/// Whether a status says that otto-handler does not take this notification, or that it
-/// cannot be asked just now.
-fn not_taken(status: &Status) -> Untold {
-    let why = loggable(status);
-    // Made up here, of an error of the connection.
-    if status.source().is_some() {
-        return Untold::Away(why);
-    }
-    match status.code() {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::Cancelled
-        | Code::Unimplemented
-        | Code::ResourceExhausted
-        | Code::Unauthenticated
-        | Code::PermissionDenied
-        | Code::Ok => Untold::Away(why),
-        Code::Unknown
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::Internal
-        | Code::DataLoss => Untold::Refused(why),
-    }
-}
-
-/// There is no otto-handler: whatever it is told is told.
-#[derive(Debug)]
-pub struct Nobody;
-
-#[tonic::async_trait]
-impl Tell for Nobody {
-    async fn tell(&self, _: WorkerStatusNotification) -> Result<(), Untold> {
-        Ok(())
-    }
-}
-
-#[tonic::async_trait]
-impl Tell for HandlerClient {
-    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold> {
-        let mut request = Request::new(notification);
-        request.set_timeout(NOTIFY_TIMEOUT);
-        telemetry::inject(request.metadata_mut(), None);
-        let channel = self
-            .0
-            .notify
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let mut client = OttoHandlerLogServiceClient::new(channel);
-        let answer = tokio::time::timeout(NOTIFY_TIMEOUT, client.notify_worker_status(request));
-        match answer.await {
-            Err(_) => {
-                self.reconnect_notify();
-                Err(Untold::Away("no answer in time".to_owned()))
-            }
-            Ok(Err(status)) => {
-                // tonic ends a call at its deadline as cancelled.
-                if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
-                    self.reconnect_notify();
-                }
-                Err(not_taken(&status))
-            }
-            Ok(Ok(ack)) if ack.get_ref().status() == worker_status_ack::Status::Error => {
-                Err(Untold::Refused("answered ERROR".to_owned()))
-            }
-            Ok(Ok(_)) => Ok(()),
-        }
-    }
-}
-
 /// A failed call for the log: what the connection said, or the code that otto-handler
 /// answered; its own words may quote what it was sent.
-pub(super) fn loggable(status: &Status) -> String {
+pub(crate) fn loggable(status: &Status) -> String {
     let source = status.source();
     let innermost = std::iter::successors(source, |error| (*error).source()).last();
     match innermost {
@@ -318,5 +242,5 @@ pub(super) fn loggable(status: &Status) -> String {
 }
 
 #[cfg(test)]
-#[path = "handler_tests.rs"]
+#[path = "client_tests.rs"]
 mod tests;

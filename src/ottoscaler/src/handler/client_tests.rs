@@ -10,6 +10,11 @@ use tokio::{
 };
 
 use super::*;
+use crate::{
+    handler::notify::not_taken,
+    proto::{WorkerLogEntry, WorkerStatusNotification},
+    workers::{Tell as _, Untold},
+};
 
 const PREFACE: usize = 24;
 const SETTINGS: u8 = 4;
@@ -105,7 +110,7 @@ async fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
 async fn a_silent_stream_is_pinged_no_more_often_than_grpc_servers_allow() {
     let peer = Peer::start().await;
     let client = HandlerClient::new(&peer.host).unwrap();
-    let (_entries, mut answers) = client.forward(None, false);
+    let (_entries, mut answers) = client.forward::<WorkerLogEntry>(None, false);
     let began = Instant::now();
     let answered = timeout(Duration::from_secs(3_600), answers.next()).await;
     assert!(answered.is_err(), "the connection ended: {answered:?}");
@@ -130,13 +135,13 @@ async fn a_connection_that_leaves_a_call_unanswered_is_not_used_again() {
             assert!(next.is_err(), "{next:?}");
         }
     };
-    let (_first, mut answers) = client.forward(None, false);
+    let (_first, mut answers) = client.forward::<WorkerLogEntry>(None, false);
     opened(&mut answers, 1).await;
-    let (_second, mut others) = client.forward(None, false);
+    let (_second, mut others) = client.forward::<WorkerLogEntry>(None, false);
     opened(&mut others, 2).await;
     assert_eq!(peer.connections(), 1);
     answers.abandon_connection();
-    let (_third, mut answers) = client.forward(None, false);
+    let (_third, mut answers) = client.forward::<WorkerLogEntry>(None, false);
     opened(&mut answers, 3).await;
     assert_eq!(peer.connections(), 2);
 

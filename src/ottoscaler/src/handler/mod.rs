@@ -1,0 +1,7 @@
+//! The client of otto-handler: streams of log entries, and notifications of workers' transitions.
+mod client;
+mod notify;
+
+pub use client::HandlerClient;
+pub(crate) use client::{Answered, Answers, loggable};
+pub use notify::NoHandler;

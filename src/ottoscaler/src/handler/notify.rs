@@ -1,0 +1,85 @@
+//! Notifications of workers' transitions to otto-handler.
+use std::{error::Error as _, time::Duration};
+
+use tonic::{Code, Request, Status};
+
+use super::client::{HandlerClient, loggable};
+use crate::{
+    proto::{
+        WorkerStatusNotification, otto_handler_log_service_client::OttoHandlerLogServiceClient,
+        worker_status_ack,
+    },
+    telemetry,
+    workers::{Tell, Untold},
+};
+
+/// The deadline of a notification.
+const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether a status says that otto-handler does not take this notification, or that it
+/// cannot be asked just now.
+pub(super) fn not_taken(status: &Status) -> Untold {
+    let why = loggable(status);
+    // Made up here, of an error of the connection.
+    if status.source().is_some() {
+        return Untold::Away(why);
+    }
+    match status.code() {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unimplemented
+        | Code::ResourceExhausted
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::Ok => Untold::Away(why),
+        Code::Unknown
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Internal
+        | Code::DataLoss => Untold::Refused(why),
+    }
+}
+
+/// There is no otto-handler: whatever it is told is told.
+#[derive(Debug)]
+pub struct NoHandler;
+
+#[tonic::async_trait]
+impl Tell for NoHandler {
+    async fn tell(&self, _: WorkerStatusNotification) -> Result<(), Untold> {
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl Tell for HandlerClient {
+    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold> {
+        let mut request = Request::new(notification);
+        request.set_timeout(NOTIFY_TIMEOUT);
+        telemetry::inject(request.metadata_mut(), None);
+        let mut client = OttoHandlerLogServiceClient::new(self.notify_channel());
+        let answer = tokio::time::timeout(NOTIFY_TIMEOUT, client.notify_worker_status(request));
+        match answer.await {
+            Err(_) => {
+                self.reconnect_notify();
+                Err(Untold::Away("no answer in time".to_owned()))
+            }
+            Ok(Err(status)) => {
+                // tonic ends a call at its deadline as cancelled.
+                if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+                    self.reconnect_notify();
+                }
+                Err(not_taken(&status))
+            }
+            Ok(Ok(ack)) if ack.get_ref().status() == worker_status_ack::Status::Error => {
+                Err(Untold::Refused("answered ERROR".to_owned()))
+            }
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+}
