@@ -1,15 +1,15 @@
 //! Connections to otto-handler.
 //!
-//! Peers may allow as few as 100 streams a connection: log streams are spread
-//! over as many connections as that asks for. A connection is made when needed
-//! and again when it broke. Streams of one connection share its flow control: one that
-//! otto-handler does not read takes the room of all others, so it gets a connection of
-//! its own where that is noticed, as long as there are few such.
+//! Servers may allow as few as 100 streams on a connection, so log streams are spread over
+//! several. A connection is opened when it is needed, and again after it broke. The streams of
+//! a connection share its flow-control window: a stream that otto-handler does not read blocks
+//! the others. Such a stream is moved to a connection of its own once this is noticed, as long
+//! as there are few of them.
 //!
-//! No HTTP/2 pings are sent: servers count them, and those of gRPC end a connection with
-//! too_many_pings after three that come within five minutes without data between. TCP
-//! keepalive shows a peer's host that is gone on a connection that is silent; a peer that
-//! leaves calls unanswered is given up by their deadlines, and the connection with them.
+//! No HTTP/2 pings are sent. gRPC servers count them, and close a connection with
+//! too_many_pings after three pings within five minutes without data in between. TCP keepalive
+//! detects that the peer's host is gone. The deadlines of calls detect a peer that does not
+//! answer, and its connection is abandoned with the call.
 use std::{
     error::Error as _,
     pin::Pin,
@@ -32,46 +32,48 @@ use tonic_prost::ProstCodec;
 
 use crate::{proto::LogForwardResponse, telemetry};
 
-/// As the generated client has it; its entries are encoded by parts.
+/// The path that the generated client calls. It is called without that client, because the
+/// entries of a stream are encoded in parts.
 const FORWARD: &str = "/ottoscaler.v1.OttoHandlerLogService/ForwardWorkerLogs";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Of TCP: silence before a probe, and between probes. Below the five minutes or so after
-/// which NATs and load balancers forget a silent connection.
+/// The silence before a TCP keepalive probe, and between probes. It is well below the five
+/// minutes or so after which NATs and load balancers forget a silent connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
+/// How many streams share a connection: fewer than any known server's limit.
 const STREAMS_PER_CONNECTION: usize = 64;
-/// Of streams that are not read.
+/// How many streams that are not read may have a connection of their own.
 const CONNECTIONS_APART: usize = 8;
-/// Entries of a stream that the connection has not taken.
+/// How many entries of a stream wait for the connection to take them.
 const UNSENT: usize = 64;
-/// Of a message from otto-handler, in bytes.
+/// The largest message from otto-handler, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// otto-handler as this replica sees it; cheap to clone.
+/// The client of otto-handler. It is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct HandlerClient(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     endpoint: Endpoint,
-    /// Replaced by calls that it left unanswered.
+    /// The connection for notifications; replaced after a call on it was not answered.
     notify: Mutex<Channel>,
-    /// Connections with the streams they carry. Grown by callers, never shrunk:
-    /// an idle connection costs next to nothing. One that leaves a stream unanswered goes.
+    /// Connections, and how many streams each of them carries. Callers add connections and
+    /// remove none but those that left a stream unanswered: an idle one costs next to nothing.
     connections: Mutex<Vec<(Channel, Arc<AtomicUsize>)>>,
-    /// Of one stream each.
+    /// How many connections carry a stream of their own.
     apart: Arc<AtomicUsize>,
 }
 
-/// A place on a connection; gives it back when dropped.
+/// The right to one stream on a connection, given back when it is dropped.
 #[derive(Debug)]
-struct Place {
+struct StreamSlot {
     channel: Channel,
     streams: Arc<AtomicUsize>,
 }
 
-impl Place {
-    /// New streams go elsewhere; those that it carries stay on it.
+impl StreamSlot {
+    /// Opens no new streams on this connection. Those that it carries stay on it.
     fn abandon(&self, inner: &Inner) {
         let mut connections = inner
             .connections
@@ -81,17 +83,18 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         self.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl HandlerClient {
-    /// Connects to nothing yet; must run inside the tokio runtime.
+    /// Returns a client that connects with its first call. It must be called inside the Tokio
+    /// runtime.
     ///
     /// # Errors
-    /// `host` (OTTO_HANDLER_HOST) is no host and port.
+    /// Fails if `host` (OTTO_HANDLER_HOST) is no host and port.
     pub fn new(host: &str) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{host}"))?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -108,9 +111,10 @@ impl HandlerClient {
         })))
     }
 
-    /// Opens a stream of a worker's entries. They can be sent at once: many servers
-    /// (grpc-js) send no headers before their first answer.
-    /// `apart`: on a connection of its own, if that may be. `M` is encoded as a `WorkerLogEntry`.
+    /// Opens a stream of a worker's entries, which are encoded as `WorkerLogEntry`.
+    ///
+    /// Entries can be sent at once: many servers (grpc-js) send no headers before their first
+    /// message. `apart` asks for a connection of its own, if one is free.
     pub(crate) fn forward<M: prost::Message + Default + 'static>(
         &self,
         traceparent: Option<&str>,
@@ -119,9 +123,9 @@ impl HandlerClient {
         let (entries, outgoing) = mpsc::channel(UNSENT);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         telemetry::inject(request.metadata_mut(), traceparent);
-        let place = apart.then(|| self.place_apart()).flatten();
-        let place = place.unwrap_or_else(|| self.place());
-        let mut client = Grpc::new(place.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let slot = apart.then(|| self.slot_apart()).flatten();
+        let slot = slot.unwrap_or_else(|| self.slot());
+        let mut client = Grpc::new(slot.channel.clone()).max_decoding_message_size(MAX_ANSWER);
         let opening = Box::pin(async move {
             let gone = |error: tonic::transport::Error| {
                 let mut status = Status::unavailable("otto-handler is not reached");
@@ -135,7 +139,7 @@ impl HandlerClient {
         });
         let answers = Answers {
             stream: Stream::Opening(opening),
-            place,
+            slot,
             of: self.clone(),
         };
         (entries, answers)
@@ -158,17 +162,17 @@ impl HandlerClient {
         *notify = self.0.endpoint.connect_lazy();
     }
 
-    fn place_apart(&self) -> Option<Place> {
+    fn slot_apart(&self) -> Option<StreamSlot> {
         let streams = self.0.apart.clone();
         let there_is_room = |n| (n < CONNECTIONS_APART).then_some(n + 1);
         streams
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, there_is_room)
             .ok()?;
         let channel = self.0.endpoint.connect_lazy();
-        Some(Place { channel, streams })
+        Some(StreamSlot { channel, streams })
     }
 
-    fn place(&self) -> Place {
+    fn slot(&self) -> StreamSlot {
         let mut connections = self
             .0
             .connections
@@ -189,17 +193,17 @@ impl HandlerClient {
             }
         };
         streams.fetch_add(1, Ordering::Relaxed);
-        Place { channel, streams }
+        StreamSlot { channel, streams }
     }
 }
 
-/// None: otto-handler ended the stream.
+/// An answer; None if otto-handler ended the stream.
 pub(crate) type Answered = Result<Option<LogForwardResponse>, Status>;
 
-/// What otto-handler answers on a stream.
+/// The answers of otto-handler on a stream.
 pub(crate) struct Answers {
     stream: Stream,
-    place: Place,
+    slot: StreamSlot,
     of: HandlerClient,
 }
 
@@ -211,13 +215,13 @@ enum Stream {
 }
 
 impl Answers {
-    /// The peer answers nothing: whatever is opened next is opened on another connection,
-    /// which may lead to another replica of otto-handler.
+    /// Opens the next streams on another connection, because this one's peer does not answer.
+    /// It may lead to another replica of otto-handler.
     pub(crate) fn abandon_connection(&self) {
-        self.place.abandon(&self.of.0);
+        self.slot.abandon(&self.of.0);
     }
 
-    /// The next one. Cancel safe.
+    /// Returns the next answer. It is cancel safe.
     pub(crate) async fn next(&mut self) -> Answered {
         loop {
             match &mut self.stream {
@@ -230,8 +234,8 @@ impl Answers {
     }
 }
 
-/// A failed call for the log: what the connection said, or the code that otto-handler
-/// answered; its own words may quote what it was sent.
+/// Describes a failed call for our own log: the error of the connection, or the code that
+/// otto-handler answered. Its message is left out, because it may quote what it was sent.
 pub(crate) fn loggable(status: &Status) -> String {
     let source = status.source();
     let innermost = std::iter::successors(source, |error| (*error).source()).last();

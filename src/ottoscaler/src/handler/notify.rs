@@ -16,11 +16,11 @@ use crate::{
 /// The deadline of a notification.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether a status says that otto-handler does not take this notification, or that it
-/// cannot be asked just now.
+/// Tells a status that refuses this notification from one that says that otto-handler cannot
+/// be reached or does not serve.
 pub(super) fn not_taken(status: &Status) -> Untold {
     let why = loggable(status);
-    // Made up here, of an error of the connection.
+    // tonic made this status from an error of the connection.
     if status.source().is_some() {
         return Untold::Away(why);
     }
@@ -45,7 +45,7 @@ pub(super) fn not_taken(status: &Status) -> Untold {
     }
 }
 
-/// There is no otto-handler: whatever it is told is told.
+/// The sink where there is no otto-handler. It takes everything.
 #[derive(Debug)]
 pub struct NoHandler;
 
@@ -70,7 +70,7 @@ impl Tell for HandlerClient {
                 Err(Untold::Away("no answer in time".to_owned()))
             }
             Ok(Err(status)) => {
-                // tonic ends a call at its deadline as cancelled.
+                // tonic reports a call that reached its deadline as cancelled.
                 if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
                     self.reconnect_notify();
                 }

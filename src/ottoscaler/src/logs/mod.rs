@@ -1,13 +1,15 @@
-//! Log lines of workers to otto-handler, on the leader only; and to whoever asks for
-//! them (`show.rs`), on any replica.
+//! The logs of workers: reading them from the nodes (`read`), forwarding them to otto-handler on
+//! the leader (`forward`), and showing them to people on any replica (`view`). `forward` and
+//! `view` import `read`, and nothing of each other.
 //!
-//! One session per worker: follow → window → ForwardWorkerLogs → checkpoint. What
-//! holds: entries of a worker go out in file order; a line counts as delivered
-//! only when it was acknowledged; a checkpoint covers acknowledged lines only, so
-//! whoever resumes from it gives the same line the same sequence; what the node
-//! no longer has is told by a gap record. Memory is bounded, per worker and in all: what
-//! is ahead of otto-handler waits on disk (`spool.rs`), and where that is full nothing
-//! more is read, and the node's file is the buffer.
+//! Invariants:
+//! - The entries of a worker are sent in file order.
+//! - A line counts as delivered only when it was acknowledged. A checkpoint covers acknowledged
+//!   lines only, so whoever resumes from it gives the same line the same sequence number.
+//! - A gap record tells of lines that the node no longer has.
+//! - Memory is bounded, for each worker and in all. Lines that otto-handler has yet to take wait
+//!   on disk (`forward/spool.rs`). Where that is full, nothing more is read, and the node's file
+//!   is the buffer.
 mod forward;
 mod read;
 mod view;

@@ -1,23 +1,23 @@
 //! Entries between a log and otto-handler: the window, and the spool behind it.
 //!
-//! What holds: entries come to the window in the order in which they were read; those in
-//! memory are bounded, per worker and in all, and those on disk too. The disk is used
-//! only when otto-handler takes less than there is for longer: one that keeps up costs
-//! none.
+//! Invariants: entries enter the window in the order in which they were read. Entries in memory
+//! and on disk are bounded, for each worker and in all. The disk is used only when otto-handler
+//! has lagged behind for [`BEHIND`].
 use std::{io, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{budget::Held, context::Context, entry::Entry, spool::Queue, window::Window};
 
-/// With a window that is more than half full, until the spool is used.
+/// How long the window must have been more than half full before the spool is used.
 const BEHIND: Duration = Duration::from_secs(1);
 
+/// The entries of one session that otto-handler has not acknowledged.
 pub(super) struct Backlog {
     pub(super) window: Window<Entry>,
     held: Held,
     spooled: Queue<Entry>,
-    /// Since when otto-handler takes less than there is.
+    /// Since when otto-handler lags behind.
     behind: Option<Instant>,
 }
 
@@ -35,7 +35,7 @@ impl Backlog {
         self.window.is_empty() && self.spooled.is_empty()
     }
 
-    /// For one more entry, in memory or on disk.
+    /// Whether there is room for one more entry, in memory or on disk.
     pub(super) fn has_room(&mut self, now: Instant) -> bool {
         let fits = self.fits_window();
         if !fits {
@@ -50,13 +50,13 @@ impl Backlog {
         fits || is_behind && self.spooled.has_room()
     }
 
-    /// When there will be room on disk.
+    /// Returns when the spool may be used.
     pub(super) fn has_room_at(&self) -> Option<Instant> {
         let at = self.behind? + BEHIND;
         (at > Instant::now()).then_some(at)
     }
 
-    /// Takes it in, room or not.
+    /// Adds an entry, whether there is room or not.
     pub(super) async fn push(&mut self, entry: Entry) {
         if self.spooled.is_empty() && self.fits_window() {
             return self.admit(entry);
@@ -66,8 +66,10 @@ impl Backlog {
         }
     }
 
-    /// Out of the spool, as the window becomes free. An error: what was spooled is lost,
-    /// and the log must be read again after [`Window::last`].
+    /// Moves entries from the spool into the window while that has room.
+    ///
+    /// # Errors
+    /// The spooled entries are lost, and the log must be read again after [`Window::last`].
     pub(super) async fn refill(&mut self) -> io::Result<()> {
         while !self.spooled.is_empty() && self.fits_window() {
             match self.spooled.pop().await {
@@ -82,7 +84,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// It left the window for good.
+    /// Releases the memory of an entry that has left the window for good.
     pub(super) fn settled(&mut self, entry: &Entry) {
         self.held.sub(entry.bytes());
     }
@@ -93,7 +95,7 @@ impl Backlog {
     }
 
     fn fits_window(&self) -> bool {
-        // Without an entry under way no answer would wake it.
+        // An empty window always takes one entry: only an answer wakes the session.
         self.window.is_empty() || !self.window.is_full() && self.held.has_room()
     }
 

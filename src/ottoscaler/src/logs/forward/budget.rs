@@ -1,7 +1,7 @@
-//! Memory of entries under way: of a worker, and of all together.
+//! The memory of entries that are not acknowledged, for each worker and in all.
 //!
-//! What holds: what was added is given back, at the latest with the [`Held`]. The sum
-//! may pass the limit by one entry a worker, for each may have one.
+//! Invariants: what was added is given back, at the latest when the [`Held`] is dropped. The
+//! sum may exceed the limit by one entry for each worker, because each may always have one.
 use std::sync::atomic::AtomicI64;
 
 use prometheus_client::{
@@ -9,11 +9,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// In bytes.
+/// The limits, in bytes.
 const OF_A_WORKER: i64 = 4 * 1024 * 1024;
 const OF_ALL: i64 = 64 * 1024 * 1024;
 
-/// Shared by all sessions.
+/// The budget that all sessions share.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Budget(Gauge<i64, AtomicI64>);
 
@@ -35,7 +35,7 @@ impl Budget {
     }
 }
 
-/// A worker's share.
+/// The share of one worker.
 #[derive(Debug)]
 pub(super) struct Held {
     of_all: Budget,

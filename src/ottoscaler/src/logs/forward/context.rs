@@ -6,13 +6,14 @@ use prometheus_client::registry::Registry;
 use super::{budget::Budget, metrics::Metrics, spool::Spool};
 use crate::args::{AckMode, HandlerOptions};
 
+/// Settings and shared resources of all sessions.
 #[derive(Debug, Clone)]
 pub struct Context {
     pub ack: AckMode,
     pub ack_timeout: Duration,
     pub window: usize,
     pub namespace: String,
-    /// How long the last lines of a pod that is gone are offered.
+    /// How long the last lines of a pod that is gone are offered to otto-handler.
     pub drain_timeout: Duration,
     pub(super) spool: Spool,
     pub(super) budget: Budget,

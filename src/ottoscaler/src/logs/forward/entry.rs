@@ -1,4 +1,4 @@
-//! Lines and gaps as entries of the wire contract. No client required.
+//! Lines and gaps as entries of the wire contract (no client required).
 use std::{collections::HashMap, sync::Arc};
 
 use prost::{
@@ -17,26 +17,26 @@ use crate::{
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 
-/// What an entry weighs beside its text.
+/// The memory of an entry in addition to its text, in bytes.
 const OVERHEAD: i64 = 192;
 
-/// An entry under way; a message is made of it each time that it is sent.
+/// An entry that is not acknowledged. It is encoded each time that it is sent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     what: What,
-    /// Where the log stands once it is acknowledged.
+    /// The checkpoint once this entry is acknowledged.
     pub(super) then: Checkpoint,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum What {
     Line(Line),
-    /// And when it was found.
+    /// A gap, and when it was found.
     Gap(Gap, jiff::Timestamp),
 }
 
 impl Entry {
-    /// The next line after `read`, which passes it.
+    /// Returns the entry of the line after `read`, and moves `read` past it.
     pub(super) fn line(read: &mut Checkpoint, line: Line, anchor: Anchor) -> Self {
         read.pass(anchor);
         Self {
@@ -45,7 +45,7 @@ impl Entry {
         }
     }
 
-    /// The record of lines that the node no longer has; it begins that epoch.
+    /// Returns the entry of a gap, which begins that epoch, and moves `read` past it.
     pub(super) fn gap(read: &mut Checkpoint, gap: Gap, epoch: u32) -> Self {
         read.pass_gap(gap.place.clone(), epoch);
         Self {
@@ -58,7 +58,7 @@ impl Entry {
         self.then.next - 1
     }
 
-    /// Of memory, about.
+    /// Returns the memory that it takes, approximately.
     pub(super) fn bytes(&self) -> i64 {
         let text = match &self.what {
             What::Line(line) => line.text.len(),
@@ -67,7 +67,7 @@ impl Entry {
         i64::try_from(text).unwrap_or(i64::MAX / 2) + OVERHEAD
     }
 
-    /// When its line was printed, as the node has it.
+    /// Returns when its line was printed, by the node's clock.
     pub(super) fn printed(&self) -> Option<jiff::Timestamp> {
         match &self.what {
             What::Line(line) => line.time(),
@@ -76,7 +76,7 @@ impl Entry {
     }
 }
 
-/// What a worker's pod is labelled with, as otto-handler is told.
+/// Returns the labels of a worker's pod for otto-handler.
 fn labels(pod: &Pod) -> HashMap<String, String> {
     let mut labels =
         names::worker_labels(&pod.task_id, &pod.repository, &pod.commit_sha, pod.index);
@@ -84,15 +84,15 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
     labels.into_iter().collect()
 }
 
-/// A `WorkerLogEntry` in two parts, one after the other, which protobuf takes as one:
-/// what a worker's entries have in common, encoded once, and what differs.
+/// A `WorkerLogEntry` in two parts: what a worker's entries have in common, encoded once, and
+/// what differs. Protobuf decodes the concatenation as one message.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Outgoing {
     common: Bytes,
     own: Own,
 }
 
-/// Fields of `WorkerLogEntry`, by its numbers.
+/// The fields of `WorkerLogEntry` that differ, with its field numbers.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Own {
     #[prost(string, tag = "3")]
@@ -103,7 +103,7 @@ struct Own {
     source: String,
     #[prost(string, tag = "6")]
     message: String,
-    /// Entries of the map.
+    /// The entries of the map `metadata`.
     #[prost(message, repeated, tag = "8")]
     metadata: Vec<Pair>,
 }
@@ -141,13 +141,13 @@ impl Message for Outgoing {
     }
 }
 
-/// Makes the messages of one worker.
+/// Encodes the entries of one worker.
 #[derive(Debug)]
 pub(super) struct Maker {
     pod: Arc<Pod>,
     namespace: String,
     term: String,
-    /// Of which instance of the container, and epoch.
+    /// The common part, and the instance of the container and the epoch that it is for.
     common: Option<(i32, u32, Bytes)>,
 }
 

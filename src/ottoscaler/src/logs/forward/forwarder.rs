@@ -1,4 +1,4 @@
-//! One session for every worker that has something to say.
+//! Starts a session for each worker that has logs.
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -28,13 +28,13 @@ use crate::{
     workers::Drained,
 };
 
-/// Beside changes, everything is looked at this often.
+/// The period in which all pods are looked at, in addition to changes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Changes of so long are one look at their task's pods: all of a task change
-/// together, and each look takes time in proportion to them.
+/// The debounce of changes of a task's pods: they often change together, and each look takes
+/// time in proportion to their number.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Sessions that run, by the pod's uid.
+/// The running sessions, by the pod's uid.
 #[derive(Default)]
 struct Sessions {
     all: JoinSet<(Arc<Pod>, Ended)>,
@@ -51,8 +51,8 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Runs until the tenure drains (sessions finish what is under way, and their
-    /// checkpoints are stored) or is lost (all stops at once).
+    /// Runs until the term drains (sessions finish what is in flight, and their checkpoints are
+    /// stored) or is lost (everything stops at once).
     pub async fn run(self, tenure: &Tenure) {
         tokio::select! {
             () = tenure.lost.cancelled() => {}
@@ -74,7 +74,7 @@ impl Forwarder {
         join(sessions, writers.run(&ended)).await;
     }
 
-    /// Begins sessions until the tenure drains, and returns once they have ended.
+    /// Starts sessions until the term drains, and returns once they have ended.
     async fn run_sessions(&self, tenure: &Tenure, checkpoints: &Checkpoints) {
         let mut sessions = Sessions::default();
         let source = Arc::new(Cluster::of_leader(&tenure.client));
@@ -174,7 +174,7 @@ impl Forwarder {
                 }
             }
             Err(error) => {
-                // Started again at the next look.
+                // It is started again at the next look.
                 tracing::error!(%error, "a log session panicked");
                 sessions.running.retain(|_, handle| !handle.is_finished());
             }

@@ -1,4 +1,4 @@
-//! What an operator sees of logs, in numbers.
+//! Metrics of log forwarding.
 use std::{sync::atomic::AtomicI64, time::SystemTime};
 
 use prometheus_client::{
@@ -14,10 +14,10 @@ use prometheus_client::{
 
 use crate::logs::read::gap;
 
-/// Shared by all sessions.
+/// The metrics that all sessions share.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
-    /// Read from nodes.
+    /// Lines read from nodes.
     pub(super) lines: Counter,
     pub(super) bytes: Counter,
     pub(super) acknowledged: Counter,
@@ -125,7 +125,7 @@ impl Metrics {
         );
     }
 
-    /// A log is being forwarded, until that is dropped.
+    /// Counts a log that is forwarded, until the guard is dropped.
     pub(super) fn follow(&self) -> Follow {
         self.follows.inc();
         Follow(self.follows.clone())
@@ -146,7 +146,8 @@ impl Metrics {
         self.checkpoint_writes.get_or_create(&outcome).inc();
     }
 
-    /// A line of that time is acknowledged. By two clocks: a node's and ours.
+    /// Notes that a line of that time is acknowledged. Its age is measured by two clocks, the
+    /// node's and ours.
     pub(super) fn took(&self, line: jiff::Timestamp) {
         let age = SystemTime::now().duration_since(line.into());
         self.lag.observe(age.unwrap_or_default().as_secs_f64());

@@ -1,9 +1,11 @@
 //! One worker's log, from its first byte to its last acknowledgement.
 //!
-//! Two nested loops: the outer opens streams to otto-handler, the inner pumps
-//! lines in and answers out. A broken stream loses nothing: what was not
-//! answered stays in the window and goes out again with the same sequence. Reading goes
-//! on meanwhile: what the window has no room for waits in the spool, behind it.
+//! A session is two nested loops. The outer loop opens streams to otto-handler. The inner loop
+//! reads lines, sends them, and receives answers.
+//!
+//! Invariants: a broken stream loses nothing, because entries that were not answered stay in the
+//! window and are sent again with the same sequence numbers. Reading goes on meanwhile: what
+//! does not fit into the window waits in the spool (`backlog.rs`).
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -33,14 +35,15 @@ mod answers;
 mod intake;
 mod state;
 
+/// The longest delay between two attempts to reach otto-handler or the API server.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// Streams in a row that otto-handler took nothing of, until the next one gets a
+/// After so many consecutive streams of which otto-handler took nothing, the next one gets a
 /// connection of its own.
 const UNREAD: u32 = 2;
-/// Of a drain, for answers to what is under way: what is not answered by then is sent
-/// again by the next leader.
+/// How long a drain waits for answers to what is in flight. What is not answered by then is
+/// sent again by the next leader.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
-/// For otto-handler to end a stream of which all is answered.
+/// How long otto-handler may take to end a stream after it has answered everything.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
 
 /// How a session ended.
@@ -48,28 +51,29 @@ const HALF_CLOSED: Duration = Duration::from_secs(3);
 pub(super) enum End {
     /// Every line is acknowledged.
     Drained,
-    /// Handed over to the next leader.
+    /// The session was handed over to the next leader.
     HandedOver,
-    /// The pod went; what was missing was told.
+    /// The pod is gone, and a gap tells of what was missing.
     Gone,
 }
 
 /// A session that has ended.
 pub(super) struct Ended {
     pub(super) end: End,
-    /// Which instance of the container.
+    /// The last instance of the container that it read.
     pub(super) restart: i32,
 }
 
 /// Why a stream to otto-handler was given up.
 enum Broken {
     Finished(End),
-    /// Open another one.
+    /// The stream broke; open another one.
     Stream(String),
-    /// The same; it answered nothing.
+    /// otto-handler answered nothing; open another one.
     Mute,
 }
 
+/// Forwards the log of one worker.
 pub(super) struct Session<S, P> {
     pub(super) pod: Arc<Pod>,
     pub(super) source: Arc<S>,
@@ -83,7 +87,7 @@ pub(super) struct Session<S, P> {
 }
 
 impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
-    /// Runs to an [`End`]; dropped when the term is lost.
+    /// Runs until the session ends. It is dropped when the term is lost.
     pub(super) async fn run(self) -> Ended {
         let from = self.resume_point();
         self.checkpoints.begin(&self.pod.uid, &from);
@@ -99,7 +103,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
             let counts = std::mem::take(&mut state.counts);
             state = self.state(Checkpoint::start(next));
             state.counts = counts;
-            // The one before is done with.
+            // The instance before is complete.
             self.checkpoints.note(&self.pod.uid, &state.acked);
         };
         drop(follow);
@@ -127,7 +131,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         }
     }
 
-    /// The furthest checkpoint that is stored of this pod's log, or the log's start.
+    /// Returns the furthest checkpoint that is stored for this pod's log, or the log's start.
     fn resume_point(&self) -> Checkpoint {
         let noted = self.checkpoints.get(&self.pod.uid);
         // An earlier version stored it there, and may have led since the shards were written.
@@ -142,7 +146,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         let can_be = |c: &Checkpoint| c.restart <= self.pod.restart_count;
         let stored = noted.into_iter().chain(annotated).filter(can_be);
         stored.max_by_key(Checkpoint::progress).unwrap_or_else(|| {
-            // A container that restarted is begun with what the node still has of it.
+            // The node keeps the log of the instance before the newest, too.
             Checkpoint::start((self.pod.restart_count - 1).max(0))
         })
     }
@@ -170,7 +174,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         Tail::new(pod, source, pods, from.restart, from.place.clone()).of_first_reader()
     }
 
-    /// Opens streams until one ends well; the wait between two grows.
+    /// Opens streams, with a growing backoff, until the session ends.
     async fn streams(&self, state: &mut SessionState<S, P>) -> End {
         let (mut failures, mut unread) = (0_u32, 0);
         loop {
@@ -201,7 +205,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         }
     }
 
-    /// Reads on until then, without a stream.
+    /// Goes on reading until that time, without a stream.
     async fn between(&self, state: &mut SessionState<S, P>, until: Instant) -> Option<End> {
         loop {
             if state.end == Some(End::Gone) && state.is_stale(self.context.drain_timeout) {
@@ -227,14 +231,14 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         }
     }
 
-    /// Lines in, answers out, until the stream breaks or all is done.
+    /// Sends lines and receives answers until the stream breaks or the session ends.
     async fn stream(&self, state: &mut SessionState<S, P>, apart: bool) -> Broken {
         state.backlog.window.restart();
         let (entries, mut answers) = self.handler.forward(self.pod.traceparent.as_deref(), apart);
         let mut draining: Option<Instant> = None;
         loop {
             let all_is_settled = state.backlog.window.is_empty() && state.backlog.is_empty();
-            // Whose log goes on elsewhere is not ended here.
+            // A log that the next leader goes on with is not ended here.
             let ends = |end: &End| all_is_settled && *end != End::HandedOver;
             if let Some(end) = state.end.filter(ends) {
                 half_close(entries, answers).await;
@@ -310,8 +314,8 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
     }
 }
 
-/// All is acknowledged: ends our side, waits for otto-handler's. Whatever it says now,
-/// it has answered every entry.
+/// Ends our side of a stream of which everything is acknowledged, and waits for otto-handler to
+/// end its own. What it says now does not matter.
 async fn half_close(entries: mpsc::Sender<Outgoing>, mut answers: Answers) {
     drop(entries);
     let _ = timeout(HALF_CLOSED, async {

@@ -173,6 +173,14 @@ fn lines(n: usize) -> Vec<String> {
         .collect()
 }
 
+/// A file of so many lines that is read without a break.
+fn file(n: usize) -> File {
+    File {
+        lines: lines(n),
+        ..File::default()
+    }
+}
+
 /// A session over a file, for whoever serves there.
 fn session(host: &str, file: File, checkpoint: Option<String>) -> Session<File, Still> {
     let handler = HandlerOptions {
@@ -266,10 +274,7 @@ async fn run(
 #[tokio::test]
 async fn where_a_log_ended_is_noted_to_be_stored() {
     let (listener, host) = listener().await;
-    let file = File {
-        lines: lines(100),
-        ..File::default()
-    };
+    let file = file(100);
     let session = session(&host, file, None);
     let checkpoints = session.checkpoints.clone();
     let (ended, _) = against(listener, |_| Some(Status::Ack), session.run()).await;
@@ -289,10 +294,7 @@ async fn a_log_is_read_on_from_the_further_one_of_the_stored_checkpoints() {
         (None, None, 100),
     ] {
         let (listener, host) = listener().await;
-        let file = File {
-            lines: lines(100),
-            ..File::default()
-        };
+        let file = file(100);
         let session = session(&host, file, annotated.map(after));
         if let Some(noted) = noted {
             let noted = Checkpoint::of_annotation(&after(noted)).unwrap();
@@ -306,10 +308,7 @@ async fn a_log_is_read_on_from_the_further_one_of_the_stored_checkpoints() {
 #[tokio::test]
 async fn a_stored_checkpoint_of_a_run_that_has_yet_to_begin_is_none() {
     let (listener, host) = listener().await;
-    let file = File {
-        lines: lines(100),
-        ..File::default()
-    };
+    let file = file(100);
     let session = session(&host, file, None);
     let noted = Checkpoint::of_annotation(&after(70)).unwrap();
     let checkpoints = session.checkpoints.clone();
@@ -372,15 +371,7 @@ fn without_repeats(taken: Vec<(u64, String)>) -> Vec<(u64, String)> {
 
 #[tokio::test]
 async fn every_line_is_taken_once_and_in_order() {
-    let (end, taken, _) = run(
-        File {
-            lines: lines(100),
-            ..Default::default()
-        },
-        |_| Some(Status::Ack),
-        None,
-    )
-    .await;
+    let (end, taken, _) = run(file(100), |_| Some(Status::Ack), None).await;
     assert_eq!((end, taken), (End::Drained, expected(100)));
 }
 
@@ -393,10 +384,7 @@ async fn what_happened_to_lines_is_counted() {
             _ => Status::Ack,
         })
     };
-    let file = File {
-        lines: lines(100),
-        ..Default::default()
-    };
+    let file = file(100);
     let (_, _, context) = run(file, mood, None).await;
     let value = |name: &str| value(&context, name);
     let retried = value("retried_total");
@@ -449,45 +437,21 @@ async fn a_storm_of_retries_loses_nothing_and_keeps_order() {
             Status::Ack
         })
     };
-    let (_, taken, _) = run(
-        File {
-            lines: lines(60),
-            ..Default::default()
-        },
-        mood,
-        None,
-    )
-    .await;
+    let (_, taken, _) = run(file(60), mood, None).await;
     assert_eq!(without_repeats(taken), expected(60));
 }
 
 #[tokio::test]
 async fn a_handler_that_answers_nothing_is_left_and_asked_again() {
     let mood: Mood = |n| (!(20..36).contains(&n)).then_some(Status::Ack);
-    let (end, taken, _) = run(
-        File {
-            lines: lines(40),
-            ..Default::default()
-        },
-        mood,
-        None,
-    )
-    .await;
+    let (end, taken, _) = run(file(40), mood, None).await;
     assert_eq!((end, without_repeats(taken)), (End::Drained, expected(40)));
 }
 
 #[tokio::test]
 async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
     let stored = after(50);
-    let (_, taken, _) = run(
-        File {
-            lines: lines(80),
-            ..Default::default()
-        },
-        |_| Some(Status::Ack),
-        Some(stored),
-    )
-    .await;
+    let (_, taken, _) = run(file(80), |_| Some(Status::Ack), Some(stored)).await;
     assert_eq!(taken, expected(80)[50..]);
 }
 
@@ -495,10 +459,7 @@ async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
 async fn while_otto_handler_is_away_lines_wait_on_disk() {
     let (listener, host) = listener().await;
     drop(listener);
-    let file = File {
-        lines: lines(5_000),
-        ..Default::default()
-    };
+    let file = file(5_000);
     let session = session(&host, file, None);
     let context = session.context.clone();
     #[expect(clippy::disallowed_methods, reason = "awaited below")]
@@ -517,10 +478,7 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
 #[tokio::test]
 async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
     let (listener, host) = listener().await;
-    let file = || File {
-        lines: lines(3_000),
-        ..Default::default()
-    };
+    let file = || file(3_000);
     let mut unread = session(&host, file(), None);
     unread.context.window = 1_024;
     unread.pod = Arc::new(Pod {
@@ -551,10 +509,7 @@ async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
     let (listener, host) = listener().await;
     let first = session(&host, File::default(), None);
     let all = (0..250).map(|_| {
-        let file = File {
-            lines: lines(3),
-            ..Default::default()
-        };
+        let file = file(3);
         let mut session = session(&host, file, None);
         session.handler = first.handler.clone();
         session.context.ack_timeout = Duration::from_secs(20);
@@ -569,10 +524,7 @@ async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
 #[tokio::test]
 async fn lines_that_the_disk_lost_are_read_again() {
     let (listener, host) = listener().await;
-    let file = File {
-        lines: lines(5_000),
-        ..Default::default()
-    };
+    let file = file(5_000);
     let session = session(&host, file, None);
     let mut state = session.state(Checkpoint::start(0));
     state.backlog.fall_behind();
@@ -590,10 +542,7 @@ async fn lines_that_the_disk_lost_are_read_again() {
 async fn the_last_lines_of_a_pod_that_went_are_given_up_in_the_end() {
     let (listener, host) = listener().await;
     drop(listener);
-    let file = File {
-        lines: lines(100),
-        ..Default::default()
-    };
+    let file = file(100);
     let session = session(&host, file, None);
     let mut state = session.state(Checkpoint::start(0));
     let next = state.tail.next().await;
@@ -610,10 +559,7 @@ async fn the_last_lines_of_a_pod_that_went_are_given_up_in_the_end() {
 async fn a_nest_handler_keeps_each_line_once() {
     let host = std::env::var("OTTO_NEST_HANDLER").unwrap();
     let record = std::env::var("OTTO_NEST_RECORD").unwrap();
-    let file = File {
-        lines: lines(500),
-        ..Default::default()
-    };
+    let file = file(500);
     let session = session(&host, file, None);
     let context = session.context.clone();
     assert_eq!(session.run().await.end, End::Drained);

@@ -1,8 +1,8 @@
-//! What a worker's log is ahead of otto-handler, on disk.
+//! Entries that wait on disk for otto-handler.
 //!
-//! What holds: entries come out in the order in which they went in; a worker's bytes,
-//! and those of all together, are bounded. Its files have no names: nothing of it
-//! outlives the process, for whoever comes after it reads from the nodes again.
+//! Invariants: entries come out in the order in which they went in. The bytes of a worker, and
+//! of all workers, are bounded. The files have no names, so nothing outlives the process: a
+//! successor reads the logs from the nodes again.
 use std::{
     collections::VecDeque,
     fs::File,
@@ -20,22 +20,22 @@ use prometheus_client::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{task::spawn_blocking, time::timeout};
 
-/// Written, and read, at once; in bytes. So much of a worker may wait in memory.
+/// How many bytes are written or read at once. So much of a worker may wait in memory.
 const CHUNK: usize = 16 * 1024;
-/// A file of a worker. One that was read is given back whole.
+/// The size of one file. A file is deleted as a whole once it was read.
 const SEGMENT: u64 = 4 * 1024 * 1024;
-/// What one worker may take.
+/// One worker may take this fraction (1/n) of the limit.
 const SHARE: i64 = 8;
-/// Of a local disk.
+/// The deadline of one operation on the local disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Before each record: its length.
+/// The bytes before each record that hold its length.
 const HEAD: usize = 4;
 
-/// Shared by all sessions.
+/// The disk space that all sessions share.
 #[derive(Debug, Clone)]
 pub(super) struct Spool {
     dir: PathBuf,
-    /// In bytes; 0: nothing goes to the disk.
+    /// The limit in bytes; with 0 nothing goes to the disk.
     limit: i64,
     used: Gauge<i64, AtomicI64>,
 }
@@ -80,20 +80,20 @@ struct Segment {
     read: u64,
 }
 
-/// A worker's entries, first in, first out: segments, the oldest first, then what is
-/// not written yet.
+/// The entries of one worker, first in, first out: the segments, the oldest first, and then what
+/// is not written yet.
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     spool: Spool,
     segments: VecDeque<Segment>,
     unwritten: Vec<u8>,
-    /// Read ahead, of which so much is taken.
+    /// Bytes that were read ahead, and how many of them are consumed.
     chunk: Vec<u8>,
     taken: usize,
     len: usize,
-    /// On disk.
+    /// The bytes on disk.
     used: i64,
-    /// The disk took nothing more; tried again once all is taken out.
+    /// A write failed. The disk is tried again once the queue is empty.
     is_broken: bool,
     of: std::marker::PhantomData<fn(T) -> T>,
 }
@@ -109,8 +109,7 @@ impl<T: Serialize + DeserializeOwned> Queue<T> {
             && self.used < self.spool.limit / SHARE
     }
 
-    /// Takes an entry in, whatever becomes of the disk: what that does not take stays in
-    /// memory, and then there is no room for more.
+    /// Adds an entry. If the disk fails, it stays in memory, and there is no room for more.
     pub(super) async fn push(&mut self, entry: &T) -> io::Result<()> {
         let start = self.unwritten.len();
         self.unwritten.extend([0; HEAD]);
@@ -127,8 +126,10 @@ impl<T: Serialize + DeserializeOwned> Queue<T> {
         Ok(())
     }
 
-    /// The oldest entry. An error: entries are lost, and all that is behind them is
-    /// out of order; nothing of it may be used.
+    /// Takes the oldest entry.
+    ///
+    /// # Errors
+    /// Entries are lost. Those after them are out of order, and must not be used.
     pub(super) async fn pop(&mut self) -> io::Result<Option<T>> {
         if self.len == 0 {
             return Ok(None);
@@ -152,7 +153,7 @@ impl<T: Serialize + DeserializeOwned> Queue<T> {
         (self.taken, self.len, self.is_broken) = (0, 0, false);
     }
 
-    /// The files are empty.
+    /// Empties the files.
     #[cfg(test)]
     pub(super) fn lose(&self) -> io::Result<()> {
         let files = self.segments.iter().map(|s| s.file.set_len(0));

@@ -1,9 +1,11 @@
-//! Entries under way to otto-handler; pure.
+//! The entries that are sent to otto-handler or are next to be sent; pure.
 //!
-//! The nth answer of a stream belongs to the nth entry sent on it, resends
-//! included. What holds: entries leave the front only when answered ACK or DROP;
-//! after a RETRY, or on a new stream, everything from that entry on is sent again
-//! in order, and answers to sends before that are not counted.
+//! The nth answer of a stream belongs to the nth entry sent on it, including those that were
+//! sent again.
+//!
+//! Invariants: entries leave the front only when they are answered with ACK or DROP. After a
+//! RETRY, or on a new stream, everything from that entry on is sent again in order, and answers
+//! to what was sent before do not count.
 use std::collections::VecDeque;
 
 /// How otto-handler answered.
@@ -14,16 +16,17 @@ pub(super) enum Answer {
     Drop,
 }
 
+/// A sliding window of entries.
 #[derive(Debug)]
 pub(super) struct Window<T> {
-    /// Not yet answered for good, in order.
+    /// The entries that are not settled, in order.
     entries: VecDeque<T>,
-    /// Of `entries`, how many were sent in this generation.
+    /// How many of `entries` were sent in this generation.
     sent: usize,
-    /// Sends without an answer: the generation of each.
-    under_way: VecDeque<u64>,
+    /// The generation of each entry in flight.
+    in_flight: VecDeque<u64>,
     generation: u64,
-    /// Entries that may be under way; halves on RETRY, grows with each ACK.
+    /// How many entries may be in flight. A RETRY halves it, and each ACK adds one.
     limit: usize,
     max: usize,
 }
@@ -33,7 +36,7 @@ impl<T> Window<T> {
         Self {
             entries: VecDeque::new(),
             sent: 0,
-            under_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             generation: 0,
             limit: max,
             max,
@@ -48,7 +51,7 @@ impl<T> Window<T> {
         self.entries.len() * 2 <= self.max
     }
 
-    /// The newest entry.
+    /// Returns the newest entry.
     pub(super) fn last(&self) -> Option<&T> {
         self.entries.back()
     }
@@ -58,31 +61,31 @@ impl<T> Window<T> {
     }
 
     pub(super) fn awaits_answers(&self) -> bool {
-        !self.under_way.is_empty()
+        !self.in_flight.is_empty()
     }
 
     pub(super) fn push(&mut self, entry: T) {
         self.entries.push_back(entry);
     }
 
-    /// The next entry to send, if the window lets it.
+    /// Returns the next entry to send, if one may be sent.
     pub(super) fn next(&self) -> Option<&T> {
-        if self.under_way.len() >= self.limit {
+        if self.in_flight.len() >= self.limit {
             None
         } else {
             self.entries.get(self.sent)
         }
     }
 
-    /// The entry of [`Self::next`] went out.
+    /// Notes that the entry of [`Self::next`] was sent.
     pub(super) fn sent(&mut self) {
         self.sent += 1;
-        self.under_way.push_back(self.generation);
+        self.in_flight.push_back(self.generation);
     }
 
-    /// Takes the next answer of the stream; the entry that it settles.
+    /// Handles the next answer of the stream. Returns the entry that it settles.
     pub(super) fn answer(&mut self, answer: Answer) -> Option<T> {
-        let generation = self.under_way.pop_front()?;
+        let generation = self.in_flight.pop_front()?;
         if generation != self.generation {
             return None;
         }
@@ -101,20 +104,20 @@ impl<T> Window<T> {
         }
     }
 
-    /// Settles everything up to `is_covered`'s last entry (cumulative answers).
+    /// Settles every entry from the front that `is_covered` (cumulative answers).
     pub(super) fn answer_up_to(&mut self, mut is_covered: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut settled = Vec::new();
         while self.sent > 0 && self.entries.front().is_some_and(&mut is_covered) {
-            self.under_way.pop_front();
+            self.in_flight.pop_front();
             self.sent -= 1;
             settled.extend(self.entries.pop_front());
         }
         settled
     }
 
-    /// A new stream: everything unanswered goes out again.
+    /// Begins a new stream, on which everything that is not settled is sent again.
     pub(super) fn restart(&mut self) {
-        self.under_way.clear();
+        self.in_flight.clear();
         self.sent = 0;
         self.generation += 1;
     }

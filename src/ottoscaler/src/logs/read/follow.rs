@@ -1,4 +1,4 @@
-//! A worker's log as the API server serves it.
+//! Opening and reading a worker's log as the API server serves it.
 use std::{pin::Pin, time::Duration};
 
 use futures::{AsyncBufRead, AsyncBufReadExt as _};
@@ -14,17 +14,17 @@ use crate::{domain::pod, election::LeaderClient};
 
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A log could not be read.
+/// Why a log could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("the log was not served in time")]
     Timeout,
     #[error("the pod is gone")]
     Gone,
-    /// By its successors, and its log with it.
+    /// Later instances of the container have replaced it, and its log is gone.
     #[error("the container was replaced")]
     Replaced,
-    /// In words that may hold some of the worker's own.
+    /// The kubelet answered with an error text. It may quote the worker's own output.
     #[error("its kubelet does not serve the log")]
     Refused,
     #[error("{0}")]
@@ -43,19 +43,19 @@ pub(crate) struct Open {
     pub(crate) previous: bool,
 }
 
-/// Where logs of workers live.
+/// Where the logs of workers are read from.
 #[tonic::async_trait]
 pub(crate) trait Source: Send + Sync + 'static {
     async fn open(&self, pod: &pod::Pod, how: Open) -> Result<Reader, Error>;
 }
 
-/// Reads through the API server.
+/// Reads logs through the API server.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) pods: Api<Pod>,
     leader: Option<LeaderClient>,
     opens: Gate,
-    /// For writes to pods.
+    /// The queue of writes to pods.
     pub(crate) writes: Gate,
 }
 
@@ -69,7 +69,7 @@ impl Cluster {
         }
     }
 
-    /// Waits where renewals are late.
+    /// Opens no log while renewals of the Lease are late.
     pub(crate) fn of_leader(client: &LeaderClient) -> Self {
         Self {
             leader: Some(client.clone()),
@@ -94,7 +94,7 @@ impl Source for Cluster {
             since_time: how.since.and_then(|s| jiff::Timestamp::from_second(s).ok()),
             ..LogParams::default()
         };
-        // Its time begins when its turn has come.
+        // The deadline counts from the moment when the gate lets it pass.
         let open = async { timeout(OPEN_TIMEOUT, self.pods.log_stream(&pod.name, &params)).await };
         match self.opens.pass(|| self.is_late(), open).await {
             Err(_) => Err(Error::Timeout),
@@ -104,7 +104,7 @@ impl Source for Cluster {
             {
                 Err(Error::Replaced)
             }
-            // Before its kubelet had sent anything.
+            // The kubelet refused before it had sent anything.
             Ok(Err(kube::Error::Api(status))) if status.code == 400 => Err(Error::Refused),
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(bytes)) => Ok(Reader::new(Box::pin(bytes))),
@@ -118,13 +118,13 @@ pub(crate) enum Piece {
     Line(Line),
     /// The log ended within a line.
     Unended(Line),
-    /// The kubelet's words in place of the log, or of the rest of it.
+    /// The kubelet's error text in place of the log, or of the rest of it.
     Refused(String),
     End,
 }
 
-/// How a kubelet begins to say that it cannot serve a log, or serve it any further. It has
-/// answered 200 by then, so that its words are the end of the body, without a timestamp.
+/// How error texts of a kubelet begin that cannot serve a log, or serve it any further. It has
+/// answered 200 by then, so the text is the end of the body and has no timestamp.
 const REFUSALS: [&str; 13] = [
     "unable to retrieve container logs for ",
     "container status is nil",
@@ -141,13 +141,13 @@ const REFUSALS: [&str; 13] = [
     "rpc error: ",
 ];
 
-/// How the kubelet says, in place of the log, that its node has no inotify instance left.
+/// How error texts begin that say that the node has no inotify instance left.
 const CANNOT_FOLLOW: [&str; 2] = [
     "failed to create fsnotify watcher",
     "failed to watch directory",
 ];
 
-/// Whether a kubelet that said so in place of the log can serve it without following.
+/// Whether that error text says that the log can be read, but not followed.
 pub(crate) fn cannot_follow(words: &str) -> bool {
     CANNOT_FOLLOW.iter().any(|begin| words.starts_with(begin))
 }
@@ -157,14 +157,14 @@ fn is_refusal(line: &Line) -> bool {
     line.nanos.is_none() && REFUSALS.iter().any(begins)
 }
 
-/// An open log, line by line.
+/// Reads an open log line by line.
 pub(crate) struct Reader {
     bytes: Pin<Box<dyn AsyncBufRead + Send>>,
     splitter: Splitter,
     ready: std::collections::VecDeque<Line>,
-    /// A line was read.
+    /// At least one line was returned.
     has_lines: bool,
-    /// The first line, while it may be the kubelet's refusal: that is all of the body.
+    /// The first line, while it may be an error text of the kubelet, which has no line after it.
     held: Option<Line>,
 }
 
@@ -177,9 +177,9 @@ impl std::fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// A line that is there already.
+    /// Returns a line that was received already.
     pub(crate) fn ready(&mut self) -> Option<Line> {
-        // The first may be a refusal.
+        // The first line may be an error text.
         self.has_lines.then(|| self.ready.pop_front())?
     }
 
@@ -193,7 +193,7 @@ impl Reader {
         }
     }
 
-    /// What the end of the body comes to.
+    /// Decides what the end of the body means.
     fn end(&mut self) -> Piece {
         let said = |line: &Line| String::from_utf8_lossy(&line.text).into_owned();
         match (self.held.take(), self.splitter.finish()) {
@@ -203,8 +203,8 @@ impl Reader {
                 self.has_lines = true;
                 Piece::Line(held)
             }
-            // Each line of a log has its time, but for the rest of a line with which a body
-            // may begin.
+            // Each line of a log has a timestamp, except for the rest of a line with which a
+            // body may begin.
             (None, Some(line)) if self.has_lines && line.nanos.is_none() => {
                 Piece::Refused(said(&line))
             }
@@ -214,7 +214,7 @@ impl Reader {
         }
     }
 
-    /// Cancel safe.
+    /// Returns what comes next. It is cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Piece, Error> {
         loop {
             if let Some(line) = self.ready.pop_front() {
@@ -223,7 +223,7 @@ impl Reader {
                     continue;
                 }
                 self.has_lines = true;
-                // A worker may print such words.
+                // A worker may print such a text.
                 let Some(held) = self.held.take() else {
                     return Ok(Piece::Line(line));
                 };

@@ -1,26 +1,27 @@
-//! Where lines may be missing.
+//! Places in a log where lines may be missing.
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::position::Place;
 
+/// Why lines may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Reason {
-    /// The node has a newer file only.
+    /// The node serves a newer file only.
     Rotated,
-    /// Nobody read it from the container's start on, and its file begins later.
+    /// The log was opened late, and its file begins later than the container.
     Late,
     /// The pod went before its log was read to the end.
     PodGone,
-    /// A container ran, ended and was replaced before its log was read to the end.
+    /// The container was replaced twice before its log was read to the end.
     Restarted,
     /// The node has removed the container, and its log with it.
     Removed,
 }
 
 impl Reason {
-    /// As metadata, metrics and people have it.
+    /// Returns the reason as it stands in metadata, metrics and messages.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Rotated => "rotated",
@@ -35,10 +36,10 @@ impl Reason {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Gap {
     pub(crate) reason: Reason,
-    /// Times of the last line before and the first one after, where known.
+    /// The times of the last line before the gap and of the first line after it, where known.
     pub(crate) from: Option<jiff::Timestamp>,
     pub(crate) to: Option<jiff::Timestamp>,
-    /// What the file has after it.
+    /// The position after the gap.
     pub(crate) place: Option<Place>,
 }
 

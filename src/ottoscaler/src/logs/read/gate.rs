@@ -1,7 +1,8 @@
-//! Few logs are opened at once: each is a connection of its own, and a new leader
-//! opens all there are. A thousand handshakes together would take the processors,
-//! here and at the API server, that renewals of the Lease need; and where those are
-//! late already, none is opened. Epochs are stored likewise.
+//! A limit on concurrent requests, which also holds them while renewals of the Lease are late.
+//!
+//! Each open log is a connection of its own, and a new leader opens all logs. A thousand
+//! handshakes at the same time would take the processor time, here and at the API server, that
+//! renewals of the Lease need.
 use std::{pin::pin, time::Duration};
 
 use tokio::{
@@ -9,10 +10,12 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// How many requests are in flight, save those that take longer than [`HELD`].
 const AT_ONCE: usize = 16;
-/// Then it makes room: a node that does not answer holds nobody else up.
+/// After this time a request counts no more, so that a node that does not answer holds no
+/// others up.
 const HELD: Duration = Duration::from_secs(1);
-/// Between two looks whether renewals are late.
+/// The period in which a request that waits looks whether renewals are still late.
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
@@ -25,9 +28,9 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Opens in turn, first come first served, while nothing `is_late`.
+    /// Runs `open` when its turn has come (first in, first out) and nothing `is_late`.
     pub(crate) async fn pass<F: Future>(&self, is_late: impl Fn() -> bool, open: F) -> F::Output {
-        // Never closed.
+        // The semaphore is never closed.
         let place = self.0.acquire().await.ok();
         while is_late() {
             sleep(LOOK).await;

@@ -1,24 +1,24 @@
-//! Bytes of a log → lines; pure.
+//! Splits the bytes of a log into lines; pure.
 //!
-//! A line longer than [`MAX_LINE`] is cut, and its true length kept.
+//! A line longer than [`MAX_LINE`] is cut, and its original length is kept.
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 
-/// Of a line's text in bytes; an entry must fit gRPC's 4 MiB message limit even
-/// when it carries its original too.
+/// The most bytes of a line's text. An entry must fit into gRPC's limit of 4 MiB for a message
+/// even when it carries the original bytes as well.
 pub(crate) const MAX_LINE: usize = 1024 * 1024;
 
 /// A line as the kubelet serves it with timestamps on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
-    /// As the node wrote it; empty when the line had none (the rest of a line
-    /// whose head was cut off).
+    /// The timestamp as the node wrote it. It is empty for the rest of a line whose head was cut
+    /// off.
     pub(crate) timestamp: String,
-    /// The same as Unix time in nanoseconds.
+    /// The timestamp as Unix time in nanoseconds.
     pub(crate) nanos: Option<i64>,
     #[serde(with = "serde_bytes")]
     pub(crate) text: Vec<u8>,
-    /// Bytes of the whole line, if it was cut.
+    /// The length of the whole line in bytes, if it was cut.
     pub(crate) cut_from: Option<usize>,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Splitter {
 }
 
 impl Splitter {
-    /// Takes bytes; hands every whole line on.
+    /// Takes bytes, and hands every line on that they complete.
     pub(crate) fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Line)) {
         while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
             self.append(&bytes[..end]);
@@ -40,14 +40,14 @@ impl Splitter {
         self.append(bytes);
     }
 
-    /// The last line, when it had no newline.
+    /// Returns the last line if it has no newline.
     pub(crate) fn finish(&mut self) -> Option<Line> {
         (self.length > 0).then(|| self.take())
     }
 
     fn append(&mut self, bytes: &[u8]) {
         self.length += bytes.len();
-        // The timestamp and its blank come on top of the text.
+        // The timestamp and the blank after it come in addition to the text.
         let room = (MAX_LINE + 64).saturating_sub(self.partial.len());
         self.partial
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -89,7 +89,7 @@ impl Line {
         jiff::Timestamp::from_nanosecond(self.nanos?.into()).ok()
     }
 
-    /// Tells this line from others, timestamp included.
+    /// Returns a hash of the timestamp and the text.
     pub(crate) fn hash(&self) -> u64 {
         let mut hash = xxhash_rust::xxh3::Xxh3::new();
         hash.update(self.timestamp.as_bytes());
@@ -98,9 +98,10 @@ impl Line {
         hash.digest()
     }
 
-    /// The text for a proto string, and the original where it was no UTF-8. Together
-    /// they stay below 4 MiB: what stands for bytes may take more than they did, and is
-    /// cut then.
+    /// Returns the text for a protobuf string, and the original in base64 if it was not UTF-8.
+    ///
+    /// Together they stay below 4 MiB: replacement characters may take more room than the bytes
+    /// that they stand for, and the text is cut then.
     pub(crate) fn message(&self) -> (String, Option<String>) {
         let (mut text, original) = match std::str::from_utf8(&self.text) {
             Ok(text) => (text.to_owned(), None),
@@ -121,8 +122,8 @@ impl Line {
     }
 }
 
-/// The level where it is plain: a JSON or logfmt `level`, a leading word; else
-/// INFO.
+/// Returns the level if the line states it as a JSON or logfmt `level` or as its first word,
+/// and INFO otherwise.
 fn level(text: &[u8]) -> &'static str {
     const LEVELS: [(&str, &str); 6] = [
         ("ERROR", "ERROR"),

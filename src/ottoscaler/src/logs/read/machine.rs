@@ -228,7 +228,7 @@ impl TailMachine {
         if !instance.exists {
             return self.failed(Failure::Gone, instance, now);
         }
-        // The node keeps the log of one instance before the newest.
+        // The node keeps the log of the newest instance and of the one before.
         if instance.successors > 1 {
             return self.failed(Failure::Replaced, instance, now);
         }

@@ -3,9 +3,9 @@ use std::sync::Arc;
 
 use crate::{domain::pod::Pod, index::Index};
 
-/// Looks pods up.
+/// Looks up pods whose logs are read.
 pub(crate) trait PodLookup: Clone + Send + Sync + 'static {
-    /// The newest picture of this very pod; None once it is gone.
+    /// Returns the newest state of this very pod (by its uid); None once it is gone.
     fn latest(&self, pod: &Pod) -> Option<Arc<Pod>>;
 }
 

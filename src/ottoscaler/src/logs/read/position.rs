@@ -12,16 +12,16 @@ use serde::{Deserialize, Serialize};
 
 use super::line::Line;
 
-/// How far before the last line a reader starts, in seconds: so far a clock may be
-/// set back between it and the lines before and after.
+/// How many seconds before its line a reader starts. A clock may be set back so far between
+/// that line and the lines around it.
 pub(crate) const LOOK_BACK: i64 = 10;
 
-/// Between two lines of a file.
+/// A position between two lines of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Place {
     After(Anchor),
-    /// After a gap: the line is the first one of its file.
+    /// The position after a gap: the line is the first one of its file.
     Before(Anchor),
 }
 
@@ -31,7 +31,7 @@ impl Place {
         line
     }
 
-    /// Where to read from to see its line again, as Unix time in seconds.
+    /// Returns the Unix second to read from in order to see the line of this position again.
     pub(crate) fn since(&self) -> Option<i64> {
         let nanos = self.line().nanos?;
         Some(nanos.div_euclid(1_000_000_000) - LOOK_BACK)
@@ -57,13 +57,13 @@ impl Place {
         }
     }
 
-    /// Of its line.
+    /// Returns the time of its line.
     pub(crate) fn time(&self) -> Option<jiff::Timestamp> {
         jiff::Timestamp::from_nanosecond(self.line().nanos?.into()).ok()
     }
 }
 
-/// `a` (after) or `b` (before), the line's time, hash and ordinal.
+/// Writes `a` (after) or `b` (before), and the line's time, hash and ordinal.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (side, line) = match self {
@@ -78,20 +78,20 @@ impl fmt::Display for Place {
     }
 }
 
-/// A line of a file, told from its likes.
+/// The identity of a line in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Anchor {
-    /// Unix time; of the line before, where it had none of its own.
+    /// The line's Unix time, or that of the line before if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nanos: Option<i64>,
-    /// Of text and timestamp.
+    /// The hash of timestamp and text.
     hash: u64,
-    /// Which of the lines of one time, that follow each other, it is; from 1.
+    /// The ordinal among the consecutive lines of the same time, from 1.
     nth: u64,
 }
 
 impl Anchor {
-    /// Of the line that comes after `before`.
+    /// Returns the identity of the line that comes after `before`.
     pub(crate) fn of(line: &Line, before: Option<&Self>) -> Self {
         let nanos = line.nanos.or_else(|| before.and_then(|b| b.nanos));
         let nth = before
@@ -108,14 +108,15 @@ impl Anchor {
 /// What to do with a line that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// It is behind us.
+    /// The line was handed on before.
     Held,
-    /// The same, though it is later than the line looked for, which may be gone.
+    /// The line is not handed on, although it is later than the line looked for, which may be
+    /// gone.
     Late,
     New(Anchor),
 }
 
-/// Drops what is behind us from a freshly opened log.
+/// Drops the lines of a freshly opened log that were handed on before.
 #[derive(Debug)]
 pub(crate) struct Resume {
     sought: Option<Place>,
@@ -130,7 +131,7 @@ impl Resume {
         }
     }
 
-    /// Nothing is held back any more.
+    /// Whether the position has been reached, so that every line is new.
     pub(crate) fn is_flowing(&self) -> bool {
         self.sought.is_none()
     }

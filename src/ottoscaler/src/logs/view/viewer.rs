@@ -1,7 +1,7 @@
-//! A task's lines for people, on any replica.
+//! Shows a task's lines to people, on any replica (ShowLogs).
 //!
-//! What holds: nothing is written; nothing runs that the connection does not pull, so a
-//! reader that is slow or gone costs nothing; logs open at once are bounded.
+//! Invariants: nothing is written. All work is done when the connection asks for the next line,
+//! so a client that is slow or gone costs nothing. The number of open logs is bounded.
 use std::{
     collections::{HashSet, VecDeque},
     fmt,
@@ -28,15 +28,15 @@ use crate::{
     proto::{ShownLine, shown_line::Kind},
 };
 
-/// Of a replica.
+/// The most logs that a replica shows at once.
 const LOGS_AT_ONCE: usize = 256;
 
-/// Reads logs as they are on the nodes; cheap to clone.
+/// Reads logs from their nodes. It is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LogViewer {
     source: Arc<Cluster>,
     index: Index,
-    /// Else there is no otto-handler.
+    /// There is an otto-handler.
     forwarded: bool,
     places: Arc<Semaphore>,
 }
@@ -51,18 +51,19 @@ impl LogViewer {
         }
     }
 
-    /// Of the selected task, until it has ended (`follow`), or what there is now.
+    /// Returns the lines of the selected task: those that there are now, or with `follow` all
+    /// until the task has ended.
     ///
     /// # Errors
-    /// NOT_FOUND: there is no such task. The stream ends with RESOURCE_EXHAUSTED where
-    /// too many logs are open, and with UNAVAILABLE at `drain`.
+    /// NOT_FOUND if there is no such task. The stream ends with RESOURCE_EXHAUSTED if too many
+    /// logs are open, and with UNAVAILABLE at `drain`.
     pub fn lines(
         &self,
         selection: Selection,
         follow: bool,
         drain: CancellationToken,
     ) -> Result<impl Stream<Item = Result<ShownLine, Status>> + Send + 'static, Status> {
-        // Subscribed before the first look: nothing falls between.
+        // Subscribed before the first look, so that no change is missed.
         let changes = self.index.subscribe();
         let workers = self.index.workers(&selection);
         let Some(task) = workers.first().map(|w| w.task.clone()) else {
@@ -101,7 +102,7 @@ impl LogViewer {
         Ok(stream::unfold(Some(showing), |showing| async move {
             let mut showing = showing?;
             let next = showing.next().await?;
-            // After an error there is no more.
+            // An error ends the stream.
             let rest = next.is_ok().then_some(showing);
             Some((next, rest))
         }))
@@ -111,14 +112,14 @@ impl LogViewer {
 struct Showing {
     show: LogViewer,
     task: Arc<str>,
-    /// Another task may come to have the name.
+    /// Another task may get the same name later.
     task_uid: String,
     selection: Selection,
     follow: bool,
     drain: CancellationToken,
     changes: broadcast::Receiver<Change>,
     logs: SelectAll<BoxStream<'static, ShownLine>>,
-    /// Pods by uid.
+    /// The uids of pods whose logs were opened.
     seen: HashSet<String>,
     ready: VecDeque<Result<ShownLine, Status>>,
 }
@@ -145,7 +146,7 @@ impl Showing {
                 () = self.drain.cancelled() => {
                     return Some(Err(Status::unavailable("this replica stops; ask again")));
                 }
-                // None: the last log has ended.
+                // None means that the last log has ended.
                 line = self.logs.next(), if !self.logs.is_empty() => {
                     if let Some(line) = line {
                         return Some(Ok(line));
@@ -153,7 +154,7 @@ impl Showing {
                 }
                 change = self.changes.recv(), if self.follow => match change {
                     Ok(change) if change.task != self.task => {}
-                    // One that lags looks at everything.
+                    // After a lag everything is looked at.
                     Ok(_) | Err(_) => self.look(),
                 },
             }
@@ -169,7 +170,7 @@ impl Showing {
                 .is_none_or(|task| task.uid != self.task_uid || task.status.phase.is_finished())
     }
 
-    /// Opens the logs that are there by now.
+    /// Opens the logs that exist by now.
     fn look(&mut self) {
         for pod in self.show.index.pods_of(&self.task).0 {
             let is_selected = |name: &String| **name == *pod.name;
@@ -228,7 +229,7 @@ fn log<P: PodLookup>(
     stream::unfold((tail, pod, place), next).boxed()
 }
 
-/// PodLookup as if they had ended: their logs are read to where they end now.
+/// Looks up pods as if they had ended, so that their logs are read to their present end.
 #[derive(Debug, Clone)]
 struct EndedView(Index);
 

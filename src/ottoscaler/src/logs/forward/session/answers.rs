@@ -1,4 +1,4 @@
-//! What otto-handler's answers settle.
+//! Handling of otto-handler's answers.
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl<S: Source, P: PodLookup> Session<S, P> {
-    /// That answer, and those that have come behind it.
+    /// Handles that answer, and those that have arrived after it.
     pub(super) fn all_answered(
         &self,
         state: &mut SessionState<S, P>,
@@ -66,7 +66,7 @@ impl<S: Source, P: PodLookup> Session<S, P> {
             }
         };
         let pause = match status {
-            // A backoff of its own, so that a storm is no busy loop.
+            // A short backoff keeps repeated RETRY answers from becoming a busy loop.
             Status::Retry => throttle.max(5),
             Status::Ack | Status::Drop => throttle,
         };

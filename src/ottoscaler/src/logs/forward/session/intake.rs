@@ -1,4 +1,4 @@
-//! From a log into the backlog of a session.
+//! Moves lines from the log into the session's backlog.
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -21,8 +21,8 @@ use crate::{
 const RESERVED_WITHIN: Duration = Duration::from_secs(10);
 
 impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
-    /// What was read together is taken together: a turn of the loop for each line would
-    /// cost more than the line.
+    /// Takes everything that was read together: an iteration of the session's loop for each
+    /// line would cost more than the line.
     pub(super) async fn take_all(&self, state: &mut SessionState<S, P>, next: Next) {
         self.take(state, next).await;
         while state.may_read() {
@@ -47,7 +47,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
             }
             Next::Gap(gap) => {
                 let Some(epoch) = self.new_epoch(state).await else {
-                    // The next leader finds this gap, too.
+                    // The next leader finds this gap as well.
                     state.tail.close();
                     return state.end = Some(End::HandedOver);
                 };
@@ -66,8 +66,8 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
         state.backlog.push(entry).await;
     }
 
-    /// An epoch that no reader of this log has used, nor will: it is stored before its first
-    /// use. None: there is no time left for it.
+    /// Returns an epoch that no other reader of this log uses. It is stored before its first use.
+    /// None: the session drains.
     async fn new_epoch(&self, state: &mut SessionState<S, P>) -> Option<u32> {
         let transitions = u32::try_from(self.term.transitions).unwrap_or(0);
         let mut failures = 0_u32;
@@ -85,7 +85,7 @@ impl<S: Source + EpochStore, P: PodLookup> Session<S, P> {
                     state.reserved = epoch;
                     return Some(epoch);
                 }
-                // Whose pod is gone has no reader after this one.
+                // No reader follows this one: the pod is gone.
                 Err(Error::Gone) => {
                     state.reserved = least;
                     return Some(least);

@@ -1,4 +1,4 @@
-//! What changes while a session runs.
+//! The state of a running session.
 use std::time::Duration;
 
 use tokio::{sync::mpsc, time::Instant};
@@ -13,22 +13,22 @@ use crate::logs::{
     read::{follow::Source, pods::PodLookup, tail::Tail},
 };
 
-/// A log that was not read for so long, for want of room, is opened again.
+/// A log that was not read for so long, because there was no room, is opened again.
 const HELD_UP: Duration = Duration::from_secs(10);
 
-/// What moves while a session runs.
+/// What changes while a session runs.
 pub(super) struct SessionState<S, P> {
     pub(super) backlog: Backlog,
     pub(super) maker: Maker,
-    /// After the last line read, and after the last one acknowledged.
+    /// The checkpoints after the last line read, and after the last one acknowledged.
     pub(super) read: Checkpoint,
     pub(super) acked: Checkpoint,
     pub(super) tail: Tail<S, P>,
     /// The last epoch that this session has stored.
     pub(super) reserved: u32,
-    /// There is no more to read.
+    /// How the session ends, once there is no more to read.
     pub(super) end: Option<End>,
-    /// Since when nothing is read, for want of room.
+    /// Since when nothing is read, because there is no room.
     pub(super) held_up: Option<Instant>,
     pub(super) pause_until: Option<Instant>,
     pub(super) last_answer: Instant,
@@ -38,7 +38,7 @@ pub(super) struct SessionState<S, P> {
 }
 
 impl<S: Source, P: PodLookup> SessionState<S, P> {
-    /// There is more to read, and room for it.
+    /// Whether there is more to read, and room for it.
     pub(super) fn may_read(&mut self) -> bool {
         let now = Instant::now();
         if !self.backlog.has_room(now) {
@@ -51,7 +51,7 @@ impl<S: Source, P: PodLookup> SessionState<S, P> {
         self.end.is_none()
     }
 
-    /// The next entry, if there is one that may go.
+    /// Sends the next entry, if there is one that may be sent.
     pub(super) fn send(&mut self, permit: mpsc::Permit<'_, Outgoing>) -> bool {
         let Some(entry) = self.backlog.window.next() else {
             return false;
@@ -61,12 +61,13 @@ impl<S: Source, P: PodLookup> SessionState<S, P> {
         true
     }
 
-    /// otto-handler took nothing for so long.
+    /// Whether otto-handler has settled nothing for so long.
     pub(super) fn is_stale(&self, limit: Duration) -> bool {
         self.settled.elapsed() > limit
     }
 }
 
+/// What a session reports when it ends.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) lines: u64,

@@ -1,13 +1,18 @@
 //! A gap begins an epoch that no leader used before.
 use super::*;
 
+/// A file that begins after the line at which a reader stands who read 50.
+fn moved_on() -> File {
+    File {
+        lines: lines(80)[70..].to_vec(),
+        ..File::default()
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_has_moved_on_gives_one_gap_record() {
     let stored = after(50);
-    let file = File {
-        lines: lines(80)[70..].to_vec(),
-        ..Default::default()
-    };
+    let file = moved_on();
     let (end, taken, _) = run(file, |_| Some(Status::Ack), Some(stored)).await;
     assert_eq!(end, End::Drained);
     let gaps = taken.iter().filter(|(_, m)| m.contains("missing")).count();
@@ -18,9 +23,8 @@ async fn a_file_that_has_moved_on_gives_one_gap_record() {
 async fn an_epoch_is_stored_before_it_is_used_and_is_above_all_that_were() {
     let (listener, host) = listener().await;
     let file = File {
-        lines: lines(80)[70..].to_vec(),
         unstored: AtomicUsize::new(2),
-        ..Default::default()
+        ..moved_on()
     };
     let mut session = session(&host, file, Some(after(50)));
     // A leader before had begun an epoch there, which was not acknowledged.
@@ -37,10 +41,7 @@ async fn an_epoch_is_stored_before_it_is_used_and_is_above_all_that_were() {
 #[tokio::test]
 async fn an_epoch_that_somebody_wrote_on_a_pod_leads_to_none_that_is_not_taken() {
     let (listener, host) = listener().await;
-    let file = File {
-        lines: lines(80)[70..].to_vec(),
-        ..Default::default()
-    };
+    let file = moved_on();
     let mut session = session(&host, file, Some(after(50)));
     session.pod = Arc::new(Pod {
         log_epoch: u32::MAX,
@@ -57,9 +58,8 @@ async fn an_epoch_that_somebody_wrote_on_a_pod_leads_to_none_that_is_not_taken()
 async fn a_gap_whose_epoch_is_not_stored_is_left_to_the_next_leader() {
     let (listener, host) = listener().await;
     let file = File {
-        lines: lines(80)[70..].to_vec(),
         unstored: AtomicUsize::new(usize::MAX),
-        ..Default::default()
+        ..moved_on()
     };
     let session = session(&host, file, Some(after(50)));
     let drain = session.drain.clone();
