@@ -33,6 +33,7 @@ use super::{
     line::Line,
     missing::Missing,
     position::{Place, Resume, Step},
+    reading::{Purpose, Reading},
     reopen::Reopen,
     signals::{Effect, End, Failure, Input, Instance, Why},
 };
@@ -50,34 +51,6 @@ pub(super) const STATUS_POLL: Duration = Duration::from_millis(100);
 /// How long a node may refuse to serve the log of a container that has ended, until the log
 /// counts as removed. A node whose runtime or kubelet starts refuses likewise.
 pub(super) const REMOVED_AFTER: Duration = PROBE_AFTER;
-
-/// What a log is open for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// To follow a container that runs.
-    Follow,
-    /// To read what a container that runs has printed, where its node cannot follow.
-    Poll,
-    /// To read the file of a container that runs to its end, which decides whether the line
-    /// looked for is gone.
-    Decide,
-    /// To read the log of a container that has ended to its last byte.
-    Drain,
-}
-
-/// An open log.
-#[derive(Debug)]
-struct Reading {
-    purpose: Purpose,
-    previous: bool,
-    resume: Resume,
-    opened: Duration,
-    /// Lines later than the one looked for came; when to decide whether it is gone.
-    decide_at: Option<Duration>,
-    /// When the silence has lasted for too long.
-    quiet_at: Duration,
-    is_probed: bool,
-}
 
 #[derive(Debug)]
 enum TailState {
@@ -464,18 +437,6 @@ impl TailMachine {
     fn sought(&self) -> Option<Place> {
         let place = self.place.as_ref();
         place.filter(|_| self.missing != Missing::Rotated).cloned()
-    }
-}
-
-impl Reading {
-    fn deadline(&self) -> Option<Duration> {
-        let decide_at = self.decide_at.filter(|_| self.purpose == Purpose::Follow);
-        let quiet_at = (!self.is_probed).then_some(self.quiet_at);
-        [decide_at, quiet_at].into_iter().flatten().min()
-    }
-
-    fn is_in_doubt_at(&self, now: Duration) -> bool {
-        self.purpose == Purpose::Follow && self.decide_at.is_some_and(|at| at <= now)
     }
 }
 

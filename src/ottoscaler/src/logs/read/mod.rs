@@ -8,6 +8,7 @@ mod machine;
 mod missing;
 pub(super) mod pods;
 pub(super) mod position;
+mod reading;
 mod reopen;
 mod signals;
 pub(super) mod tail;
