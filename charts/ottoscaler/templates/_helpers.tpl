@@ -20,7 +20,7 @@ whole stands for its end; the longest suffix has 15 characters, a name at most 6
 {{- if le (len $name) 48 }}{{ $name }}{{ else }}{{ $name | trunc 31 | trimSuffix "." | trimSuffix "-" }}.{{ sha256sum $name | trunc 16 }}{{ end }}
 {{- end }}
 
-{{- /* The ConfigMaps that hold the checkpoints of logs (src/ottoscaler/src/logs/shards), as a list. */ -}}
+{{- /* The ConfigMaps that hold the checkpoints of logs (src/ottoscaler/src/logs/forward/shards), as a list. */ -}}
 {{- define "ottoscaler.shards" -}}
 [{{ range $n := until 16 }}{{ if $n }}, {{ end }}ottoscaler-log-checkpoints-{{ $n }}{{ end }}]
 {{- end }}
