@@ -69,7 +69,7 @@ creation() {
   done | sort -n | head -1 > "$raw/best.txt"
   best=$(per_second < "$raw/best.txt")
   job=$(per_second < "$raw/job-ms.txt")
-  ratio scale_up_1000_creates "$ours" "/s" ">=0.7" "$best"
+  ratio scale_up_1000_creates "$ours" "/s" ">=0.8" "$best"
   ratio scale_up_1000_by_job "$ours" "/s" ">=20" "$job"
   awk '{printf "  raw creates, %s at a time: %.0f/s\n", $1, 1e6 / $2}' "$raw/raw-creates-ms.txt"
   awk '{printf "  ScaleUp(1000): %.0f/s\n", 1e6 / $1}' "$raw/scale-up-1000-ms.txt"
@@ -93,11 +93,14 @@ notifications() {
   no_pods app=otto-agent
 }
 latency() { # quiet|busy: 400 workers, 50 ends a second
-  local times
+  local times target
   [ "$1" = busy ] || up "end-$1" 400
   times=$(KUBECONFIG=$admin "$bin/phase-latency" --namespace $ns --selector "task-id=end-$1" --rate 50 --record "$record" --csv "$raw/notify-$1.csv")
   read -r -a times <<< "$times"
-  figure "notify_p99_$1" "${times[1]}" ms 50 "${times[4]}"
+  # Beside a ScaleUp as late as a plain watch allows.
+  target=50
+  [ "$1" = quiet ] || target=$(awk -v watch="${times[4]}" 'BEGIN {print (3 * watch > 150 ? 3 * watch : 150)}')
+  figure "notify_p99_$1" "${times[1]}" ms "$target" "${times[4]}"
   echo "  notified: median ${times[0]} ms, at most ${times[2]} ms; the watch: median ${times[3]} ms, at most ${times[5]} ms"
 }
 
@@ -124,7 +127,7 @@ api_calls() {
   calls=$("$bin/audit-cost" --log "$AUDIT_LOG" --namespace ottoscaler --prefix life --since "$since" calls --workers 200 --tasks 2 2> "$raw/calls.txt")
   gzip -c "$AUDIT_LOG" > "$raw/api-calls-audit.jsonl.gz"
   read -r -a calls <<< "$calls"
-  figure api_calls_per_worker "${calls[0]}" calls 3
-  figure api_calls_per_task "${calls[1]}" calls 6
+  figure api_calls_per_worker "${calls[0]}" calls 4
+  figure api_calls_per_task "${calls[1]}" calls 8
   echo "  log checkpoints: ${calls[2]} a worker; all: $(cat "$raw/calls.txt")"
 }

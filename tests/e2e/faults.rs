@@ -26,7 +26,7 @@ const TAKEOVER: Duration = Duration::from_secs(30);
 
 /// More than the leader creates at once when it begins.
 const WORKERS: usize = 150;
-/// So many while workers end (`domain/concurrency.rs`).
+/// The least that is in flight (`workers/tuning.rs`); other classes have slots as well.
 const AT_ONCE: usize = 4;
 const BY_CLOCK: &str = "ottoscaler_refused_writes_total{wall=\"Clock\"} ";
 

@@ -5,34 +5,34 @@
 //! time changes with its status only.
 use std::collections::BTreeMap;
 
-use super::{
-    task::{Condition, TaskPhase, WorkerPhase, WorkerRecord},
-    urgency::Change,
-};
+use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
 
-const CREATED: &str = "Created";
-const FINISHED: &str = "Finished";
-const DELIVERED: &str = "LogsDelivered";
+pub(super) const CREATED: &str = "Created";
+pub(super) const FINISHED: &str = "Finished";
+pub(super) const DELIVERED: &str = "LogsDelivered";
 /// Workers that a message names.
 const NAMED: usize = 10;
 
-/// What workers without a pod wait for, in one word and in a sentence that begins with how
-/// many they are.
+/// What workers without a pod wait for: one word, and the end of a sentence that begins
+/// with how many they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
+pub struct WaitReason {
     pub reason: &'static str,
     pub text: String,
 }
 
-impl Lack {
+/// The reason of a wait for the API server, or for room, that passes by itself.
+pub const QUEUED: &str = "Queued";
+
+impl WaitReason {
     pub fn new(reason: &'static str, text: String) -> Self {
         Self { reason, text }
     }
 }
 
-impl Default for Lack {
+impl Default for WaitReason {
     fn default() -> Self {
-        Self::new("Queued", "wait for the API server".to_owned())
+        Self::new(QUEUED, "wait for the API server".to_owned())
     }
 }
 
@@ -42,7 +42,7 @@ pub struct Seen<'a> {
     pub phase: TaskPhase,
     pub workers: &'a [WorkerRecord],
     /// What workers without a pod wait for.
-    pub lacks: &'a dyn Fn() -> Lack,
+    pub wait_reason: &'a dyn Fn() -> WaitReason,
 }
 
 impl std::fmt::Debug for Seen<'_> {
@@ -58,7 +58,7 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     let Seen {
         phase,
         workers,
-        lacks,
+        wait_reason,
     } = seen;
     let queued = workers
         .iter()
@@ -67,7 +67,7 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     let created = if queued == 0 {
         (true, "AllCreated", String::new())
     } else {
-        let Lack { reason, text } = lacks();
+        let WaitReason { reason, text } = wait_reason();
         let message = format!("{queued} of {} workers {text}", workers.len());
         (false, reason, message)
     };
@@ -125,25 +125,6 @@ fn cut(workers: &[WorkerRecord]) -> Option<String> {
     })
 }
 
-/// What `new` says beyond `old`; counts may differ. That all have their pods by now, or wait
-/// for something else, is told with whatever comes next.
-pub fn change(old: &[Condition], new: &[Condition]) -> Change {
-    let of = |kind| match (said(old, kind), said(new, kind)) {
-        (was, is) if was == is => Change::Nothing,
-        (Some(_), Some(("True", _))) if kind == CREATED => Change::MayWait,
-        (Some(("False", _)), Some(("False", _))) if kind == CREATED => Change::MayWait,
-        _ => Change::Urgent,
-    };
-    let changes = [CREATED, FINISHED, DELIVERED].map(of);
-    changes.into_iter().max().unwrap_or(Change::Nothing)
-}
-
-/// Status and reason.
-fn said<'a>(all: &'a [Condition], kind: &str) -> Option<(&'a str, &'a str)> {
-    let found = all.iter().find(|c| c.kind == kind);
-    found.map(|c| (c.status.as_str(), c.reason.as_str()))
-}
-
 /// `3 succeeded, 2 failed (OOMKilled)`.
 pub(super) fn tally(workers: &[WorkerRecord]) -> String {
     let mut counts: BTreeMap<u8, (&str, usize)> = BTreeMap::new();
@@ -184,6 +165,7 @@ pub(super) fn tally(workers: &[WorkerRecord]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::urgency::{WriteUrgency, of_conditions as change};
 
     fn worker(phase: WorkerPhase, reason: &str) -> WorkerRecord {
         WorkerRecord {
@@ -200,15 +182,15 @@ mod tests {
         before: &[Condition],
         now: &str,
     ) -> Vec<Condition> {
-        let lacks = &|| {
+        let wait_reason = &|| {
             let text = "wait for room (MAX_WORKERS is 1)".to_owned();
-            Lack::new("Queued", text)
+            WaitReason::new("Queued", text)
         };
         conditions(
             Seen {
                 phase,
                 workers,
-                lacks,
+                wait_reason,
             },
             before,
             now,
@@ -253,32 +235,32 @@ mod tests {
             ),
             ("t3", "t1")
         );
-        assert_eq!(change(&first, &later), Change::Nothing);
+        assert_eq!(change(&first, &later), WriteUrgency::Nothing);
         // All have their pods; and then one more is wanted.
-        assert_eq!(change(&later, &then), Change::MayWait);
-        assert_eq!(change(&then, &later), Change::Urgent);
+        assert_eq!(change(&later, &then), WriteUrgency::Relaxed);
+        assert_eq!(change(&then, &later), WriteUrgency::Urgent);
         let done = of(TaskPhase::Succeeded, &running, &then, "t4");
-        assert_eq!(change(&then, &done), Change::Urgent);
-        assert_eq!(change(&[], &then), Change::Urgent);
+        assert_eq!(change(&then, &done), WriteUrgency::Urgent);
+        assert_eq!(change(&[], &then), WriteUrgency::Urgent);
     }
 
     #[test]
     fn what_workers_wait_for_now_is_told_though_they_waited_before() {
         let queued = [worker(WorkerPhase::Queued, "")];
         let waits_for = |reason, text: &str| {
-            let lacks = &|| Lack::new(reason, text.to_owned());
+            let wait_reason = &|| WaitReason::new(reason, text.to_owned());
             let seen = Seen {
                 phase: TaskPhase::Pending,
                 workers: &queued,
-                lacks,
+                wait_reason,
             };
             conditions(seen, &[], "t")
         };
         let paused = waits_for("Paused", "wait for the end of the pause (x)");
         let room = waits_for("Queued", "wait for room");
-        assert_eq!(change(&paused, &room), Change::MayWait);
+        assert_eq!(change(&paused, &room), WriteUrgency::Relaxed);
         let places = waits_for("Queued", "wait for the API server");
-        assert_eq!(change(&room, &places), Change::Nothing);
+        assert_eq!(change(&room, &places), WriteUrgency::Nothing);
     }
 
     #[test]

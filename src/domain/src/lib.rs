@@ -32,13 +32,11 @@
 //! | [`queue`] | Which waiting workers get the free places. |
 //! | [`refusal`] | Who refused a write, and whether a retry can help. |
 //! | [`gates`] | When refused creates are retried. |
-//! | [`concurrency`] | How many creates may be in flight. |
 //! | [`transition`] | Which transitions of a worker are notified, and in which order. |
 //! | [`deleted_task`] | The last states of the workers of a task that is gone. |
 //! | [`victims`] | Which workers a ScaleDown ends. |
 //! | [`janitor`] | Which pods and finished tasks are garbage. |
 //! | [`view`] | What clients see of a worker. |
-pub mod concurrency;
 pub mod conditions;
 pub mod containers;
 pub mod deleted_task;

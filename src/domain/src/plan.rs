@@ -30,7 +30,7 @@ use super::{
     stage::Stage,
     task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
     transition,
-    urgency::{self, Change},
+    urgency::{self, WriteUrgency},
     view,
 };
 
@@ -59,7 +59,7 @@ pub struct Observed<'a> {
     /// Returns the time of the first line of the log of a pod, by uid, in Unix seconds.
     pub first_line: &'a dyn Fn(&str) -> Option<i64>,
     /// What workers without a pod wait for, for people.
-    pub lacks: &'a dyn Fn() -> conditions::Lack,
+    pub wait_reason: &'a dyn Fn() -> conditions::WaitReason,
 }
 
 impl std::fmt::Debug for Observed<'_> {
@@ -99,8 +99,8 @@ pub enum Action {
 pub struct Plan {
     /// The status to store.
     pub status: TaskStatus,
-    /// What it says beyond the stored one.
-    pub change: Change,
+    /// How soon the status must be stored.
+    pub urgency: WriteUrgency,
     /// The actions to take.
     pub actions: Vec<Action>,
     /// The attempts that need a pod, which are created as places become free
@@ -123,7 +123,7 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         // A newer version looks after the task.
         return Plan {
             status: task.status.clone(),
-            change: Change::Nothing,
+            urgency: WriteUrgency::Nothing,
             actions: Vec::new(),
             creates: Vec::new(),
             unstored_ends: BTreeSet::new(),
@@ -176,10 +176,10 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         p.forget(end);
     }
     let has_gone = |index, attempt| p.gone.newest(index, attempt).is_some();
-    let change = urgency::change(&task.status, &status, &has_gone);
+    let urgency = urgency::of(&task.status, &status, &has_gone);
     Plan {
         status,
-        change,
+        urgency,
         actions: p.actions,
         creates: p.creates,
         unstored_ends,
@@ -556,7 +556,7 @@ impl Planner<'_> {
         let seen = conditions::Seen {
             phase,
             workers: &workers,
-            lacks: self.seen.lacks,
+            wait_reason: self.seen.wait_reason,
         };
         let now = Timestamp::from_second(self.now).unwrap_or_default();
         let conditions = conditions::conditions(seen, &stored.conditions, &now.to_string());

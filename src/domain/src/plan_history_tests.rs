@@ -110,7 +110,7 @@ impl World {
             notified: &|_| None,
             refused: &|_| None,
             first_line: &|_| None,
-            lacks: &Default::default,
+            wait_reason: &Default::default,
         };
         plan(&self.task, seen, LIMITS, now)
     }

@@ -58,7 +58,7 @@ fn seen<'a>(
         notified: &|_| None,
         refused: &|_| None,
         first_line: &|_| None,
-        lacks: &Default::default,
+        wait_reason: &Default::default,
     }
 }
 
@@ -118,10 +118,10 @@ fn the_end_of_a_pod_that_somebody_deleted_is_stored_soon() {
     let done = Arc::new(pod(1, 1, PodPhase::Succeeded));
     let there = plan_with(&t, &[done.clone(), run[1].clone()], &[], false, 11);
     assert_ne!(there.status, t.status);
-    assert_eq!(there.change, Change::MayWait, "it can be read again");
+    assert_eq!(there.urgency, WriteUrgency::Relaxed, "it can be read again");
     let gone = plan_with(&t, &run[1..], &[done], false, 11);
     assert_eq!(gone.status, there.status);
-    assert_eq!(gone.change, Change::Urgent);
+    assert_eq!(gone.urgency, WriteUrgency::Urgent);
 }
 
 #[test]

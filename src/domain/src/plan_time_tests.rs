@@ -53,7 +53,7 @@ impl Leader {
             notified: &|_| None,
             refused: &|_| None,
             first_line: &|_| None,
-            lacks: &Default::default,
+            wait_reason: &Default::default,
         };
         plan(&self.task, seen, LIMITS, now)
     }

@@ -1,45 +1,68 @@
-//! What of a task's status cannot wait to be stored.
+//! How soon a task's status is to be stored.
 //!
-//! What a pod tells is there to be read again for as long as the pod is, and we delete
-//! none before its record is stored: such a record may lag. What holds: what the leader
-//! decided is urgent, what a pod told that somebody else deleted, and what people wait
+//! What a pod tells is there to be read again for as long as the pod is, and no pod is
+//! deleted before its record is stored: such a record may lag. Invariants: urgent is what
+//! the leader decided, what a pod told that somebody else deleted, and what people wait
 //! for: failures, reasons, phases and conditions of the task. What otto-handler took is
-//! not: it is told twice at worst.
+//! not urgent: it is told twice at worst.
 use super::{
-    conditions,
-    task::{TaskStatus, WorkerPhase, WorkerRecord},
+    conditions::{CREATED, DELIVERED, FINISHED},
+    task::{Condition, TaskStatus, WorkerPhase, WorkerRecord},
 };
 
-/// What a status says beyond the stored one.
+/// How soon a status is to be stored, by what it says beyond the stored one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Change {
+pub enum WriteUrgency {
+    /// It says nothing more.
     Nothing,
-    MayWait,
+    Relaxed,
     Urgent,
 }
 
-/// What `new` says beyond `stored`; `has_gone`: the pod of this index and attempt.
-pub fn change(
+/// Judges what `new` says beyond `stored`; `has_gone` knows the pods that went, by index and
+/// attempt.
+pub fn of(
     stored: &TaskStatus,
     new: &TaskStatus,
     has_gone: &dyn Fn(u32, u32) -> bool,
-) -> Change {
+) -> WriteUrgency {
     let tells_more = stored.phase != new.phase
         || stored.finished_at != new.finished_at
         || stored.workers.len() != new.workers.len();
     if tells_more {
-        return Change::Urgent;
+        return WriteUrgency::Urgent;
     }
-    let of = |(known, worker): (&WorkerRecord, &WorkerRecord)| match () {
-        () if known == worker => Change::Nothing,
-        () if known.index != worker.index || cannot_wait(known, worker) => Change::Urgent,
-        () if has_gone(worker.index, worker.attempt) && says_more(known, worker) => Change::Urgent,
-        () => Change::MayWait,
+    let of_worker = |(known, worker): (&WorkerRecord, &WorkerRecord)| match () {
+        () if known == worker => WriteUrgency::Nothing,
+        () if known.index != worker.index || is_urgent(known, worker) => WriteUrgency::Urgent,
+        () if has_gone(worker.index, worker.attempt) && says_more(known, worker) => {
+            WriteUrgency::Urgent
+        }
+        () => WriteUrgency::Relaxed,
     };
     // Both are sorted by index.
-    let workers = std::iter::zip(&stored.workers, &new.workers).map(of);
-    let told = conditions::change(&stored.conditions, &new.conditions);
-    workers.fold(told, Change::max)
+    let workers = std::iter::zip(&stored.workers, &new.workers).map(of_worker);
+    let conditions = of_conditions(&stored.conditions, &new.conditions);
+    workers.fold(conditions, WriteUrgency::max)
+}
+
+/// Judges what the conditions `new` say beyond `old`; counts may differ. That all workers
+/// have their pods by now, or wait for something else, is told with whatever comes next.
+pub(super) fn of_conditions(old: &[Condition], new: &[Condition]) -> WriteUrgency {
+    let of_kind = |kind| match (said(old, kind), said(new, kind)) {
+        (was, is) if was == is => WriteUrgency::Nothing,
+        (Some(_), Some(("True", _))) if kind == CREATED => WriteUrgency::Relaxed,
+        (Some(("False", _)), Some(("False", _))) if kind == CREATED => WriteUrgency::Relaxed,
+        _ => WriteUrgency::Urgent,
+    };
+    let all = [CREATED, FINISHED, DELIVERED].map(of_kind);
+    all.into_iter().max().unwrap_or(WriteUrgency::Nothing)
+}
+
+/// The status and the reason of a condition.
+fn said<'a>(all: &'a [Condition], kind: &str) -> Option<(&'a str, &'a str)> {
+    let found = all.iter().find(|c| c.kind == kind);
+    found.map(|c| (c.status.as_str(), c.reason.as_str()))
 }
 
 /// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
@@ -49,7 +72,7 @@ pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
         .any(|(known, worker)| worker.phase.is_final() && !known.phase.is_final())
 }
 
-/// Of the pod.
+/// Whether the pod told more than is known.
 fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let pods = |w: &WorkerRecord| WorkerRecord {
         notified: None,
@@ -59,7 +82,7 @@ fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     pods(known) != pods(new)
 }
 
-fn cannot_wait(known: &WorkerRecord, new: &WorkerRecord) -> bool {
+fn is_urgent(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let decided = |w: &WorkerRecord| (w.attempt, w.failures, w.not_before, w.stopping, w.cut);
     let failed = |w: &WorkerRecord| w.phase.is_final() && w.phase != WorkerPhase::Succeeded;
     decided(known) != decided(new)
@@ -85,18 +108,18 @@ mod tests {
         }
     }
 
-    fn told(stored: &TaskStatus, new: &TaskStatus) -> Change {
-        super::change(stored, new, &|_, _| false)
+    fn told(stored: &TaskStatus, new: &TaskStatus) -> WriteUrgency {
+        of(stored, new, &|_, _| false)
     }
 
     fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
-        told(&status(|_| {}), &status(change)) == Change::Urgent
+        told(&status(|_| {}), &status(change)) == WriteUrgency::Urgent
     }
 
     #[test]
     fn what_the_pod_tells_again_may_wait() {
         let may_wait = |change: fn(&mut WorkerRecord)| {
-            told(&status(|_| {}), &status(change)) == Change::MayWait
+            told(&status(|_| {}), &status(change)) == WriteUrgency::Relaxed
         };
         assert!(may_wait(|w| w.uid = Some("u".into())));
         assert!(may_wait(|w| w.phase = WorkerPhase::Running));
@@ -113,11 +136,11 @@ mod tests {
     #[test]
     fn what_is_stored_already_is_not_stored_again() {
         let same = status(|w| w.reason = "OOMKilled".into());
-        assert_eq!(told(&same, &same), Change::Nothing);
+        assert_eq!(told(&same, &same), WriteUrgency::Nothing);
         // The counts follow from the records.
         let mut counted = same.clone();
         counted.counts.total = 1;
-        assert_eq!(told(&same, &counted), Change::Nothing);
+        assert_eq!(told(&same, &counted), WriteUrgency::Nothing);
     }
 
     #[test]
@@ -144,26 +167,26 @@ mod tests {
         assert!(urgent(|w| w.reason = "ImagePullBackOff".into()));
         let stored = status(|w| w.reason = "ImagePullBackOff".into());
         let now = status(|_| {});
-        assert_eq!(told(&stored, &now), Change::MayWait, "it went away");
+        assert_eq!(told(&stored, &now), WriteUrgency::Relaxed, "it went away");
 
         let (before, mut after) = (status(|_| {}), status(|_| {}));
         after.phase = TaskPhase::Running;
-        assert_eq!(told(&before, &after), Change::Urgent);
+        assert_eq!(told(&before, &after), WriteUrgency::Urgent);
         after.phase = before.phase;
         after.conditions = vec![Condition {
             kind: "Created".into(),
             ..Default::default()
         }];
-        assert_eq!(told(&before, &after), Change::Urgent);
+        assert_eq!(told(&before, &after), WriteUrgency::Urgent);
         after.conditions.clear();
         after.finished_at = Some(1);
-        assert_eq!(told(&before, &after), Change::Urgent);
+        assert_eq!(told(&before, &after), WriteUrgency::Urgent);
     }
 
     #[test]
     fn a_worker_that_is_not_on_the_record_is_urgent() {
         for stored in [TaskStatus::default(), status(|w| w.index = 2)] {
-            assert_eq!(told(&stored, &status(|_| {})), Change::Urgent);
+            assert_eq!(told(&stored, &status(|_| {})), WriteUrgency::Urgent);
         }
     }
 
@@ -173,7 +196,7 @@ mod tests {
         let stored = status(|_| {});
         let urgent = |change: fn(&mut WorkerRecord), gone: (u32, u32)| {
             let has_gone = |index, attempt| (index, attempt) == gone;
-            super::change(&stored, &status(change), &has_gone) == Change::Urgent
+            of(&stored, &status(change), &has_gone) == WriteUrgency::Urgent
         };
         for told in [
             |w: &mut WorkerRecord| w.phase = WorkerPhase::Succeeded,
@@ -184,7 +207,7 @@ mod tests {
         }
         let (attempt, state) = (1, NotifiedState::Created);
         let notified = status(|w| w.notified = Some(Notified { attempt, state }));
-        let told = super::change(&stored, &notified, &|_, _| true);
-        assert_eq!(told, Change::MayWait);
+        let told = of(&stored, &notified, &|_, _| true);
+        assert_eq!(told, WriteUrgency::Relaxed);
     }
 }

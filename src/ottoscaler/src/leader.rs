@@ -22,7 +22,7 @@ use crate::{
     handler::{HandlerClient, NoHandler},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder},
-    workers::{self, Drained, Manager, Parts, Tell},
+    workers::{self, Drained, Manager, NotificationSink, Parts},
 };
 
 /// The time between two attempts to list.
@@ -66,7 +66,7 @@ impl Reign for Controllers {
             index: self.index.clone(),
             drained,
         });
-        let tell: Arc<dyn Tell> = match &self.handler {
+        let tell: Arc<dyn NotificationSink> = match &self.handler {
             Some(handler) => Arc::new(handler.clone()),
             None => Arc::new(NoHandler),
         };

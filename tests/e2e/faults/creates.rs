@@ -11,7 +11,7 @@ use crate::{
 };
 
 const WORKERS: usize = 200;
-/// More than are answered and not shown, and are under way beside (`workers/unseen.rs`).
+/// More than are in flight while nothing is known of the server (`workers/limit.rs`).
 const AHEAD: usize = 64;
 /// Until the watch counts as dead.
 const SILENT: Duration = Duration::from_millis(300);

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     handler::notify::not_taken,
     proto::{WorkerLogEntry, WorkerStatusNotification},
-    workers::{Tell as _, Untold},
+    workers::{NotificationSink as _, Untold},
 };
 
 const PREFACE: usize = 24;

@@ -10,7 +10,7 @@ use crate::{
         worker_status_ack,
     },
     telemetry,
-    workers::{Tell, Untold},
+    workers::{NotificationSink, Untold},
 };
 
 /// The deadline of a notification.
@@ -50,14 +50,14 @@ pub(super) fn not_taken(status: &Status) -> Untold {
 pub struct NoHandler;
 
 #[tonic::async_trait]
-impl Tell for NoHandler {
+impl NotificationSink for NoHandler {
     async fn tell(&self, _: WorkerStatusNotification) -> Result<(), Untold> {
         Ok(())
     }
 }
 
 #[tonic::async_trait]
-impl Tell for HandlerClient {
+impl NotificationSink for HandlerClient {
     async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold> {
         let mut request = Request::new(notification);
         request.set_timeout(NOTIFY_TIMEOUT);

@@ -1,12 +1,13 @@
-//! Lets waiting workers in unless paused: as many pods as MAX_WORKERS, the namespace's quota,
-//! the API server and its watch allow, in the order of [`crate::domain::queue`].
+//! Decides which waiting workers get their pods next: unless paused, as many as MAX_WORKERS,
+//! the namespace's quota and the scheduler's slots allow, in the order of
+//! [`crate::domain::queue`].
 //!
-//! What holds: what is in use is counted from the index and from the creates
-//! under way, never remembered; who was refused waits at a gate ([`crate::domain::gates`]) for
-//! the next try, and in nobody's way; of the creates that ask at closed gates at most half of
-//! what the API server takes are under way, so that slow refusals leave room for others; a
-//! create that goes on being refused for REFUSED_TIMEOUT fails its worker, and with it those
-//! that would be refused as well and have waited for as long.
+//! Invariants: places in use are counted from the index and from the creates in flight, never
+//! remembered; who was refused waits at a gate ([`crate::domain::gates`]) for the next try,
+//! and in nobody's way; of the slots of creates those that ask at closed gates have at most
+//! half, so that slow refusals leave room for others; a create that goes on being refused for
+//! REFUSED_TIMEOUT fails its worker, and with it those that would be refused as well and have
+//! waited for as long.
 mod ended;
 
 use std::{
@@ -17,17 +18,16 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{shared::Shared, unseen::Unseen};
+use super::{
+    scheduler::{Class, Permit},
+    shared::Shared,
+};
 use crate::domain::{
-    concurrency::Concurrency,
     gates::Gates,
     queue::{Attempt, Gate, Lane, Picked, Queue, Shape, Share, Waiting},
     task::Task,
     template::Template,
 };
-
-/// So long after a worker's end more are expected.
-pub(super) const ENDING: Duration = Duration::from_secs(1);
 
 type Create = (Arc<str>, Attempt);
 
@@ -35,30 +35,26 @@ pub(super) struct Admission {
     shared: Arc<Shared>,
     queue: Queue,
     gates: Gates,
-    asked: HashMap<Arc<str>, Asked>,
-    rate: Concurrency,
-    /// Where the clock of the rate and of the gates begins.
+    demands: HashMap<Arc<str>, Demand>,
+    /// When the clock of the gates began.
     start: Instant,
-    under_way: HashMap<Create, UnderWay>,
-    /// Those of them that ask at a closed gate.
+    in_flight: HashMap<Create, InFlight>,
+    /// The number of those that ask at a closed gate.
     asking: usize,
-    /// Rounds of creates in a row that nobody answered, and when the last one ended.
-    unanswered: (u32, Duration),
     /// When a create last got its pod.
     last_made: Option<Duration>,
-    /// Pods when last looked at.
+    /// The number of pods when last looked at.
     pods: usize,
-    unseen: Unseen,
 }
 
-/// What a task's plans ask for.
-struct Asked {
+/// The creates that a task's plans ask for.
+struct Demand {
     shape: Arc<Shape>,
     /// Since when without a break.
     since: BTreeMap<Attempt, Duration>,
 }
 
-struct UnderWay {
+struct InFlight {
     repository: Arc<str>,
     sent: Duration,
     lane: Lane,
@@ -72,15 +68,12 @@ impl Admission {
             shared,
             queue: Queue::default(),
             gates: Gates::default(),
-            asked: HashMap::new(),
-            rate: Concurrency::default(),
+            demands: HashMap::new(),
             start: Instant::now(),
-            under_way: HashMap::new(),
+            in_flight: HashMap::new(),
             asking: 0,
-            unanswered: (0, Duration::ZERO),
             last_made: None,
             pods: 0,
-            unseen: Unseen::default(),
         }
     }
 
@@ -88,38 +81,36 @@ impl Admission {
         self.start.elapsed()
     }
 
-    /// A worker has ended, and otto-handler waits to be told.
+    /// A worker has ended: a quota may have room.
     pub(super) fn heard_of_an_end(&mut self) {
-        let now = self.now();
-        self.rate.hold_back(now + ENDING);
-        self.gates.room_appeared(now);
+        self.gates.room_appeared(self.now());
     }
 
-    /// What a task's plan asks for now. A worker whose create is under way gets no
+    /// Takes in what a task's plan asks for now. A worker whose create is in flight gets no
     /// other, of a later attempt either: the plan does not know that pod yet.
     pub(super) fn ask(&mut self, name: &Arc<str>, task: &Task, creates: Vec<Attempt>) {
         let now = self.now();
-        let of_task = self.under_way.keys().filter(|(of, _)| of == name);
-        let under_way: Vec<Attempt> = of_task.map(|(_, a)| *a).collect();
-        if creates.is_empty() && under_way.is_empty() {
+        let of_task = self.in_flight.keys().filter(|(of, _)| of == name);
+        let in_flight: Vec<Attempt> = of_task.map(|(_, a)| *a).collect();
+        if creates.is_empty() && in_flight.is_empty() {
             self.forget(name);
             return;
         }
-        let before = self.asked.remove(name);
+        let before = self.demands.remove(name);
         let (shape, mut before) = match before {
-            Some(Asked { shape, since }) => (shape, since),
+            Some(Demand { shape, since }) => (shape, since),
             None => (Arc::new(self.shape_of(task)), BTreeMap::new()),
         };
-        let asked: BTreeSet<Attempt> = creates.iter().chain(&under_way).copied().collect();
-        let since = asked.into_iter();
+        let wanted: BTreeSet<Attempt> = creates.iter().chain(&in_flight).copied().collect();
+        let since = wanted.into_iter();
         let since = since.map(|attempt| (attempt, before.remove(&attempt).unwrap_or(now)));
         let since = since.collect();
-        self.asked.insert(name.clone(), Asked { shape, since });
+        self.demands.insert(name.clone(), Demand { shape, since });
         // Those that nobody asks for any more.
         for attempt in before.into_keys() {
             self.open(&Gate::Attempt(name.clone(), attempt));
         }
-        let indices: HashSet<u32> = under_way.iter().map(|a| a.index).collect();
+        let indices: HashSet<u32> = in_flight.iter().map(|a| a.index).collect();
         let mut held = None;
         let attempts = creates.into_iter().filter(|a| !indices.contains(&a.index));
         let attempts = attempts.filter(|a| {
@@ -143,8 +134,8 @@ impl Admission {
 
     pub(super) fn forget(&mut self, name: &Arc<str>) {
         self.queue.remove(name);
-        if let Some(asked) = self.asked.remove(name) {
-            for attempt in asked.since.into_keys() {
+        if let Some(demand) = self.demands.remove(name) {
+            for attempt in demand.since.into_keys() {
                 self.open(&Gate::Attempt(name.clone(), attempt));
             }
             self.open(&Gate::Task(name.clone()));
@@ -152,17 +143,17 @@ impl Admission {
         }
     }
 
-    /// Others have to go before more may come.
+    /// Whether other pods have to go before more may come.
     pub(super) fn waits_for_places(&self) -> bool {
         !self.queue.is_empty() && (self.places() == 0 || self.gates.has_quota())
     }
 
     fn places(&self) -> usize {
-        let taken = self.shared.places_taken() + self.under_way.len();
+        let taken = self.shared.places_taken() + self.in_flight.len();
         self.shared.limits.max_workers.saturating_sub(taken)
     }
 
-    /// What quotas count of a task's pods.
+    /// Returns what quotas count of a task's pods.
     fn shape_of(&self, task: &Task) -> Shape {
         let Ok(template) = Template::parse(&task.spec.build_config, &self.shared.policy) else {
             return Shape::default();
@@ -176,9 +167,9 @@ impl Admission {
         }
     }
 
-    /// Where a task waits.
+    /// Returns where a task waits.
     fn lane_of(&self, name: &Arc<str>) -> Lane {
-        let shape = self.asked.get(name)?.shape.clone();
+        let shape = self.demands.get(name)?.shape.clone();
         let gates = [Gate::Task(name.clone()), Gate::Shape(shape)];
         gates.into_iter().find(|gate| self.gates.is_closed(gate))
     }
@@ -191,21 +182,24 @@ impl Admission {
         };
     }
 
-    /// Those that may be created now; they count as under way.
-    pub(super) fn admit(&mut self) -> Vec<Create> {
+    /// Returns the creates that may be sent now, each with its slot; they count as in flight.
+    pub(super) fn admit(&mut self) -> Vec<(Create, Permit)> {
         let now = self.now();
         let pods = self.shared.index.pod_count();
         if pods < self.pods {
             self.gates.room_appeared(now);
         }
         self.pods = pods;
+        let scheduler = self.shared.scheduler.clone();
+        // It is wanted again if it is slots that are too few.
+        scheduler.want(Class::Create, false);
         let admitted = self.let_in(now);
-        self.rate.waits(!self.queue.is_empty(), now);
         let mut waits = self.shared.waits();
-        waits.under_way = self.under_way.len();
+        waits.in_flight = self.in_flight.len();
         waits.has_queue = !self.queue.is_empty();
         drop(waits);
-        admitted
+        let with_slot = |create| (create, scheduler.enter_now(Class::Create));
+        admitted.into_iter().map(with_slot).collect()
     }
 
     fn let_in(&mut self, now: Duration) -> Vec<Create> {
@@ -216,7 +210,7 @@ impl Admission {
             // That nobody waits for all pods' creates is told by there being none.
             let is_idle = match &gate {
                 Gate::All => self.queue.is_empty(),
-                Gate::Attempt(task, _) => !self.asked.contains_key(task),
+                Gate::Attempt(task, _) => !self.demands.contains_key(task),
                 gate => self.queue.is_lane_empty(&Some(gate.clone())),
             };
             if is_idle {
@@ -226,16 +220,17 @@ impl Admission {
         if self.queue.is_empty() {
             return Vec::new();
         }
-        let count = self.under_way.len();
-        let room = self.rate.room(count, now);
-        let most = room
-            .min(self.unseen.room(self.shared.index.pods_told()))
-            .min(self.places())
-            .min(self.gates.room_of_all(count, now));
+        let count = self.in_flight.len();
+        let slots = self.shared.scheduler.room(Class::Create);
+        let allowed = self.places().min(self.gates.room_of_all(count, now));
+        let most = slots.min(allowed);
+        if slots < allowed {
+            self.shared.scheduler.want(Class::Create, true);
+        }
         if most == 0 {
             return Vec::new();
         }
-        let most_asking = (count.saturating_add(room)) / 2;
+        let most_asking = count.saturating_add(slots) / 2;
         let mut admitted = Vec::new();
         // Where places are scarce the order decides. Where it is only that more come than the
         // API server takes at once, a gate whose time has come waits for none of them.
@@ -264,13 +259,13 @@ impl Admission {
             self.gates.sent(gate);
         }
         self.asking += usize::from(asks);
-        let one = UnderWay {
+        let one = InFlight {
             repository,
             sent: now,
             lane,
             asks,
         };
-        self.under_way.insert((task.clone(), attempt), one);
+        self.in_flight.insert((task.clone(), attempt), one);
         (task, attempt)
     }
 
@@ -295,7 +290,7 @@ impl Admission {
 
     fn pick(&mut self, most: usize, lanes: Vec<(Lane, usize)>) -> Vec<Picked> {
         let mut creating: HashMap<&str, usize> = HashMap::new();
-        for one in self.under_way.values() {
+        for one in self.in_flight.values() {
             *creating.entry(&one.repository).or_default() += 1;
         }
         let (index, limits) = (&self.shared.index, &self.shared.limits);
@@ -316,10 +311,7 @@ impl Admission {
             return None;
         }
         let now = self.now();
-        let all = self.gates.next_of(&Gate::All).filter(|at| *at > now);
-        let held = self.rate.held_until(now).into_iter().chain(all);
-        let unseen = self.unseen.wake_at().map(|at| at - self.start);
-        let base = held.chain(unseen).max();
+        let base = self.gates.next_of(&Gate::All).filter(|at| *at > now);
         let is_asked = |gate: &Gate| !self.queue.is_lane_empty(&Some(gate.clone()));
         let due = self.gates.next_due(now, is_asked);
         let at = match (base, due) {

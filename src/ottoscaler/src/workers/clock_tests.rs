@@ -6,7 +6,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     Scale as _,
-    notify::{Tell, Untold},
+    notify::{NotificationSink, Untold},
     test_api::{Api, Leader, until},
 };
 use crate::{
@@ -36,7 +36,7 @@ impl Handler {
 }
 
 #[tonic::async_trait]
-impl Tell for Handler {
+impl NotificationSink for Handler {
     async fn tell(&self, told: WorkerStatusNotification) -> Result<(), Untold> {
         let rows = rows(&self.api);
         let index = told.worker_id.split('-').nth(3).unwrap_or_default();

@@ -1,9 +1,9 @@
-//! One pod into being, exactly once.
+//! The create of a worker's pod, exactly once.
 use http::{HeaderValue, header::ACCEPT};
 use k8s_openapi::api::core::v1::Pod as K8sPod;
 use kube::{api::PostParams, core::Request};
 
-use super::{effect::End, pod, shared::Shared};
+use super::{outcome::WriteResult, pod, shared::Shared};
 use crate::{
     cluster::convert::{self, PodView},
     domain::{
@@ -24,21 +24,21 @@ const METADATA: &str =
 /// Creates the pod of an attempt. A repeat, or a crash between the write and its
 /// answer, finds the pod there: its name follows from task, index and attempt.
 #[tracing::instrument(level = "info", name = "create pod", skip_all, fields(pod = %names::pod_name(&task.spec.task_id, which.index, which.attempt)))]
-pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End {
+pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> WriteResult {
     let Attempt { index, attempt } = which;
     if let Some(why) = task.misnamed() {
-        return End::Refused(Refusal::new(By::Policy, Verdict::Final, why));
+        return WriteResult::Refused(Refusal::new(By::Policy, Verdict::Final, why));
     }
     if task.status.phase.is_finished() {
         // The index has dropped what its pods are made from.
-        return End::Later("its task has finished".to_owned());
+        return WriteResult::Retry("its task has finished".to_owned());
     }
     let template = match Template::parse(&task.spec.build_config, &shared.policy) {
         Ok(template) => template,
         // The policy became stricter since the task was taken.
         Err(found) => {
             let text = request::in_words(&found);
-            return End::Refused(Refusal::new(By::Policy, Verdict::Final, text));
+            return WriteResult::Refused(Refusal::new(By::Policy, Verdict::Final, text));
         }
     };
     let pods = shared.client.api::<PodView>();
@@ -49,20 +49,20 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> End 
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
             match pods.get_opt(&name).await {
                 Ok(Some(pod)) => pod,
-                Ok(None) => return End::Refused(Refusal::other_pod(&name, true)),
-                Err(error) => return End::of_create(&error),
+                Ok(None) => return WriteResult::Refused(Refusal::other_pod(&name, true)),
+                Err(error) => return WriteResult::of_create(&error),
             }
         }
-        Err(error) => return End::of_create(&error),
+        Err(error) => return WriteResult::of_create(&error),
     };
     let is_deleting = answer.metadata.deletion_timestamp.is_some();
     match convert::pod(answer) {
         Some(pod) if *pod.task_uid == *task.uid && pod.attempt == attempt && !pod.deleting => {
             shared.index.wrote_pod(pod);
-            End::Done
+            WriteResult::Done
         }
         // Ours included, while it is being deleted.
-        _ => End::Refused(Refusal::other_pod(&name, is_deleting)),
+        _ => WriteResult::Refused(Refusal::other_pod(&name, is_deleting)),
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::election::Pause;
 
 /// The end of a create whose name is taken by this pod; null: by none any more.
-async fn finds(pod: Value) -> End {
+async fn finds(pod: Value) -> WriteResult {
     let client = client(move |method, path, _| match (method, path) {
         ("POST", _) => status(
             409,
@@ -41,8 +41,8 @@ fn pod(owner: &str, deleted: Option<&str>) -> Value {
     })
 }
 
-fn is_refused(end: &End, verdict: Verdict, text: &str) {
-    let is_told = matches!(end, End::Refused(refusal)
+fn is_refused(end: &WriteResult, verdict: Verdict, text: &str) {
+    let is_told = matches!(end, WriteResult::Refused(refusal)
         if refusal.by == By::OtherPod && refusal.verdict == verdict && refusal.text.contains(text));
     assert!(is_told, "{end:?}");
 }
@@ -78,7 +78,7 @@ async fn a_pod_that_is_being_deleted_is_waited_for() {
 #[tokio::test]
 async fn a_pod_that_is_ours_already_is_as_good_as_created() {
     let end = finds(pod("uid-t", None)).await;
-    assert!(matches!(end, End::Done), "{end:?}");
+    assert!(matches!(end, WriteResult::Done), "{end:?}");
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn a_template_that_the_policy_refuses_by_now_fails_the_worker() {
     };
     let end = create(&shared, &root, which).await;
     assert!(
-        matches!(&end, End::Refused(refusal) if refusal.verdict == Verdict::Final),
+        matches!(&end, WriteResult::Refused(refusal) if refusal.verdict == Verdict::Final),
         "{end:?}"
     );
 }

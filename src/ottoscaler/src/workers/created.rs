@@ -1,21 +1,17 @@
 //! When the workers that a ScaleUp asked for have their pods, and what it is answered.
 //!
-//! What holds: an answer names pods that live, or have ended by themselves; none that
+//! Invariants: an answer names pods that live, or have ended by themselves; none that
 //! ScaleDown took or that somebody deletes, for another attempt follows it.
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{manager::Manager, scale::outcome_of};
+use super::{manager::Manager, scale::outcome_of, tuning};
 use crate::domain::{
     request::{Outcome, OutcomeKind},
     task::{Task, WorkerPhase},
     view::WorkerView,
 };
-
-/// For each worker, between two looks whether all are created: a look costs so
-/// much the more, the more there are.
-const LOOK: Duration = Duration::from_micros(50);
 
 /// The wanted workers of a task at one moment.
 struct Wanted {
@@ -32,7 +28,8 @@ impl Manager {
     /// came by `deadline`. `changed`: the request caused it.
     pub(super) async fn created(&self, task: &Task, changed: bool, deadline: Instant) -> Outcome {
         let mut changes = self.shared.index.follow(&task.name);
-        let between = LOOK * task.spec.workers;
+        // A look costs so much the more, the more workers there are.
+        let between = tuning::plan_interval(task.spec.workers);
         loop {
             let next_look = Instant::now() + between;
             changes.mark_unchanged();
@@ -90,7 +87,7 @@ impl Manager {
         if missing.iter().all(|w| w.record.uid.is_some()) {
             "wait for the end of the pods before them".to_owned()
         } else {
-            self.shared.lacks(&task.name).text
+            self.shared.wait_reason(&task.name).text
         }
     }
 

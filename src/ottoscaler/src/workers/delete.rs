@@ -1,4 +1,4 @@
-//! Pods out of being: each exactly, or those that have ended together.
+//! Deletes of pods: each exactly, or those that have ended together.
 use std::{collections::HashSet, sync::Arc};
 
 use http::{HeaderValue, header::ACCEPT};
@@ -8,7 +8,7 @@ use kube::{
 };
 use serde::Deserialize;
 
-use super::{effect::End, shared::Shared};
+use super::{outcome::WriteResult, shared::Shared, tuning::MAX_CONFLICTS};
 use crate::{
     cluster::{
         POD_KEY,
@@ -25,7 +25,7 @@ const METADATA: &str =
 const ENDED: &str = "status.phase!=Pending,status.phase!=Running";
 
 /// Deletes exactly this pod; gone already is as good. The watch tells the index.
-pub(super) async fn one(shared: &Shared, pod: &Pod) -> End {
+pub(super) async fn one(shared: &Shared, pod: &Pod) -> WriteResult {
     let params = DeleteParams {
         preconditions: Some(Preconditions {
             uid: Some(pod.uid.clone()),
@@ -34,28 +34,25 @@ pub(super) async fn one(shared: &Shared, pod: &Pod) -> End {
         ..DeleteParams::default()
     };
     match shared.client.pods().delete(&pod.name, &params).await {
-        Ok(_) => End::Done,
+        Ok(_) => WriteResult::Done,
         // Gone, or another pod of this name.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => End::Done,
-        Err(error) => End::of_error(&error),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => WriteResult::Done,
+        Err(error) => WriteResult::of_write(&error),
     }
 }
 
-/// Tries of a delete that meets another write of the pod.
-const CONFLICTS: usize = 8;
-
 /// Deletes a pod whose worker runs, as it was seen to: where that has ended meanwhile the
 /// pod stays, for somebody may have to read its log. The plan judges it anew.
-pub(super) async fn running(shared: &Shared, pod: &Pod) -> End {
+pub(super) async fn running(shared: &Shared, pod: &Pod) -> WriteResult {
     if pod.worker_has_ended() {
         return one(shared, pod).await;
     }
     let pods = shared.client.api::<PodView>();
     let known = shared.index.pod(&pod.name);
     let mut known = known.filter(|p| p.uid == pod.uid).as_deref().cloned();
-    for _ in 0..CONFLICTS {
+    for _ in 0..MAX_CONFLICTS {
         let Some(pod) = known.filter(|p| !p.worker_has_ended() && !p.deleting) else {
-            return End::Done;
+            return WriteResult::Done;
         };
         let params = DeleteParams {
             preconditions: Some(Preconditions {
@@ -65,24 +62,24 @@ pub(super) async fn running(shared: &Shared, pod: &Pod) -> End {
             ..DeleteParams::default()
         };
         match shared.client.pods().delete(&pod.name, &params).await {
-            Ok(_) => return End::Done,
-            Err(kube::Error::Api(status)) if status.code == 404 => return End::Done,
+            Ok(_) => return WriteResult::Done,
+            Err(kube::Error::Api(status)) if status.code == 404 => return WriteResult::Done,
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return End::of_error(&error),
+            Err(error) => return WriteResult::of_write(&error),
         }
         known = match pods.get_opt(&pod.name).await {
             Ok(newer) => newer.and_then(convert::pod).filter(|p| p.uid == pod.uid),
-            Err(error) => return End::of_error(&error),
+            Err(error) => return WriteResult::of_write(&error),
         };
     }
-    End::Later("the pod changes faster than it can be deleted".to_owned())
+    WriteResult::Retry("the pod changes faster than it can be deleted".to_owned())
 }
 
 /// Deletes pods that have ended, by one call where the API server takes it: a label
 /// selects each of them, and no other for ever. Those that it did not find so, and those
 /// behind one that it refused, go one by one.
 #[tracing::instrument(level = "info", name = "delete pods", skip_all, fields(pods = pods.len()))]
-pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> End {
+pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> WriteResult {
     // A label that somebody gave another pod would select that one, too.
     let foreign = shared.index.foreign_keys();
     let has_own_key = |pod: &&Arc<Pod>| {
@@ -93,21 +90,21 @@ pub(super) async fn ended(shared: &Shared, pods: &[Arc<Pod>]) -> End {
         [] | [_] => HashSet::new(),
         pods => match together(shared, pods).await {
             Ok(went) => went,
-            Err(error) => match End::of_error(&error) {
-                busy @ End::Busy { .. } => return busy,
+            Err(error) => match WriteResult::of_write(&error) {
+                busy @ WriteResult::Busy { .. } => return busy,
                 _ => HashSet::new(),
             },
         },
     };
-    let mut end = End::Done;
+    let mut result = WriteResult::Done;
     for pod in pods.iter().filter(|p| !went.contains(&p.uid)) {
         match one(shared, pod).await {
-            End::Done => {}
-            busy @ End::Busy { .. } => return busy,
-            other => end = other,
+            WriteResult::Done => {}
+            busy @ WriteResult::Busy { .. } => return busy,
+            other => result = other,
         }
     }
-    end
+    result
 }
 
 fn key(pod: &Pod) -> String {
@@ -148,15 +145,15 @@ async fn together(shared: &Shared, pods: &[&Arc<Pod>]) -> kube::Result<HashSet<S
 
 /// Deletes a pod whose task is not known here, if the API server does not know it
 /// either.
-pub(super) async fn orphan(shared: &Shared, pod: &Pod) -> End {
+pub(super) async fn orphan(shared: &Shared, pod: &Pod) -> WriteResult {
     let tasks = shared.client.api::<WorkerTask>();
     // Its metadata only: what is there may be what cannot be decoded.
     match tasks.get_metadata_opt(&pod.task).await {
-        Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => End::Done,
+        Ok(Some(task)) if task.metadata.uid.as_deref() == Some(&*pod.task_uid) => WriteResult::Done,
         Ok(_) => {
             tracing::warn!(pod = &*pod.name, task = %pod.task, "a pod without its task is deleted");
             one(shared, pod).await
         }
-        Err(error) => End::of_error(&error),
+        Err(error) => WriteResult::of_write(&error),
     }
 }

@@ -7,9 +7,8 @@ use std::{
 
 use tokio::sync::broadcast;
 
+use super::tuning::MAX_WAITERS;
 use crate::domain::pod::Pod;
-
-const CHANGES: usize = 4_096;
 
 /// Written by sessions, read by the worker manager; lives as long as the term.
 #[derive(Debug, Clone)]
@@ -29,7 +28,7 @@ impl Default for Drained {
         Self(Arc::new(Inner {
             done: RwLock::default(),
             first_line: RwLock::default(),
-            changes: broadcast::channel(CHANGES).0,
+            changes: broadcast::channel(MAX_WAITERS).0,
         }))
     }
 }

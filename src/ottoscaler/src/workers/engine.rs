@@ -1,122 +1,111 @@
-//! The loop: what changed → plan → effects, until drained.
+//! The loop of the worker manager: inputs → plan → effects, until drained.
+//!
+//! How a ScaleUp gets here: [`super::scale`] writes the WorkerTask and puts the API server's
+//! answer into the index (`Index::wrote_task`); the index announces the task to its
+//! subscribers (a broadcast); the loop receives the name, and the task is due
+//! ([`Engine::look_at`]). A task that is due is planned ([`planning`]) from what the index
+//! holds of it and its pods; what the plan asks for becomes effects ([`effects`]): creates
+//! wait in the admission, deletes in queues, a status until it is to be written. The answer
+//! of each write, and the watches, change the index, which announces the task again. Nothing
+//! depends on an announcement: whoever missed some looks at all tasks.
+//!
+//! Invariants: of each object one write is in flight ([`super::recent_keys`]); every write
+//! has a slot of the scheduler; a task is planned again no sooner than
+//! [`tuning::plan_interval`] after the last time; nothing here outlives the term.
 mod effects;
+mod planning;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
+use effects::Ended;
 use tokio::{
     sync::broadcast::{
         Receiver,
         error::{RecvError, TryRecvError},
     },
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, Span};
 
 use super::{
     admission::Admission,
-    batch::{self, Batch},
-    create, delete,
-    effect::{End, Key, Running},
-    notify::Offers,
-    pace::{Paces, is_untold_end, put_off},
-    removals::{Removal, Removals, What},
-    shared::{Shared, span_of},
-    status,
+    deletes::{EndedPods, Removal},
+    notify::Outbox,
+    recent_keys::RecentKeys,
+    scheduler::Class,
+    shared::Shared,
+    status_writer::StatusSchedule,
     timetable::Timetable,
+    tuning::{self, PLAN_RELAXED, SWEEP_INTERVAL},
+    watch_lag::WatchLag,
 };
 use crate::{
     domain::{
-        deleted_task,
         janitor::{self, History},
         ledger::Ledger,
-        plan::{self, Action, Limits, Observed, Plan},
-        pod::Pod,
-        queue::Attempt,
-        refusal::Refusal,
-        stage::Stage,
-        task::{Task, TaskStatus},
-        unread::Unread,
-        urgency::{self, Change},
     },
     election::LeaderTime,
-    index::{self, Ending},
+    index,
 };
 
-/// Between two plans of a task: a burst of events is one plan; more of it for each
-/// worker, which each plan looks at.
-const PLAN_INTERVAL: Duration = Duration::from_millis(5);
-const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
-/// What nobody waits for: of a burst of creates, each plan would look at all.
-const NOT_SOON: Duration = Duration::from_millis(100);
-/// After something passing was in the way.
-const RETRY_DELAY: Duration = Duration::from_millis(500);
-/// The same of a status write that goes on failing.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(10);
-/// Between two looks for what is left over.
-const SWEEP_EVERY: Duration = Duration::from_secs(20);
-/// The longest wait of a plan, in seconds: then it is made again.
-const MAX_WAIT: u64 = 24 * 3_600;
-/// When a new leader, or one that missed changes, looks at finished tasks again.
-const FINISHED_LATER: Duration = Duration::from_secs(1);
-
-/// The loop's own state; nothing here outlives the term.
+/// The loop's own state.
 pub(super) struct Engine {
     shared: Arc<Shared>,
     /// What deadlines run on.
     time: LeaderTime,
     ledger: Ledger,
-    /// Of each task, pods on nodes that do not answer.
+    /// Of each task, the number of pods on nodes that do not answer.
     absent: HashMap<Arc<str>, usize>,
-    offers: Offers,
-    effects: JoinSet<(Key, Arc<str>, End)>,
-    busy: HashSet<Key>,
-    admission: Admission,
-    removals: Removals,
-    batch: Batch,
+    outbox: Outbox,
     /// Tasks to plan, by when.
     due: Timetable<Arc<str>>,
-    /// From when a task may be planned again.
+    /// From when on a task may be planned again.
     next_plan: HashMap<Arc<str>, Instant>,
-    paces: Paces,
-    /// A task whose status write failed waits.
-    held: HashMap<Arc<str>, Held>,
     /// Tasks that are left alone, with the uid and version of what cannot be decoded.
     left: HashMap<Arc<str>, (String, u64)>,
     /// The task that each name stands for in all of these, by uid.
     uids: HashMap<Arc<str>, String>,
-}
-
-/// A status write that failed waits for twice as long as the one before it.
-struct Held {
-    until: Instant,
-    wait: Duration,
+    effects: JoinSet<Ended>,
+    keys: RecentKeys,
+    admission: Admission,
+    watch_lag: WatchLag,
+    statuses: StatusSchedule,
+    /// Tasks whose status is to be written and waits for a slot, each once.
+    status_queue: VecDeque<Arc<str>>,
+    status_queued: HashSet<Arc<str>>,
+    ended_pods: EndedPods,
+    /// What is deleted one by one and waits for a slot.
+    deletes: VecDeque<Removal>,
+    housekeeping: VecDeque<Removal>,
 }
 
 impl Engine {
-    pub(super) fn new(shared: Arc<Shared>, offers: Offers) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, outbox: Outbox) -> Self {
         Self {
             time: shared.clocks.leader_time(),
             ledger: Ledger::default(),
             absent: HashMap::new(),
-            admission: Admission::new(shared.clone()),
-            removals: Removals::default(),
-            batch: Batch::default(),
-            shared,
-            offers,
-            effects: JoinSet::new(),
-            busy: HashSet::new(),
+            outbox,
             due: Timetable::default(),
             next_plan: HashMap::new(),
-            paces: Paces::default(),
-            held: HashMap::new(),
             left: HashMap::new(),
             uids: HashMap::new(),
+            effects: JoinSet::new(),
+            keys: RecentKeys::default(),
+            admission: Admission::new(shared.clone()),
+            watch_lag: WatchLag::default(),
+            statuses: StatusSchedule::default(),
+            status_queue: VecDeque::new(),
+            status_queued: HashSet::new(),
+            ended_pods: EndedPods::default(),
+            deletes: VecDeque::new(),
+            housekeeping: VecDeque::new(),
+            shared,
         }
     }
 
@@ -126,23 +115,17 @@ impl Engine {
         drain: &CancellationToken,
     ) {
         self.everything_is_due();
-        let mut drained = self.shared.drained.changed();
-        let caught_up = self.shared.caught_up.clone();
-        let caught_up = caught_up.cancelled();
+        let shared = self.shared.clone();
+        let mut drained = shared.drained.changed();
+        let caught_up = shared.caught_up.cancelled();
         tokio::pin!(caught_up);
         let mut knows = false;
-        let shared = self.shared.clone();
-        let mut pause = self.shared.pause.clone();
-        let mut sweep = tokio::time::interval(SWEEP_EVERY);
+        let mut pause = shared.pause.clone();
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !drain.is_cancelled() {
-            self.admit();
-            self.remove();
-            let next = self.due.next().into_iter();
-            let next = next.chain(self.admission.wake_at());
-            let next = next.chain(self.removals.wake_at());
-            let next = next.chain(self.batch.wake_at()).min();
-            let idle = Instant::now() + Duration::from_secs(3_600);
+            self.dispatch();
+            let next = self.wake_at();
             tokio::select! {
                 () = drain.cancelled() => break,
                 change = changes.recv() => self.changed(change),
@@ -158,27 +141,66 @@ impl Engine {
                 }
                 // What waits is looked at again.
                 () = pause.changed() => {}
+                () = shared.scheduler.freed() => {}
                 _ = sweep.tick(), if knows => self.sweep(),
                 () = shared.shed.notified(), if knows => self.sweep(),
-                () = sleep_until(next.unwrap_or(idle)) => self.plan_due(true).await,
+                () = at(next) => self.plan_due(true).await,
             }
             self.take_all(&mut changes);
         }
         self.finish().await;
     }
 
-    /// Ends what is under way and stores what is known; starts nothing new.
+    /// Ends what is in flight and stores what is known, each status once; starts nothing else.
     async fn finish(&mut self) {
-        while let Some(ended) = self.effects.join_next().await {
+        self.watch_lag = WatchLag::default();
+        while let Some(ended) = self.next_ended().await {
             self.ended(ended);
         }
-        self.held.clear();
+        self.statuses.drain();
         self.everything_is_due();
         self.due.hurry(Instant::now());
-        self.paces.hurry();
         self.next_plan.clear();
-        self.plan_due(false).await;
-        while self.effects.join_next().await.is_some() {}
+        loop {
+            self.plan_due(false).await;
+            if self.effects.is_empty() && self.status_queue.is_empty() {
+                return;
+            }
+            // What was written is not looked at again.
+            drop(self.next_ended().await);
+            self.dispatch_statuses();
+        }
+    }
+
+    /// Waits for the next effect to end, or for the scheduler if none is in flight.
+    async fn next_ended(&mut self) -> Option<Result<Ended, JoinError>> {
+        loop {
+            self.shared.scheduler.wake();
+            let wake_at = self.shared.scheduler.wake_at();
+            if self.effects.is_empty() {
+                let wait = wake_at.filter(|_| !self.status_queue.is_empty())?;
+                sleep_until(wait).await;
+                return None;
+            }
+            tokio::select! {
+                ended = self.effects.join_next() => return ended,
+                () = at(wake_at) => {}
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let scheduler = &self.shared.scheduler;
+        let group = self.ended_pods.wake_at();
+        let group = group.filter(|_| scheduler.room(Class::Delete) > 0);
+        let times = [
+            self.due.next(),
+            self.admission.wake_at(),
+            group,
+            self.watch_lag.wake_at(),
+            scheduler.wake_at(),
+        ];
+        times.into_iter().flatten().min()
     }
 
     /// Takes what has been told already; missed changes are as bad here as in `recv`.
@@ -200,7 +222,7 @@ impl Engine {
     }
 
     fn look_at(&mut self, task: Arc<str>, soon: bool) {
-        let at = Instant::now() + if soon { Duration::ZERO } else { NOT_SOON };
+        let at = Instant::now() + if soon { Duration::ZERO } else { PLAN_RELAXED };
         let soonest = self.next_plan.get(&task).copied();
         self.due
             .by(task, soonest.map_or(at, |soonest| soonest.max(at)));
@@ -209,8 +231,9 @@ impl Engine {
     fn everything_is_due(&mut self) {
         let now = Instant::now();
         for task in self.shared.index.tasks() {
-            let later = task.status.phase.is_finished();
-            let at = now + FINISHED_LATER * u32::from(later);
+            // Nobody waits for those that have finished.
+            let is_later = task.status.phase.is_finished();
+            let at = now + PLAN_RELAXED * u32::from(is_later);
             self.due.by(Arc::from(task.name.as_str()), at);
         }
         for task in self.shared.index.unread_tasks() {
@@ -221,8 +244,8 @@ impl Engine {
         }
     }
 
-    /// Looks again at what is under way, whatever the watches told, and removes
-    /// what is left over.
+    /// Looks again at what is not finished, whatever the watches told, and removes what is
+    /// left over.
     fn sweep(&mut self) {
         let (tasks, pods) = (self.shared.index.tasks(), self.shared.index.pods());
         let now = Instant::now();
@@ -233,7 +256,7 @@ impl Engine {
             self.due.by(name, now);
         }
         let remembered = self.shared.index.remembered();
-        self.offers.retain(|uid| remembered.contains(uid));
+        self.outbox.retain(|uid| remembered.contains(uid));
         self.shared
             .notified()
             .retain(|uid, _| remembered.contains(&**uid));
@@ -246,281 +269,23 @@ impl Engine {
         };
         let left_over = janitor::left_over(&tasks, &unread, &pods, most);
         for name in left_over.pods {
-            let Some(pod) = self.shared.index.pod(&name) else {
-                continue;
-            };
-            self.removals.ask(Removal {
-                task: pod.task.clone(),
-                what: What::Orphan(pod),
-            });
+            if let Some(pod) = self.shared.index.pod(&name) {
+                self.remove(Removal::Orphan(pod));
+            }
         }
         for name in left_over.tasks {
             if let Some(task) = self.shared.index.task(&name) {
-                self.removals.ask(Removal {
-                    task: Arc::from(name),
-                    what: What::Task(task),
-                });
+                self.remove(Removal::Task(task));
             }
         }
     }
+}
 
-    /// Starts the deletes that there is room for.
-    fn remove(&mut self) {
-        for removal in self.removals.admit() {
-            let (key, shared) = (removal.key(), self.shared.clone());
-            let name = removal.task.clone();
-            self.start(&name, key, || match removal.what {
-                What::Pod(pod) => {
-                    let task = shared.index.task(&removal.task);
-                    let span = task.map_or_else(Span::none, |t| span_of(&t, "remove worker"));
-                    let delete = async move { delete::running(&shared, &pod).await };
-                    Box::pin(delete.instrument(span))
-                }
-                What::Orphan(pod) => Box::pin(async move { delete::orphan(&shared, &pod).await }),
-                What::Task(task) => Box::pin(async move { status::forget(&shared, &task).await }),
-            });
-        }
-        while let Some((call, pods)) = self.batch.admit() {
-            self.remove_ended(call, pods);
-        }
-    }
-
-    fn remove_ended(&mut self, call: batch::Call, pods: Vec<Arc<Pod>>) {
-        let shared = self.shared.clone();
-        let of: BTreeSet<_> = pods.iter().map(|pod| pod.task.clone()).collect();
-        let name = of.first().cloned().unwrap_or_default();
-        // For as long as the call lasts, in the trace of each task's request.
-        let tasks = of.iter().filter_map(|name| shared.index.task(name));
-        let spans: Vec<Span> = tasks.map(|t| span_of(&t, "remove workers")).collect();
-        let span = spans.first().cloned().unwrap_or_else(Span::none);
-        // Of many it takes seconds, and the next leader does the rest as well.
-        let drain = shared.drain.clone();
-        let delete = async move { delete::ended(&shared, &pods).await }.instrument(span);
-        let delete = drain.run_until_cancelled_owned(delete);
-        self.start(&name, Key::DeleteEnded(call), || {
-            let over = || End::Later("handing over".to_owned());
-            Box::pin(async move {
-                let end = delete.await.unwrap_or_else(over);
-                drop(spans);
-                end
-            })
-        });
-    }
-
-    /// Starts the creates that there is room for.
-    fn admit(&mut self) {
-        for (name, which) in self.admission.admit() {
-            let Some(task) = self.shared.index.task(&name) else {
-                let gone = End::Later("its task is gone".to_owned());
-                self.admission.ended(&name, which, &gone);
-                continue;
-            };
-            let shared = self.shared.clone();
-            self.start(&name, Key::Create(name.clone(), which), || {
-                let span = span_of(&task, "start worker");
-                let effect = async move { create::create(&shared, &task, which).await };
-                Box::pin(effect.instrument(span))
-            });
-        }
-    }
-
-    async fn plan_due(&mut self, act: bool) {
-        let now = Instant::now();
-        while let Some(name) = self.due.pop(now) {
-            if let Some(unread) = self.shared.index.unread_of(&name) {
-                self.leave(&name, &unread);
-                continue;
-            }
-            if self.shared.caught_up.is_cancelled() && self.shared.index.may_end(&name) {
-                self.say_last_words(&name).await;
-            }
-            let task = self.shared.index.task(&name).filter(|t| !t.deleting);
-            // Of a task that went, or was made anew under its name, nothing is remembered.
-            let uid = task.as_ref().map(|t| t.uid.clone());
-            if self.uids.get(&name) != uid.as_ref() {
-                self.dropped(&name);
-                if let Some(uid) = uid {
-                    self.uids.insert(name.clone(), uid);
-                }
-            }
-            match task {
-                Some(task) if self.shared.may_judge(&task) => self.plan(name, task, act).await,
-                Some(task) if act => self.adopt(name, task),
-                _ => {}
-            }
-        }
-    }
-
-    /// Offers what there is to tell of tasks of this name that end by a deletion.
-    async fn say_last_words(&mut self, name: &Arc<str>) {
-        for Ending { task, live, gone } in self.shared.index.ending(name) {
-            let workers = {
-                let notified = self.shared.notified();
-                let told = notified.get(&*task.uid);
-                let told = |index| told?.get(&index).copied();
-                deleted_task::final_records(&task, &live, &gone, &told, self.time.now())
-            };
-            // There is nothing left that could store an end.
-            let unstored = BTreeSet::new();
-            self.offers.offer(name, &task, &workers, &unstored).await;
-        }
-    }
-
-    /// Leaves a task alone of which something cannot be decoded, and tells people of it, once
-    /// for each version of the object.
-    fn leave(&mut self, name: &Arc<str>, unread: &Unread) {
-        self.admission.forget(name);
-        let what = (unread.uid.clone(), unread.version);
-        if self.left.insert(name.clone(), what.clone()) != Some(what) {
-            self.shared.tell_of_unread(unread);
-        }
-    }
-
-    /// Once known, a task that the predecessor left is sealed; that is a change of
-    /// it, which leads back here.
-    fn adopt(&mut self, name: Arc<str>, task: Arc<Task>) {
-        if !self.shared.caught_up.is_cancelled() {
-            return;
-        }
-        let shared = self.shared.clone();
-        self.start(&name, Key::Seal(name.clone()), || {
-            Box::pin(async move {
-                let Ok(_permit) = shared.seals.acquire().await else {
-                    return End::Later("shutting down".to_owned());
-                };
-                status::seal(&shared, &task).await
-            })
-        });
-    }
-
-    /// Nothing of a task that went is remembered.
-    fn dropped(&mut self, name: &Arc<str>) {
-        self.next_plan.remove(name);
-        self.paces.forget(name);
-        self.held.remove(name);
-        self.ledger.forget(name);
-        self.is_absent(name, 0);
-        self.uids.remove(name);
-        self.admission.forget(name);
-        self.left.remove(name);
-        self.shared.refused().remove(name);
-    }
-
-    async fn plan(&mut self, name: Arc<str>, task: Arc<Task>, act: bool) {
-        // The task and its pods of one moment: what an older task lacks, its pods no
-        // longer tell once a newer one has recorded it.
-        let Some(seen) = self.shared.index.task_with_pods(&task) else {
-            return;
-        };
-        let planned = Instant::now();
-        let now = self.time.now();
-        let plan = self.compute(&name, &seen, now);
-        let task = seen.task;
-        let next = planned + PLAN_INTERVAL + PLAN_PER_WORKER * plan.status.counts.total;
-        self.next_plan.insert(name.clone(), next);
-        if let Some(at) = plan.wake_at {
-            // A stored time may be any.
-            let seconds = u64::try_from(at.saturating_sub(now))
-                .unwrap_or(0)
-                .min(MAX_WAIT);
-            self.due
-                .by(name.clone(), planned + Duration::from_secs(seconds));
-        }
-        self.is_absent(&name, plan.absent);
-        let (workers, unstored) = (&plan.status.workers, &plan.unstored_ends);
-        if self.offers.offer(&name, &task, workers, unstored).await {
-            self.admission.heard_of_an_end();
-            if !self.admission.waits_for_places() {
-                self.batch.heard_of_an_end();
-            }
-        }
-        let Plan {
-            status,
-            change,
-            actions,
-            creates,
-            unstored_ends,
-            absent: _,
-            wake_at: _,
-        } = plan;
-        if act {
-            self.admission.ask(&name, &task, creates);
-            self.act(&name, &task, actions);
-        }
-        if change != Change::Nothing {
-            let urgent = change == Change::Urgent
-                || self.admission.waits_for_places() && urgency::makes_room(&task.status, &status);
-            let waits_for_answer = unstored_ends.is_empty() && is_untold_end(&task.status, &status);
-            self.store(name, task, status, urgent, waits_for_answer);
-        }
-    }
-
-    /// Pods of a task that hold no place.
-    fn is_absent(&mut self, name: &Arc<str>, pods: usize) {
-        let before = match pods {
-            0 => self.absent.remove(name),
-            _ => self.absent.insert(name.clone(), pods),
-        };
-        if before.unwrap_or(0) != pods {
-            let all = self.absent.values().sum();
-            self.shared.absent.store(all, Ordering::Relaxed);
-        }
-    }
-
-    fn compute(&mut self, name: &Arc<str>, seen: &index::TaskWithPods, now: i64) -> Plan {
-        let index::TaskWithPods { task, pods, gone } = seen;
-        let clocks = &self.shared.clocks;
-        let times = self.ledger.observe(task, &[pods, gone], now);
-        let since = |pod: &Pod, stage| times.since(pod, stage).unwrap_or(now);
-        let (notified, refused) = (self.shared.notified(), self.shared.refused());
-        let (notified, refused) = (notified.get(&*task.uid), refused.get(name));
-        let limits = &self.shared.limits;
-        let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
-        let seen = Observed {
-            pods,
-            gone,
-            drained: &|pod| self.shared.is_drained(pod, now - since(pod, Stage::Ended)),
-            since: &since,
-            waited: &|index| times.waited(index),
-            api_now: clocks.api_now(),
-            notified: &|index| notified?.get(&index).copied(),
-            refused: &|index| {
-                let refused = refused?;
-                let attempt = crate::domain::view::record(task, index).attempt;
-                refused.get(&(index, attempt)).cloned()
-            },
-            first_line: &|uid| self.shared.drained.first_line(uid),
-            lacks: &|| self.shared.lacks(name),
-        };
-        let limits = Limits {
-            pending_timeout: seconds(limits.pending_timeout),
-            node_lost_timeout: seconds(limits.node_lost_timeout),
-            log_drain_timeout: seconds(limits.log_drain_timeout),
-            task_ttl: seconds(limits.task_ttl),
-        };
-        plan::plan(task, seen, limits, now)
-    }
-
-    fn act(&mut self, name: &Arc<str>, task: &Arc<Task>, actions: Vec<Action>) {
-        let within = match () {
-            () if self.admission.waits_for_places() => batch::HURRIED,
-            () if task.status.phase.is_finished() => batch::SOON,
-            () => batch::LATER,
-        };
-        for action in actions {
-            let what = match action {
-                Action::Delete(pod) if pod.all_have_ended() => {
-                    self.batch.ask(pod, within);
-                    continue;
-                }
-                Action::Delete(pod) => What::Pod(pod),
-                Action::Forget => What::Task(task.clone()),
-            };
-            self.removals.ask(Removal {
-                task: name.clone(),
-                what,
-            });
-        }
+/// Sleeps until then; for ever if there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,14 +1,15 @@
 //! The leader's worker manager: what it works with, and its life.
 use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize};
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     drained::Drained,
     engine::Engine,
     metrics::Metrics,
-    notify::{self, Courier, Tell},
+    notify::{self, NotificationSink, Notifier},
+    scheduler::Scheduler,
     shared::Shared,
 };
 use crate::{
@@ -18,13 +19,6 @@ use crate::{
     election::{Clocks, LeaderClient, Pause},
     index::Index,
 };
-
-/// Seals under way when a leader starts; new work has the rest of the API server.
-const SEALS: usize = 16;
-
-/// Tasks made or grown at once: calls that waited for a leader come all together, and
-/// the first shall have their pods before the last have their tasks.
-const ASKS: usize = 8;
 
 /// What the manager works with.
 #[derive(Clone)]
@@ -78,8 +72,7 @@ impl Manager {
                 pause: parts.pause.clone(),
                 clocks: parts.clocks.clone(),
                 absent: AtomicUsize::new(0),
-                seals: Semaphore::new(SEALS),
-                asks: Semaphore::new(ASKS),
+                scheduler: Arc::new(Scheduler::default()),
                 shed: Notify::new(),
                 caught_up: parts.caught_up.clone(),
                 drain: parts.drain.clone(),
@@ -94,13 +87,13 @@ impl Manager {
 
     /// Manages until `drain` (finishes what is under way and stores what is known)
     /// or `lost` (stops at once). What the predecessor left is sealed first.
-    pub async fn run(&self, tell: Arc<dyn Tell>) {
+    pub async fn run(&self, sink: Arc<dyn NotificationSink>) {
         let (drain, lost) = (self.shared.drain.clone(), self.shared.lost.clone());
-        let (offers, inbox) = notify::channel();
-        let courier = Courier::new(self.shared.clone(), tell, inbox);
+        let (outbox, inbox) = notify::channel();
+        let notifier = Notifier::new(self.shared.clone(), sink, inbox);
         let work = async {
             let changes = self.shared.index.subscribe();
-            let mut engine = Engine::new(self.shared.clone(), offers);
+            let mut engine = Engine::new(self.shared.clone(), outbox);
             engine.run(changes, &drain).await;
         };
         let publisher = self
@@ -116,7 +109,7 @@ impl Manager {
         };
         tokio::select! {
             () = lost.cancelled() => {}
-            ((), ()) = futures::future::join(work, courier.run(drain.clone())) => {}
+            ((), ()) = futures::future::join(work, notifier.run(drain.clone())) => {}
             // Until the others have ended.
             () = tell_people => {}
         }

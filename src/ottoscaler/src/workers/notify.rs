@@ -1,6 +1,6 @@
 //! Tells otto-handler of each transition: at least once, in order per worker.
 //!
-//! What holds: of a worker at most one notification is under way; one that is
+//! Invariants: of a worker at most one notification is under way; one that is
 //! not taken is tried again with backoff, and the worker's later ones wait for
 //! it; what was taken is stored with the task's next status write, so a new
 //! leader repeats at most what was not. A worker is known by its task's uid: a task
@@ -10,7 +10,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::{
@@ -23,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     shared::{Shared, span_of},
     timetable::Timetable,
+    tuning::{MAX_WAITERS, NOTIFICATIONS_IN_FLIGHT, NOTIFY_BACKOFF, NOTIFY_DRAIN},
 };
 use crate::{
     domain::{
@@ -32,14 +32,6 @@ use crate::{
     },
     proto::{WorkerStatusNotification, worker_status_notification::StatusType},
 };
-
-/// Offers that wait for the courier.
-const INBOX: usize = 1_024;
-/// Notifications under way.
-const UNDER_WAY: usize = 64;
-const MAX_BACKOFF: Duration = Duration::from_secs(15);
-/// Of a drain, for what is under way.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Why a notification was not taken; it is worth another try.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,9 +44,9 @@ pub enum Untold {
     Refused(String),
 }
 
-/// Where notifications go.
+/// Takes notifications for otto-handler.
 #[tonic::async_trait]
-pub trait Tell: Send + Sync + 'static {
+pub trait NotificationSink: Send + Sync + 'static {
     /// Returns once otto-handler has taken it (RECEIVED or IGNORED).
     ///
     /// # Errors
@@ -70,24 +62,24 @@ pub(super) struct Offer {
     record: WorkerRecord,
 }
 
-/// The loop's way to the courier: of each worker a transition is offered once,
+/// The loop's way to the notifier: of each worker a transition is offered once,
 /// however often its task is planned.
 #[derive(Debug)]
-pub(super) struct Offers {
+pub(super) struct Outbox {
     inbox: mpsc::Sender<Offer>,
     /// The last transition that was offered, by the task's uid.
     offered: HashMap<String, HashMap<u32, Notified>>,
 }
 
-pub(super) fn channel() -> (Offers, mpsc::Receiver<Offer>) {
-    let (inbox, offers) = mpsc::channel(INBOX);
+pub(super) fn channel() -> (Outbox, mpsc::Receiver<Offer>) {
+    let (inbox, offers) = mpsc::channel(MAX_WAITERS);
     let offered = HashMap::new();
-    (Offers { inbox, offered }, offers)
+    (Outbox { inbox, offered }, offers)
 }
 
-impl Offers {
+impl Outbox {
     /// Offers what there is to tell, and says whether that is an end of a worker, too;
-    /// waits while the courier has its hands full. Of the workers in `unstored`
+    /// waits while the notifier's inbox is full. Of the workers in `unstored`
     /// ([`crate::domain::plan::Plan::unstored_ends`]) nothing is told yet.
     pub(super) async fn offer(
         &mut self,
@@ -113,7 +105,7 @@ impl Offers {
                 task: task.clone(),
                 record: record.clone(),
             };
-            // The courier ends only with the loop.
+            // The notifier ends only with the loop.
             let _ = self.inbox.send(offer).await;
         }
         ends
@@ -128,7 +120,7 @@ impl Offers {
 /// The task's uid, and the worker's index.
 type Worker = (Arc<str>, u32);
 
-struct Waiting {
+struct PendingOffer {
     offer: Offer,
     /// Of the next notification, in a row.
     failures: u32,
@@ -137,29 +129,30 @@ struct Waiting {
     refused: Option<Instant>,
 }
 
-pub(super) struct Courier {
+/// Tells otto-handler what is offered.
+pub(super) struct Notifier {
     shared: Arc<Shared>,
-    tell: Arc<dyn Tell>,
+    sink: Arc<dyn NotificationSink>,
     inbox: mpsc::Receiver<Offer>,
-    waiting: HashMap<Worker, Waiting>,
+    waiting: HashMap<Worker, PendingOffer>,
     /// Those that wait for their turn; the others are under way.
     due: Timetable<Worker>,
-    under_way: JoinSet<(Worker, Notified, Result<(), Untold>)>,
+    in_flight: JoinSet<(Worker, Notified, Result<(), Untold>)>,
 }
 
-impl Courier {
+impl Notifier {
     pub(super) fn new(
         shared: Arc<Shared>,
-        tell: Arc<dyn Tell>,
+        sink: Arc<dyn NotificationSink>,
         inbox: mpsc::Receiver<Offer>,
     ) -> Self {
         Self {
             shared,
-            tell,
+            sink,
             inbox,
             waiting: HashMap::new(),
             due: Timetable::default(),
-            under_way: JoinSet::new(),
+            in_flight: JoinSet::new(),
         }
     }
 
@@ -167,22 +160,22 @@ impl Courier {
         loop {
             self.dispatch();
             let next = self.due.next();
-            let next = next.filter(|_| self.under_way.len() < UNDER_WAY);
+            let next = next.filter(|_| self.in_flight.len() < NOTIFICATIONS_IN_FLIGHT);
             tokio::select! {
                 offer = self.inbox.recv() => match offer {
                     Some(offer) => self.take(offer),
                     // The manager has stopped.
                     None => break,
                 },
-                Some(ended) = self.under_way.join_next() => self.ended(ended),
-                () = sleep_until(next.unwrap_or_else(|| Instant::now() + Duration::from_secs(3_600))) => {}
+                Some(ended) = self.in_flight.join_next() => self.ended(ended),
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
             }
             if drain.is_cancelled() && self.inbox.is_closed() {
                 break;
             }
         }
-        let _ = tokio::time::timeout(LAST_WORDS, async {
-            while let Some(ended) = self.under_way.join_next().await {
+        let _ = tokio::time::timeout(NOTIFY_DRAIN, async {
+            while let Some(ended) = self.in_flight.join_next().await {
                 self.ended(ended);
             }
         })
@@ -201,7 +194,7 @@ impl Courier {
             }
             None => {
                 self.due.by(key.clone(), Instant::now());
-                let waiting = Waiting {
+                let waiting = PendingOffer {
                     offer,
                     failures: 0,
                     failing: None,
@@ -214,7 +207,7 @@ impl Courier {
 
     fn dispatch(&mut self) {
         let now = Instant::now();
-        while self.under_way.len() < UNDER_WAY
+        while self.in_flight.len() < NOTIFICATIONS_IN_FLIGHT
             && let Some(key) = self.due.pop(now)
         {
             let Some(waiting) = self.waiting.get(&key) else {
@@ -226,10 +219,10 @@ impl Courier {
             };
             let span = span_of(&waiting.offer.task, "notify worker status");
             let message = notification(&waiting.offer.task, &waiting.offer.record, next);
-            let tell = self.tell.clone();
+            let sink = self.sink.clone();
             use tracing::Instrument as _;
-            self.under_way
-                .spawn(async move { (key, next, tell.tell(message).await) }.instrument(span));
+            self.in_flight
+                .spawn(async move { (key, next, sink.tell(message).await) }.instrument(span));
         }
     }
 
@@ -291,8 +284,8 @@ impl Courier {
         if waiting.failures == 0 {
             tracing::warn!(task = %name, worker = key.1, %error, "otto-handler did not take a notification; trying again");
         }
-        let delay = Duration::from_millis(100 << waiting.failures.min(8)).min(MAX_BACKOFF);
         waiting.failures = waiting.failures.saturating_add(1);
+        let delay = NOTIFY_BACKOFF.after(waiting.failures);
         self.due.by(key.clone(), now + delay);
     }
 }
@@ -357,7 +350,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_transition_is_offered_once_however_often_it_is_planned() {
-        let (mut offers, mut inbox) = channel();
+        let (mut outbox, mut inbox) = channel();
         let all_stored = BTreeSet::new();
         let (name, task) = (Arc::from("t"), Arc::default());
         let mut worker = WorkerRecord {
@@ -374,12 +367,12 @@ mod tests {
             WorkerPhase::Failed,
         ] {
             worker.phase = phase;
-            let ended = offers
+            let ended = outbox
                 .offer(&name, &task, &[worker.clone()], &all_stored)
                 .await;
             assert_eq!(ended, phase == WorkerPhase::Failed);
             assert!(
-                !offers
+                !outbox
                     .offer(&name, &task, &[worker.clone()], &all_stored)
                     .await
             );
@@ -396,16 +389,16 @@ mod tests {
         // A new attempt is news, and so is a task of this name after it went.
         worker.attempt = 2;
         worker.phase = WorkerPhase::Pending;
-        offers
+        outbox
             .offer(&name, &task, &[worker.clone()], &all_stored)
             .await;
         let anew = Arc::new(Task {
             uid: "another".into(),
             ..Task::default()
         });
-        offers.offer(&name, &anew, &[worker], &all_stored).await;
-        offers.retain(|uid| uid == "another");
-        assert_eq!(offers.offered.len(), 1);
+        outbox.offer(&name, &anew, &[worker], &all_stored).await;
+        outbox.retain(|uid| uid == "another");
+        assert_eq!(outbox.offered.len(), 1);
         assert_eq!(
             (inbox.try_recv().is_ok(), inbox.try_recv().is_ok()),
             (true, true)

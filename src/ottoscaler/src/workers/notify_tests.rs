@@ -1,8 +1,11 @@
 //! What otto-handler hears of workers, whatever becomes of it, of pods, tasks and leaders.
 #![expect(clippy::unwrap_used)]
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use super::{
@@ -67,7 +70,7 @@ impl Handler {
 }
 
 #[tonic::async_trait]
-impl Tell for Handler {
+impl NotificationSink for Handler {
     async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold> {
         self.tries.fetch_add(1, Ordering::SeqCst);
         let mut mood = self.mood.subscribe();

@@ -8,7 +8,13 @@ use kube::{
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::{effect, manager::Manager, shared::Shared};
+use super::{
+    manager::Manager,
+    outcome,
+    scheduler::{Class, Permit},
+    shared::Shared,
+    tuning::MAX_CONFLICTS,
+};
 use crate::{
     cluster::{
         convert,
@@ -34,8 +40,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const ANSWERING: Duration = Duration::from_millis(100);
 /// Between two looks whether history has made room.
 const SHED_LOOK: Duration = Duration::from_millis(100);
-/// Tries of a write that meets somebody else's.
-const CONFLICTS: usize = 8;
 
 /// The leader's side of ScaleUp and ScaleDown.
 #[tonic::async_trait]
@@ -46,12 +50,12 @@ pub trait Scale: Send + Sync + std::fmt::Debug + 'static {
 }
 
 /// What a request changed of its task.
-enum Change {
+enum Applied {
     Made(Task),
     Grown(Task),
     /// This very request was applied before.
     Repeated(Task),
-    Nothing(Task),
+    Unchanged(Task),
     /// None: the task is being deleted, and its workers with it.
     Ending(Task),
 }
@@ -76,19 +80,18 @@ impl Manager {
         self.wait_for_room(&request, room_by).await?;
         let change = loop {
             let change = {
-                // Never closed.
-                let _asks = self.shared.asks.acquire().await;
+                let _permit = self.task_write().await?;
                 self.want(&request).await?
             };
             match change {
-                Change::Ending(task) => self.wait_gone(task, last).await?,
+                Applied::Ending(task) => self.wait_gone(task, last).await?,
                 change => break change,
             }
         };
-        let made = matches!(change, Change::Made(_));
+        let made = matches!(change, Applied::Made(_));
         let (task, changed) = match change {
-            Change::Made(task) | Change::Grown(task) | Change::Repeated(task) => (task, true),
-            Change::Nothing(task) | Change::Ending(task) => (task, false),
+            Applied::Made(task) | Applied::Grown(task) | Applied::Repeated(task) => (task, true),
+            Applied::Unchanged(task) | Applied::Ending(task) => (task, false),
         };
         if made {
             self.shared.made(&task);
@@ -115,6 +118,14 @@ impl Manager {
             self.shared.tell(&task, note);
         }
         Ok(outcome)
+    }
+
+    /// Waits for a slot among the leader's writes of tasks.
+    async fn task_write(&self) -> Result<Permit, Refusal> {
+        let permit = self.shared.scheduler.enter(Class::TaskWrite).await;
+        permit.ok_or_else(|| {
+            Refusal::Unavailable("the leader has too many requests to write; try again".to_owned())
+        })
     }
 
     /// Until there is room in etcd for what the request adds; finished tasks make some, the
@@ -182,7 +193,8 @@ impl Manager {
         let name = names::task_name(&request.task_id);
         // Which workers end is told by what runs.
         self.shared.caught_up.cancelled().await;
-        for _ in 0..CONFLICTS {
+        let _permit = self.task_write().await?;
+        for _ in 0..MAX_CONFLICTS {
             let object = self.tasks().get_opt(&name).await.map_err(|e| refusal(&e))?;
             let Some(task) = object
                 .and_then(convert::task)
@@ -250,12 +262,12 @@ impl Manager {
     }
 
     /// Makes or grows the task.
-    async fn want(&self, request: &ScaleRequest) -> Result<Change, Refusal> {
+    async fn want(&self, request: &ScaleRequest) -> Result<Applied, Refusal> {
         let name = names::task_name(&request.task_id);
         let wanted = request.worker_count.unsigned_abs();
-        for _ in 0..CONFLICTS {
+        for _ in 0..MAX_CONFLICTS {
             let known = match self.make(&name, request).await {
-                Ok(task) => return Ok(Change::Made(task)),
+                Ok(task) => return Ok(Applied::Made(task)),
                 Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => self
                     .tasks()
                     .get_opt(&name)
@@ -268,24 +280,24 @@ impl Manager {
             let Some(task) = known else { continue };
             let same = same_request(&task.spec, request);
             if same.is_ok() && task.spec.has_applied(&request.request_id, Verb::Up, wanted) {
-                return Ok(Change::Repeated(task));
+                return Ok(Applied::Repeated(task));
             }
             if task.deleting {
-                return Ok(Change::Ending(task));
+                return Ok(Applied::Ending(task));
             }
             same?;
             if wanted <= task.spec.workers
                 || task.status.phase.is_finished()
                 || task.spec.workers == 0
             {
-                return Ok(Change::Nothing(task));
+                return Ok(Applied::Unchanged(task));
             }
             let ended = task.spec.ended_after_growth(wanted);
             let ids = task
                 .spec
                 .with_applied(&request.request_id, Verb::Up, wanted);
             if let Some(task) = self.change_wanted(&task, wanted, ended, ids).await? {
-                return Ok(Change::Grown(task));
+                return Ok(Applied::Grown(task));
             }
         }
         Err(Refusal::Unavailable(
@@ -434,7 +446,7 @@ fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> 
 /// What a failed write of a task means for the client.
 fn refusal(error: &kube::Error) -> Refusal {
     match error {
-        kube::Error::Api(status) if effect::judge(status).verdict == Verdict::Final => {
+        kube::Error::Api(status) if outcome::judge(status).verdict == Verdict::Final => {
             Refusal::Failed(status.message.clone())
         }
         kube::Error::SerdeError(_) => Refusal::Failed(format!(

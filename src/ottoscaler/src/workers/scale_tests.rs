@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::{
     super::{
-        Tell, Untold,
+        NotificationSink, Untold,
         test_api::{Api, Leader, until},
     },
     *,
@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(30);
 struct Deaf;
 
 #[tonic::async_trait]
-impl Tell for Deaf {
+impl NotificationSink for Deaf {
     async fn tell(&self, _: WorkerStatusNotification) -> Result<(), Untold> {
         Ok(())
     }

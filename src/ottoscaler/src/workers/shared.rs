@@ -1,4 +1,4 @@
-//! What the manager, its effects and its courier have in common.
+//! What the manager's parts have in common: the loop, its writes, and the notifier.
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -8,10 +8,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Pod as K8sPod;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{drained::Drained, metrics::Metrics};
+use super::{drained::Drained, metrics::Metrics, scheduler::Scheduler};
 use crate::{
     cluster::{
         crd::WorkerTask,
@@ -19,7 +19,7 @@ use crate::{
     },
     config,
     domain::{
-        conditions::Lack,
+        conditions::{QUEUED, WaitReason},
         pod::Pod,
         queue::Gate,
         refusal::{By, Refusal},
@@ -32,9 +32,10 @@ use crate::{
     telemetry,
 };
 
-/// By the task's uid, then worker index: a name may be another task's by now.
-pub(super) type Told = HashMap<Arc<str>, HashMap<u32, Notified>>;
-/// By task, then worker index and attempt.
+/// The last transition that otto-handler took of each worker, by the task's uid and the
+/// worker's index: a name may be another task's by now.
+pub(super) type AckedTransitions = HashMap<Arc<str>, HashMap<u32, Notified>>;
+/// Why a worker's pod was refused for good, by task, worker index and attempt.
 pub(super) type Refused = HashMap<Arc<str>, HashMap<(u32, u32), String>>;
 
 #[derive(Debug)]
@@ -44,16 +45,15 @@ pub(super) struct Shared {
     pub(super) index: Index,
     pub(super) events: Events,
     pub(super) policy: Arc<Policy>,
-    /// Of new pods; all else goes on.
+    /// A pause of new pods; all else goes on.
     pub(super) pause: Pause,
     pub(super) clocks: Clocks,
-    /// Pods that are done with, on nodes that do not answer. Written by the loop; read by
-    /// the admission.
+    /// The number of pods that are done with, on nodes that do not answer. Written by the
+    /// loop; read by the admission.
     pub(super) absent: AtomicUsize,
-    pub(super) seals: Semaphore,
-    /// Held while a task is made or grown.
-    pub(super) asks: Semaphore,
-    /// Somebody waits for room that history takes.
+    /// All writes of the leader but its Events enter here.
+    pub(super) scheduler: Arc<Scheduler>,
+    /// Woken when somebody waits for room that history takes.
     pub(super) shed: Notify,
     pub(super) drained: Drained,
     pub(super) limits: config::Limits,
@@ -65,9 +65,9 @@ pub(super) struct Shared {
     /// Tasks that this leader made before it had caught up, by uid: of these there
     /// is nothing older to know. Written by ScaleUp, read by the loop.
     pub(super) made_by: Mutex<HashSet<String>>,
-    /// What otto-handler took, until it is stored. Written by the courier; read
-    /// by the loop.
-    pub(super) notified_by: Mutex<Told>,
+    /// What otto-handler took, until it is stored. Written by the notifier; read by the
+    /// loop.
+    pub(super) notified_by: Mutex<AckedTransitions>,
     /// Workers that the API server refused, by attempt. Written and read by the
     /// loop; read by ScaleUp.
     pub(super) refused_by: Mutex<Refused>,
@@ -80,8 +80,8 @@ pub(super) struct Shared {
 /// MAX_WORKERS.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
-    /// Creates that have yet to be answered; each takes a place.
-    pub(super) under_way: usize,
+    /// The number of creates in flight; each takes a place.
+    pub(super) in_flight: usize,
     /// Others have to wait for those.
     pub(super) has_queue: bool,
     /// The gates that are closed, and who closed them.
@@ -91,7 +91,7 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// Who refused a task's creates.
+    /// Returns who refused a task's creates.
     fn refusal(&self, task: &str) -> Option<&Refusal> {
         let all = self.refusals.get(&Gate::All);
         all.or_else(|| self.refusals.get(self.gates.get(task)?))
@@ -99,13 +99,13 @@ impl Waits {
 }
 
 impl Shared {
-    pub(super) fn notified(&self) -> MutexGuard<'_, Told> {
+    pub(super) fn notified(&self) -> MutexGuard<'_, AckedTransitions> {
         self.notified_by
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A task of our own making, which may be worked on at once.
+    /// Remembers a task of our own making, which may be worked on at once.
     pub(super) fn made(&self, task: &Task) {
         if !self.caught_up.is_cancelled() {
             let mut made = self.made_by.lock().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +123,7 @@ impl Shared {
         made.contains(&task.uid)
     }
 
-    /// Its last write was of this term.
+    /// Whether the task's last write was of this term.
     pub(super) fn is_sealed(&self, task: &Task) -> bool {
         task.term == self.term
     }
@@ -137,7 +137,7 @@ impl Shared {
         u64::try_from(ended_for).is_ok_and(|s| s >= self.limits.log_drain_timeout.as_secs())
     }
 
-    /// Pods that there are, but for those on nodes that do not answer.
+    /// The number of pods, but for those on nodes that do not answer.
     pub(super) fn places_taken(&self) -> usize {
         let absent = self.absent.load(Ordering::Relaxed);
         self.index.pod_count().saturating_sub(absent)
@@ -147,30 +147,31 @@ impl Shared {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A task's workers without a pod wait for more than the API server's answers.
+    /// Whether a task's workers without a pod wait for more than the API server's answers.
+    #[cfg(test)]
     pub(super) fn lacks_places(&self, task: &str) -> bool {
-        self.lacks(task) != Lack::default()
+        self.wait_reason(task) != WaitReason::default()
     }
 
     /// What a task's workers without a pod wait for just now.
-    pub(super) fn lacks(&self, task: &str) -> Lack {
+    pub(super) fn wait_reason(&self, task: &str) -> WaitReason {
         if let Some(why) = self.pause.why() {
-            return Lack::new("Paused", format!("wait for the end of the pause ({why})"));
+            return WaitReason::new("Paused", format!("wait for the end of the pause ({why})"));
         }
         let waits = self.waits();
         if let Some(refusal) = waits.refusal(task) {
             let reason = match refusal.by {
                 By::Quota => "QuotaExceeded",
-                By::Server | By::Conflict | By::Fence => "Queued",
+                By::Server | By::Conflict | By::Fence => QUEUED,
                 _ => "CreateRefused",
             };
-            return Lack::new(reason, refusal.waits_for());
+            return WaitReason::new(reason, refusal.waits_for());
         }
         let most = self.limits.max_workers;
-        if waits.has_queue && self.places_taken() + waits.under_way >= most {
-            return Lack::new("Queued", format!("wait for room (MAX_WORKERS is {most})"));
+        if waits.has_queue && self.places_taken() + waits.in_flight >= most {
+            return WaitReason::new(QUEUED, format!("wait for room (MAX_WORKERS is {most})"));
         }
-        Lack::default()
+        WaitReason::default()
     }
 
     /// Tells people of a task, by an Event on its WorkerTask.
@@ -206,18 +207,18 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// otto-handler took this, of the task with that name and uid.
+    /// Remembers what otto-handler took, of the task with that name and uid.
     pub(super) fn took(&self, name: &Arc<str>, uid: &Arc<str>, index: u32, told: Notified) {
         self.notified()
             .entry(uid.clone())
             .or_default()
             .insert(index, told);
-        // An end may wait for this to be stored; of the rest each plan would look at all.
+        // An end may let a pod go; each plan for the rest would look at all workers.
         self.index.announce(name.clone(), told.state.is_end());
     }
 }
 
-/// A span in the trace of the request that made the task.
+/// Returns a span in the trace of the request that made the task.
 pub(super) fn span_of(task: &Task, what: &'static str) -> tracing::Span {
     let span = tracing::info_span!("worker", otel.name = what, task = task.spec.task_id);
     if let Some(parent) = &task.spec.traceparent {

@@ -19,7 +19,7 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tower::Layer as _;
 
-use super::{Drained, Manager, Metrics, Parts, Tell};
+use super::{Drained, Manager, Metrics, NotificationSink, Parts};
 use crate::{
     cluster::{POD_KEY, watch::Sink as _},
     config::Config,
@@ -464,7 +464,7 @@ pub(super) struct Leader {
 
 impl Leader {
     /// Leads term `n`.
-    pub(super) fn start(api: &Arc<Api>, n: u32, tell: Arc<dyn Tell>) -> Self {
+    pub(super) fn start(api: &Arc<Api>, n: u32, tell: Arc<dyn NotificationSink>) -> Self {
         Self::start_with(api, n, tell, api.clocks(0), &[])
     }
 
@@ -472,7 +472,7 @@ impl Leader {
     pub(super) fn start_with(
         api: &Arc<Api>,
         n: u32,
-        tell: Arc<dyn Tell>,
+        tell: Arc<dyn NotificationSink>,
         clocks: Clocks,
         settings: &[(&str, &str)],
     ) -> Self {

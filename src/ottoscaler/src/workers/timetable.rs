@@ -1,6 +1,6 @@
-//! What is due when.
+//! A set of keys, each with the time when it is due.
 //!
-//! What holds: each key is due once; both maps name the same keys and times.
+//! Invariants: each key is due once; both maps name the same keys and times.
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
@@ -24,7 +24,7 @@ impl<K> Default for Timetable<K> {
 }
 
 impl<K: Clone + Ord + Hash> Timetable<K> {
-    /// Due at this time, or before it if it was already.
+    /// Makes a key due at this time, or before it if it was already.
     pub(super) fn by(&mut self, key: K, at: Instant) {
         if let Some(known) = self.times.get(&key) {
             if *known <= at {
@@ -36,7 +36,7 @@ impl<K: Clone + Ord + Hash> Timetable<K> {
         self.times.insert(key, at);
     }
 
-    /// When the next one is due.
+    /// Returns when the next one is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.order.first().map(|(at, _)| *at)
     }
@@ -49,7 +49,7 @@ impl<K: Clone + Ord + Hash> Timetable<K> {
         Some(key)
     }
 
-    /// Everything is due now.
+    /// Makes everything due now.
     pub(super) fn hurry(&mut self, now: Instant) {
         let keys: Vec<K> = self.times.keys().cloned().collect();
         keys.into_iter().for_each(|key| self.by(key, now));

@@ -18,7 +18,7 @@ use crate::{
         plan::{self, Action, Limits, Observed},
         queue::Attempt,
         task::{TaskSpec, WorkerPhase},
-        urgency::Change,
+        urgency::WriteUrgency,
         view::ClientState,
     },
     index::{Index, PodFeed, TaskFeed},
@@ -201,10 +201,10 @@ impl Replica {
                 notified: &|_| None,
                 refused: &|_| None,
                 first_line: &|_| None,
-                lacks: &Default::default,
+                wait_reason: &Default::default,
             };
             let plan = plan::plan(&task, seen, LIMITS, api.now);
-            let is_idle = plan.change == Change::Nothing
+            let is_idle = plan.urgency == WriteUrgency::Nothing
                 && plan.actions.is_empty()
                 && plan.creates.is_empty();
             for which in plan.creates {
@@ -216,8 +216,8 @@ impl Replica {
                     other => unreachable!("{other:?}"),
                 }
             }
-            if plan.change != Change::Nothing {
-                // As `status.rs` writes it.
+            if plan.urgency != WriteUrgency::Nothing {
+                // As `status_writer.rs` writes it.
                 api.patch(&json!({ "status": plan.status }));
             }
             if is_idle {

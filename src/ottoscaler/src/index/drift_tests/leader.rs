@@ -256,7 +256,7 @@ impl Leader {
             since: &|pod, stage| times.since(pod, stage).unwrap_or(now),
             waited: &|index| times.waited(index),
             api_now: Some(now),
-            lacks: &Default::default,
+            wait_reason: &Default::default,
         };
         let plan = plan::plan(&task, seen, LIMITS, now);
         let ends = Ends::of(&task, &plan.status);

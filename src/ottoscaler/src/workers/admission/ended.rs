@@ -2,25 +2,20 @@
 //! and for how many are tried next.
 use std::{sync::Arc, time::Duration};
 
-use super::{Admission, UnderWay};
+use super::{Admission, InFlight};
 use crate::{
     domain::{
-        gates, names,
+        gates,
         quantity::Quantity,
         queue::{Attempt, Gate, Shape},
         refusal::{By, Refusal, Scope, Verdict},
     },
-    workers::effect::End,
+    workers::{outcome::WriteResult, tuning::UNANSWERED},
 };
-
-/// Who says that it is busy, and said nothing for so long, did not answer in time.
-const SILENT: Duration = Duration::from_secs(1);
-/// Before the next create, where none gets an answer; doubled up to the second.
-const HOLD: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// What the end of a create means for its task, and maybe for others.
 #[derive(Debug, Default)]
-pub(in crate::workers) struct Outcome {
+pub(in crate::workers) struct CreateOutcome {
     /// Workers that get no pod any more, and why.
     pub(in crate::workers) failed: Vec<(Arc<str>, Attempt, String)>,
     /// When this worker's next try is due, if not with its task.
@@ -33,28 +28,18 @@ impl Admission {
         &mut self,
         name: &Arc<str>,
         attempt: Attempt,
-        end: &End,
-    ) -> Outcome {
-        let count = self.under_way.len();
-        let Some(one) = self.under_way.remove(&(name.clone(), attempt)) else {
-            return Outcome::default();
+        result: &WriteResult,
+    ) -> CreateOutcome {
+        let Some(one) = self.in_flight.remove(&(name.clone(), attempt)) else {
+            return CreateOutcome::default();
         };
         self.asking -= usize::from(one.asks);
         if let Some(gate) = &one.lane {
             self.gates.returned(gate);
         }
         let (sent, now) = (one.sent, self.now());
-        match end {
-            End::Busy { why, retry_after } => {
-                if sent >= self.unanswered.1 {
-                    self.unanswered = (self.unanswered.0 + 1, now);
-                }
-                // One alone may be its own fault.
-                let hold = match self.unanswered.0 {
-                    0 | 1 => Duration::ZERO,
-                    n => (HOLD.0 * 2_u32.pow(n.min(8))).min(HOLD.1),
-                };
-                self.rate.refused(sent, now, hold.max(*retry_after));
+        match result {
+            WriteResult::Busy { why, .. } => {
                 self.undecided(&one, now);
                 if let Some(Gate::Shape(_)) = &one.lane {
                     // Nobody who waits for a quota waits for this task's answers too.
@@ -62,47 +47,25 @@ impl Admission {
                     let busy = Refusal::new(By::Server, Verdict::Waits, why);
                     self.close(&gate, &busy, sent, now);
                 }
-                self.unanswered_one(name, attempt, &one, why, now)
+                self.unanswered(name, attempt, &one, why, now)
             }
-            End::Refused(refusal) => {
-                self.unanswered.0 = 0;
-                // A refusal costs the API server little, and says little of its load.
-                if now - sent > SILENT {
-                    self.rate.answered(sent, now, count);
-                }
-                self.refused(name, attempt, &one, refusal, now)
-            }
-            End::Done => {
-                self.made(name, attempt);
-                self.rate.answered(sent, now, count);
+            WriteResult::Refused(refusal) => self.refused(name, attempt, &one, refusal, now),
+            WriteResult::Done => {
                 self.passed(name, attempt, sent, now);
-                Outcome::default()
+                CreateOutcome::default()
             }
-            End::Later(_) => {
-                self.rate.answered(sent, now, count);
+            WriteResult::Retry(_) => {
                 self.undecided(&one, now);
-                Outcome {
+                CreateOutcome {
                     again: gates::FIRST,
-                    ..Outcome::default()
+                    ..CreateOutcome::default()
                 }
             }
-        }
-    }
-
-    fn made(&mut self, name: &Arc<str>, attempt: Attempt) {
-        let task = self.shared.index.task(name);
-        let pod = task.and_then(|task| {
-            let (id, index) = (&task.spec.task_id, attempt.index);
-            let name = names::pod_name(id, index, attempt.attempt);
-            self.shared.index.pod(&name)
-        });
-        if let Some(pod) = pod {
-            self.unseen.made(pod.resource_version);
         }
     }
 
     /// A create told nothing of the gates that it went through: the next asks there.
-    fn undecided(&mut self, one: &UnderWay, now: Duration) {
+    fn undecided(&mut self, one: &InFlight, now: Duration) {
         self.gates.undecided(&Gate::All, now);
         if let Some(gate) = &one.lane {
             self.gates.undecided(gate, now);
@@ -110,13 +73,12 @@ impl Admission {
     }
 
     fn passed(&mut self, name: &Arc<str>, attempt: Attempt, sent: Duration, now: Duration) {
-        self.unanswered.0 = 0;
         self.last_made = Some(now);
         self.open(&Gate::Attempt(name.clone(), attempt));
         self.pass(&Gate::All, sent);
-        if let Some(asked) = self.asked.get_mut(name) {
-            asked.since.remove(&attempt);
-            let shape = Gate::Shape(asked.shape.clone());
+        if let Some(demand) = self.demands.get_mut(name) {
+            demand.since.remove(&attempt);
+            let shape = Gate::Shape(demand.shape.clone());
             self.pass(&Gate::Task(name.clone()), sent);
             self.pass(&shape, sent);
         }
@@ -169,7 +131,7 @@ impl Admission {
             Gate::Attempt(task, _) => self.told(task, Some(gate.clone())),
             Gate::Shape(shape) if is_new => {
                 for task in self.queue.tasks_in(&None) {
-                    if self.asked.get(&task).is_some_and(|a| a.shape == *shape) {
+                    if self.demands.get(&task).is_some_and(|a| a.shape == *shape) {
                         self.replace(&task);
                     }
                 }
@@ -182,17 +144,17 @@ impl Admission {
         &mut self,
         name: &Arc<str>,
         attempt: Attempt,
-        one: &UnderWay,
+        one: &InFlight,
         refusal: &Refusal,
         now: Duration,
-    ) -> Outcome {
+    ) -> CreateOutcome {
         if refusal.verdict == Verdict::Final {
             // It got as far as those who judge the pod itself.
             self.pass(&Gate::All, one.sent);
             self.undecided(one, now);
-            return Outcome {
+            return CreateOutcome {
                 failed: vec![(name.clone(), attempt, refusal.text.clone())],
-                ..Outcome::default()
+                ..CreateOutcome::default()
             };
         }
         let gate = self.gate_of(name, attempt, refusal);
@@ -215,12 +177,12 @@ impl Admission {
             _ => Duration::ZERO,
         };
         let failed = self.given_up(&gate, refusal, now);
-        Outcome { failed, again }
+        CreateOutcome { failed, again }
     }
 
     /// Who would be refused as well.
     fn gate_of(&self, name: &Arc<str>, attempt: Attempt, refusal: &Refusal) -> Gate {
-        let shape = self.asked.get(name).map(|asked| &asked.shape);
+        let shape = self.demands.get(name).map(|demand| &demand.shape);
         match (refusal.scope(), shape) {
             (Scope::All, _) => Gate::All,
             (Scope::Shape, Some(shape)) if is_counted_as(refusal, shape) => {
@@ -245,18 +207,18 @@ impl Admission {
         }
         let tasks: Vec<Arc<str>> = match gate {
             Gate::Task(task) | Gate::Attempt(task, _) => vec![task.clone()],
-            Gate::All | Gate::Shape(_) => self.asked.keys().cloned().collect(),
+            Gate::All | Gate::Shape(_) => self.demands.keys().cloned().collect(),
         };
         let mut failed = Vec::new();
         for task in tasks {
-            let Some(asked) = self.asked.get(&task) else {
+            let Some(demand) = self.demands.get(&task) else {
                 continue;
             };
             let is_there = |attempt: &Attempt| match gate {
                 Gate::Attempt(_, only) => only == attempt,
-                _ => !self.under_way.contains_key(&(task.clone(), *attempt)),
+                _ => !self.in_flight.contains_key(&(task.clone(), *attempt)),
             };
-            let over = asked
+            let over = demand
                 .since
                 .iter()
                 .filter(|(attempt, asked)| is_there(attempt) && since.max(**asked) + limit <= now);
@@ -275,16 +237,16 @@ impl Admission {
     /// others get their pods meanwhile it waits longer and longer. Where none does, and the
     /// Lease is renewed all the time, it is not the API server that is silent, but somebody
     /// whom it asks.
-    fn unanswered_one(
+    fn unanswered(
         &mut self,
         name: &Arc<str>,
         attempt: Attempt,
-        one: &UnderWay,
+        one: &InFlight,
         why: &str,
         now: Duration,
-    ) -> Outcome {
+    ) -> CreateOutcome {
         let gate = Gate::Attempt(name.clone(), attempt);
-        let refusal = if now - one.sent > SILENT {
+        let refusal = if now - one.sent > UNANSWERED {
             let text = format!(
                 "the API server does not answer the create in time; an admission webhook may not answer ({why})"
             );
@@ -296,13 +258,13 @@ impl Admission {
         let since = self.gates.get(&gate).map_or(now, |closed| closed.since);
         if self.last_made.is_some_and(|made| made >= since) {
             let next = self.gates.next_of(&gate).unwrap_or(now);
-            return Outcome {
+            return CreateOutcome {
                 again: next - now,
-                ..Outcome::default()
+                ..CreateOutcome::default()
             };
         }
         self.gates.retry_at(&gate, now + gates::FIRST);
-        Outcome {
+        CreateOutcome {
             failed: self.given_up(&gate, &refusal, now),
             again: gates::FIRST,
         }

@@ -11,7 +11,7 @@ use super::{
     super::test_shared::{client, shared, status, task},
     *,
 };
-use crate::{domain::refusal::Refusal, election::Pause, workers::effect::End};
+use crate::{domain::refusal::Refusal, election::Pause, workers::outcome::WriteResult};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -21,16 +21,16 @@ const QUICK: Duration = Duration::from_millis(20);
 const ONE_BACKOFF: Duration = Duration::from_secs(11);
 
 /// What the API server says of a pod that it forbids.
-fn forbidden(said: &str) -> End {
+fn forbidden(said: &str) -> WriteResult {
     refused(403, &format!("pods \"p\" is forbidden: {said}"))
 }
 
-fn refused(code: u16, message: &str) -> End {
+fn refused(code: u16, message: &str) -> WriteResult {
     let status = serde_json::from_value(status(code, "", message).1).unwrap();
-    End::of_create(&kube::Error::Api(Box::new(status)))
+    WriteResult::of_create(&kube::Error::Api(Box::new(status)))
 }
 
-fn over_quota(memory: &str) -> End {
+fn over_quota(memory: &str) -> WriteResult {
     forbidden(&format!(
         "exceeded quota: q, requested: limits.memory={memory}, used: limits.memory=0, limited: limits.memory=4Gi"
     ))
@@ -38,7 +38,7 @@ fn over_quota(memory: &str) -> End {
 
 const RBAC: &str = "pods is forbidden: User \"o\" cannot create resource \"pods\" in API group \"\" in the namespace \"n\"";
 
-fn webhook_fails() -> End {
+fn webhook_fails() -> WriteResult {
     refused(
         500,
         "Internal error occurred: failed calling webhook \"w\": context deadline exceeded",
@@ -52,7 +52,7 @@ struct Sim {
     wanted: BTreeMap<Arc<str>, (Task, BTreeSet<Attempt>)>,
     /// Tasks to be asked for.
     due: Vec<(Instant, Arc<str>)>,
-    under_way: VecDeque<(Instant, Create, End)>,
+    under_way: VecDeque<(Instant, Create, WriteResult, Permit)>,
     tries: Vec<(Instant, Create)>,
     made: BTreeMap<Create, Instant>,
     failed: BTreeMap<Create, (Instant, String)>,
@@ -91,7 +91,11 @@ impl Sim {
     }
 
     /// Until then; `answer` says what becomes of a create, and when.
-    async fn run(&mut self, until: Instant, mut answer: impl FnMut(&Create) -> (Duration, End)) {
+    async fn run(
+        &mut self,
+        until: Instant,
+        mut answer: impl FnMut(&Create) -> (Duration, WriteResult),
+    ) {
         let mut turns = 0;
         loop {
             let now = Instant::now();
@@ -105,19 +109,20 @@ impl Sim {
                 self.ask(&name);
             }
             let over = self.under_way.iter().position(|(at, ..)| *at <= now);
-            if let Some((_, create, end)) = over.and_then(|n| self.under_way.remove(n)) {
-                self.ended(create, &end);
+            if let Some((_, create, result, permit)) = over.and_then(|n| self.under_way.remove(n)) {
+                self.ended(create, &result, permit);
                 continue;
             }
-            for create in self.admission.admit() {
-                let twice = self.under_way.iter().any(|(_, c, _)| *c == create);
+            for (create, permit) in self.admission.admit() {
+                let twice = self.under_way.iter().any(|(_, c, ..)| *c == create);
                 assert!(
                     !twice && !self.made.contains_key(&create),
                     "{create:?} twice"
                 );
                 self.tries.push((now, create.clone()));
-                let (takes, end) = answer(&create);
-                self.under_way.push_back((now + takes, create, end));
+                let (takes, result) = answer(&create);
+                self.under_way
+                    .push_back((now + takes, create, result, permit));
             }
             self.most_under_way = self.most_under_way.max(self.under_way.len());
             if now >= until {
@@ -125,21 +130,26 @@ impl Sim {
             }
             let next = self.under_way.iter().map(|(at, ..)| *at);
             let next = next.chain(self.due.iter().map(|(at, _)| *at));
-            let next = next.chain(self.admission.wake_at()).chain([until]).min();
+            let next = next
+                .chain(self.admission.wake_at())
+                .chain(self.admission.shared.scheduler.wake_at())
+                .chain([until])
+                .min();
             tokio::time::sleep_until(next.unwrap()).await;
         }
     }
 
-    fn ended(&mut self, create: Create, end: &End) {
+    fn ended(&mut self, create: Create, result: &WriteResult, permit: Permit) {
         let (name, attempt) = &create;
-        let outcome = self.admission.ended(name, *attempt, end);
+        let outcome = self.admission.ended(name, *attempt, result);
+        permit.ended(result, result.is_done());
         let now = Instant::now();
         for (task, attempt, why) in outcome.failed {
             self.wanted.get_mut(&task).unwrap().1.remove(&attempt);
             self.due.push((now, task.clone()));
             self.failed.insert((task, attempt), (now, why));
         }
-        if matches!(end, End::Done) {
+        if result.is_done() {
             self.wanted.get_mut(name).unwrap().1.remove(attempt);
             self.made.insert(create.clone(), now);
         }
@@ -157,7 +167,7 @@ impl Sim {
     }
 
     fn lacks(&self, name: &str) -> String {
-        self.admission.shared.lacks(name).text
+        self.admission.shared.wait_reason(name).text
     }
 }
 
@@ -175,7 +185,7 @@ async fn what_fits_a_quota_passes_what_does_not_whatever_the_order() {
         let start = Instant::now();
         let answer = |create: &Create| match &*create.0 {
             "big" => (QUICK, over_quota("8Gi")),
-            _ => (QUICK, End::Done),
+            _ => (QUICK, WriteResult::Done),
         };
         sim.want(task("big", big, BIG), 2);
         sim.run(start + S(5), answer).await;
@@ -208,7 +218,7 @@ async fn a_quota_that_is_not_counted_yet_is_waited_for() {
         sim.lacks("t"),
         format!("wait for room in the quota ({unknown})")
     );
-    sim.run(start + S(3) + ONE_BACKOFF, |_| (QUICK, End::Done))
+    sim.run(start + S(3) + ONE_BACKOFF, |_| (QUICK, WriteResult::Done))
         .await;
     assert_eq!((sim.made("t"), sim.failed.len()), (2, 0));
     assert_eq!(sim.lacks("t"), "wait for the API server");
@@ -220,7 +230,7 @@ async fn an_ended_pause_or_quota_is_told_no_more() {
     let start = Instant::now();
     sim.pause.send_replace(Some("for a test".into()));
     sim.want(task("t", "r", &[]), 1);
-    sim.run(start + S(1), |_| (QUICK, End::Done)).await;
+    sim.run(start + S(1), |_| (QUICK, WriteResult::Done)).await;
     assert_eq!(sim.lacks("t"), "wait for the end of the pause (for a test)");
     assert!(sim.admission.shared.lacks_places("t"));
     // Nobody waits any more when it ends.
@@ -240,7 +250,7 @@ async fn an_ended_pause_or_quota_is_told_no_more() {
         sim.lacks("v").contains("quota"),
         "it waits at the same gate"
     );
-    sim.run(start + S(20), |_| (QUICK, End::Done)).await;
+    sim.run(start + S(20), |_| (QUICK, WriteResult::Done)).await;
     for name in ["u", "v"] {
         assert_eq!(sim.lacks(name), "wait for the API server");
         assert!(!sim.admission.shared.lacks_places(name));
@@ -252,7 +262,8 @@ async fn max_workers_is_told_while_somebody_waits_for_it() {
     let mut sim = Sim::new(&[("MAX_WORKERS", "2")]);
     let start = Instant::now();
     sim.want(task("t", "r", &[]), 3);
-    sim.run(start + MS(10), |_| (S(60), End::Done)).await;
+    sim.run(start + MS(10), |_| (S(60), WriteResult::Done))
+        .await;
     assert_eq!(sim.lacks("t"), "wait for room (MAX_WORKERS is 2)");
 }
 
@@ -302,7 +313,8 @@ async fn an_api_server_that_starts_is_waited_for_and_work_goes_on_within_a_secon
         let tries = sim.tries.len();
         assert!(tries < 700, "{tries}");
         let then = Instant::now();
-        sim.run(then + MS(2_500), |_| (QUICK, End::Done)).await;
+        sim.run(then + MS(2_500), |_| (QUICK, WriteResult::Done))
+            .await;
         assert_eq!((sim.made.len(), sim.failed.len()), (100, 0));
         let first = sim.made.values().min().unwrap();
         assert!(*first - then < MS(1_200), "{:?}", *first - then);
@@ -319,7 +331,7 @@ async fn a_webhook_that_does_not_answer_delays_nobody_whom_it_is_not_asked_about
     }
     let answer = |create: &Create| match &create.0 {
         name if name.starts_with("slow") => (S(4), webhook_fails()),
-        _ => (QUICK, End::Done),
+        _ => (QUICK, WriteResult::Done),
     };
     sim.run(start + S(90), answer).await;
     sim.want(task("quick", "q", &[]), 20);
@@ -346,7 +358,7 @@ async fn who_gets_no_answer_at_a_quotas_gate_is_in_nobodys_way() {
     sim.run(start + S(20), full).await;
     let answer = |create: &Create| match &*create.0 {
         "busy" => (QUICK, refused(500, "etcdserver: request timed out")),
-        _ => (QUICK, End::Done),
+        _ => (QUICK, WriteResult::Done),
     };
     sim.run(start + S(20) + ONE_BACKOFF, answer).await;
     assert_eq!(sim.made("other"), 2);
@@ -378,7 +390,7 @@ async fn who_denies_the_pod_itself_fails_it_at_once_and_nobody_else() {
     let violates = "violates PodSecurity \"restricted:latest\": runAsNonRoot != true";
     let answer = |create: &Create| match &*create.0 {
         "bad" => (QUICK, forbidden(violates)),
-        _ => (QUICK, End::Done),
+        _ => (QUICK, WriteResult::Done),
     };
     sim.run(start + S(1), answer).await;
     assert_eq!((sim.failed.len(), sim.made("good")), (3, 3));
@@ -393,9 +405,9 @@ async fn a_pod_of_that_name_is_told_waited_for_and_no_reason_for_others() {
     let answer = |create: &Create| match create.1.index {
         2 => (
             QUICK,
-            End::Refused(Refusal::other_pod("otto-agent-t-2", false)),
+            WriteResult::Refused(Refusal::other_pod("otto-agent-t-2", false)),
         ),
-        _ => (QUICK, End::Done),
+        _ => (QUICK, WriteResult::Done),
     };
     sim.run(start + S(20), answer).await;
     assert_eq!(sim.made("t"), 2);
@@ -415,7 +427,7 @@ async fn creates_that_nobody_answers_fail_while_none_gets_through() {
     let silence = |_: &Create| {
         let why = "deadline has elapsed".to_owned();
         let retry_after = Duration::ZERO;
-        (S(4), End::Busy { why, retry_after })
+        (S(4), WriteResult::Busy { why, retry_after })
     };
     let mut sim = Sim::new(&[]);
     let start = Instant::now();
@@ -433,7 +445,7 @@ async fn creates_that_nobody_answers_fail_while_none_gets_through() {
         sim.want(task(&format!("u{n}"), "r", &[]), 1);
         sim.run(start + S(10 * (n + 1)), |create| match &*create.0 {
             "t" => silence(create),
-            _ => (QUICK, End::Done),
+            _ => (QUICK, WriteResult::Done),
         })
         .await;
     }
@@ -453,7 +465,7 @@ async fn thousands_that_a_quota_has_no_room_for_ask_as_one() {
     // There is room for a while: it is used at once, in growing numbers.
     sim.admission.heard_of_an_end();
     let then = Instant::now();
-    sim.run(then + S(30), |_| (QUICK, End::Done)).await;
+    sim.run(then + S(30), |_| (QUICK, WriteResult::Done)).await;
     assert_eq!(sim.made.len(), 2_000);
     let first = *sim.made.values().min().unwrap();
     assert!(first - then < MS(600), "{:?}", first - then);

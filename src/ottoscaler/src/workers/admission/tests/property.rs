@@ -43,7 +43,7 @@ impl Play {
     }
 
     /// Whoever refuses this task's pods now; the quota is asked last.
-    fn answer(&self, task: usize, used: usize, at: u64) -> End {
+    fn answer(&self, task: usize, used: usize, at: u64) -> WriteResult {
         let mut now = self.trouble.iter().filter(|(kind, of, from, lasts)| {
             let concerns = *kind == 0 || *of == task || *of >= 7;
             concerns && (*from..from + lasts).contains(&at)
@@ -51,7 +51,7 @@ impl Play {
         match now.next() {
             Some((0, ..)) => refused(403, RBAC),
             Some((1, ..)) => webhook_fails(),
-            Some((2, ..)) => End::Busy {
+            Some((2, ..)) => WriteResult::Busy {
                 why: "Too many requests".to_owned(),
                 retry_after: S(1),
             },
@@ -60,7 +60,7 @@ impl Play {
             None if used + self.tasks[task].2 > self.quota(at) => {
                 over_quota(AMOUNTS[self.tasks[task].2])
             }
-            None => End::Done,
+            None => WriteResult::Done,
         }
     }
 }
@@ -97,7 +97,7 @@ async fn plays(play: &Play) -> Result<(), TestCaseError> {
         let mut used: usize = alive.iter().map(|(_, (task, _))| units(task)).sum();
         sim.run(now + MS(100), |(task, attempt)| {
             let end = play.answer(number(task), used, seconds);
-            if matches!(end, End::Done) {
+            if matches!(end, WriteResult::Done) {
                 used += units(task);
                 let until = now + S(play.lives);
                 alive.push((until, (task.clone(), *attempt)));
@@ -111,10 +111,10 @@ async fn plays(play: &Play) -> Result<(), TestCaseError> {
             let waits = attempts.iter().any(|a| {
                 !sim.under_way
                     .iter()
-                    .any(|(_, c, _)| c.0 == *name && c.1 == *a)
+                    .any(|(_, c, ..)| c.0 == *name && c.1 == *a)
             });
-            let fits = matches!(play.answer(n, used, seconds), End::Done)
-                && matches!(play.answer(n, used, (tenth + 1) / 10), End::Done);
+            let fits = matches!(play.answer(n, used, seconds), WriteResult::Done)
+                && matches!(play.answer(n, used, (tenth + 1) / 10), WriteResult::Done);
             if !waits || !fits {
                 since.remove(&n);
                 continue;

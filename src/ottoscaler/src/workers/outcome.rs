@@ -1,68 +1,51 @@
-//! What the manager has under way, and how it ends.
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+//! What the API server's answer to a write means.
+use std::time::Duration;
 
-use super::batch;
+use super::tuning::MAX_RETRY_AFTER;
 use crate::{
     cluster::Loggable,
-    domain::{
-        queue::Attempt,
-        refusal::{self, Answer, By, Refusal},
-    },
+    domain::refusal::{self, Answer, By, Refusal},
     election::is_fenced,
 };
 
-/// However long the API server asks for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
-
-/// At most one of each is under way.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Key {
-    Create(Arc<str>, Attempt),
-    Seal(Arc<str>),
-    /// By pod uid.
-    Delete(String),
-    /// Pods that have ended, together.
-    DeleteEnded(batch::Call),
-    Status(Arc<str>),
-    Forget(Arc<str>),
-}
-
-/// How an effect ended.
+/// How a write ended.
 #[derive(Debug)]
-pub(super) enum End {
-    /// The index knows the result.
+pub(super) enum WriteResult {
+    /// The index knows the result, or its watch will tell.
     Done,
-    /// Something passing is in the way; plan again after a while. May be logged.
-    Later(String),
+    /// Something passing is in the way; whoever plans asks again. May be logged.
+    Retry(String),
     /// The API server has too much to do, or did not answer in time. `why` may be logged.
     Busy { why: String, retry_after: Duration },
-    /// Of a create: somebody refused it.
+    /// Somebody refused a create.
     Refused(Refusal),
 }
 
-pub(super) type Running = Pin<Box<dyn Future<Output = End> + Send>>;
+impl WriteResult {
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::Done)
+    }
 
-impl End {
     /// What the log may say of it: refusals quote what the API server answered.
     pub(super) fn loggable(&self) -> &str {
         match self {
-            Self::Later(why) | Self::Busy { why, .. } => why,
+            Self::Retry(why) | Self::Busy { why, .. } => why,
             Self::Refused(_) => "refused",
             Self::Done => "done",
         }
     }
 
-    /// What the API server answered to a write of something that exists already. No refusal
-    /// of it is for good: what is to be written was right a moment ago, and whoever refuses
-    /// it (RBAC while an API server starts, a webhook, a policy) may let it pass later.
-    pub(super) fn of_error(error: &kube::Error) -> Self {
+    /// Classifies the answer to a write of something that exists already. No refusal of it
+    /// is final: what is to be written was right a moment ago, and whoever refuses it (RBAC
+    /// while an API server starts, a webhook, a policy) may let it pass later.
+    pub(super) fn of_write(error: &kube::Error) -> Self {
         match Self::of_create(error) {
-            Self::Refused(_) => Self::Later(Loggable(error).to_string()),
-            end => end,
+            Self::Refused(_) => Self::Retry(Loggable(error).to_string()),
+            result => result,
         }
     }
 
-    /// What the API server answered to a create.
+    /// Classifies the answer to a create.
     pub(super) fn of_create(error: &kube::Error) -> Self {
         let kube::Error::Api(status) = error else {
             return Self::Busy {
@@ -94,7 +77,7 @@ pub(super) fn judge(status: &kube::core::Status) -> Refusal {
     })
 }
 
-/// What the API server asks for, within reason.
+/// How long the API server asks to wait, within [`MAX_RETRY_AFTER`].
 fn retry_after(status: &kube::core::Status) -> Duration {
     let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER)
@@ -122,20 +105,20 @@ mod tests {
             ),
             (422, "admission webhook \"w\" denied the request: no"),
         ] {
-            let end = End::of_error(&answered(code, message));
-            assert!(matches!(end, End::Later(_)), "{end:?}");
+            let result = WriteResult::of_write(&answered(code, message));
+            assert!(matches!(result, WriteResult::Retry(_)), "{result:?}");
         }
-        let end = End::of_error(&answered(429, "Too many requests"));
-        assert!(matches!(end, End::Busy { .. }), "{end:?}");
+        let result = WriteResult::of_write(&answered(429, "Too many requests"));
+        assert!(matches!(result, WriteResult::Busy { .. }), "{result:?}");
     }
 
     #[test]
     fn a_refused_create_says_who_refused() {
         let quota = "pods \"p\" is forbidden: status unknown for quota: q, resources: pods";
-        let end = End::of_create(&answered(403, quota));
+        let result = WriteResult::of_create(&answered(403, quota));
         assert!(
-            matches!(&end, End::Refused(refusal) if refusal.by == By::Quota),
-            "{end:?}"
+            matches!(&result, WriteResult::Refused(refusal) if refusal.by == By::Quota),
+            "{result:?}"
         );
     }
 }

@@ -1,0 +1,110 @@
+//! Every tuning constant of the worker manager.
+//!
+//! | name | value | why it holds on any machine |
+//! |---|---|---|
+//! | [`MIN_IN_FLIGHT`] | 16 | Each class has a slot of its own, and creates by themselves twelve: an API server that is far away still makes tens of pods a second, and one that is busy is not overrun. A burst begins with as many. |
+//! | [`MAX_IN_FLIGHT`] | 256 | More connections than the API server gives one client by default gain nothing. |
+//! | [`DECREASE`] | 0.7 | TCP CUBIC's factor: the server stays busy after a decrease. |
+//! | [`CONGESTED`] | 100 ms | What waits so long in the API server, or for the watch, delays notifications of ends by as much; two thirds of what is promised for them. |
+//! | [`CONGESTED_RATIO`] | 3 | A server that is far away answers late without being busy; three times its fastest answer of a burst is a queue. |
+//! | [`WATCH_SILENT`] | 300 ms | A watch that says nothing of a pod for so long may be dead, which must hold nobody up; its successor tells. |
+//! | [`MAX_WAITERS`] | 1,024 | Calls and changes that wait in one queue; more callers are told to try again, before their deadlines pass unseen. |
+//! | [`MAX_RETRY_AFTER`] | 10 s | However long the API server asks for: the leader must see that it is well again. |
+//! | [`UNANSWERED`] | 1 s | An API server that turns a call away does so at once; one that says that it is busy after so long did not answer in time. |
+//! | [`CALL_BACKOFF`] | 50 ms to 1 s | Between rounds of calls that all fail: a server that comes back gets work within a second. |
+//! | [`WRITE_BACKOFF`] | 500 ms to 10 s | Before the same write of an object is tried again: what was in the way takes seconds to pass. |
+//! | [`NOTIFY_BACKOFF`] | 100 ms to 15 s | Before otto-handler is told the same again: a restart of it takes seconds. |
+//! | [`NOTIFICATIONS_IN_FLIGHT`] | 64 | One HTTP/2 connection takes a hundred streams by default. |
+//! | [`NOTIFY_DRAIN`] | 3 s | What is under way at a drain ends within it, well before the process is killed. |
+//! | [`STATUS_URGENT`] | 1 s | A person, or the next leader, does not miss what is a second old; what comes in a burst is one write. |
+//! | [`STATUS_RELAXED`] | 60 s | Pods tell the rest themselves; a minute is how often people look. |
+//! | [`STATUS_PER_WORKER`] | 2 ms | A write costs the API server and every watch so much the more, the more workers it has. |
+//! | [`GROUP_DELAY`] | 10 s | Nobody waits for a pod that has ended; ten seconds of them make groups of a hundred where ten end a second. |
+//! | [`GROUP_SIZE`] | 128 | Keys of 128 pods are 5 KiB of the call's address, which some proxies cut at 8 KiB. |
+//! | [`MAX_CONFLICTS`] | 8 | Tries of a write that meets other writes of its object; one that changes faster is planned anew. |
+//! | [`WATCH_LAG_TTL`] | 10 s | The watch may tell of a delete so long after its answer; then it is deleted again. |
+//! | [`PLAN_INTERVAL`] | 5 ms | A burst of changes of a task is one plan, and nobody notices the delay; the error of a measured lag is as small. |
+//! | [`PLAN_PER_WORKER`] | 10 µs | A plan looks at each worker; this is several times what that takes. |
+//! | [`PLAN_RELAXED`] | 100 ms | The same for changes that nobody waits for. |
+//! | [`SWEEP_INTERVAL`] | 20 s | What is left over goes within a minute, after three looks. |
+use std::time::Duration;
+
+/// Calls in flight at least, whatever the API server says, and at first.
+pub(super) const MIN_IN_FLIGHT: usize = 16;
+/// Calls in flight at most.
+pub(super) const MAX_IN_FLIGHT: usize = 256;
+/// The limit is multiplied by it for each round that met congestion.
+pub(super) const DECREASE: f64 = 0.7;
+/// An answer that takes longer may mean congestion.
+pub(super) const CONGESTED: Duration = Duration::from_millis(100);
+/// An answer that takes so many times the fastest may mean congestion.
+pub(super) const CONGESTED_RATIO: u32 = 3;
+/// A create counts as in flight until the watch shows its pod, for no longer than this.
+pub(super) const WATCH_SILENT: Duration = Duration::from_millis(300);
+/// The length of each queue of this module that other parts fill.
+pub(super) const MAX_WAITERS: usize = 1_024;
+/// The longest `Retry-After` that is respected.
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// A failure that took longer is a missing answer, not a refusal for load.
+pub(super) const UNANSWERED: Duration = Duration::from_secs(1);
+/// The backoff of a class of calls whose rounds fail one after another.
+pub(super) const CALL_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(50),
+    most: Duration::from_secs(1),
+};
+/// The backoff of a write of one object.
+pub(super) const WRITE_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(500),
+    most: Duration::from_secs(10),
+};
+/// The backoff of notifications of one worker.
+pub(super) const NOTIFY_BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(100),
+    most: Duration::from_secs(15),
+};
+/// Notifications in flight at most.
+pub(super) const NOTIFICATIONS_IN_FLIGHT: usize = 64;
+/// The time that notifications in flight have at a drain.
+pub(super) const NOTIFY_DRAIN: Duration = Duration::from_secs(3);
+/// The delay of an urgent status write.
+pub(super) const STATUS_URGENT: Duration = Duration::from_secs(1);
+/// The delay of any other status write.
+pub(super) const STATUS_RELAXED: Duration = Duration::from_secs(60);
+/// What each worker adds to the delay of a status write.
+pub(super) const STATUS_PER_WORKER: Duration = Duration::from_millis(2);
+/// The longest wait of a pod that has ended for others to be deleted with.
+pub(super) const GROUP_DELAY: Duration = Duration::from_secs(10);
+/// Pods that one call deletes at most.
+pub(super) const GROUP_SIZE: usize = 128;
+/// Tries of a write that meets other writes of its object.
+pub(super) const MAX_CONFLICTS: usize = 8;
+/// How long a delete is remembered after its answer.
+pub(super) const WATCH_LAG_TTL: Duration = Duration::from_secs(10);
+/// The least time between two plans of a task.
+pub(super) const PLAN_INTERVAL: Duration = Duration::from_millis(5);
+/// What each worker adds to that time.
+pub(super) const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
+/// The delay of a plan that nobody waits for.
+pub(super) const PLAN_RELAXED: Duration = Duration::from_millis(100);
+/// The time between two looks for what is left over.
+pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(20);
+
+/// An exponential backoff.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backoff {
+    first: Duration,
+    most: Duration,
+}
+
+impl Backoff {
+    /// The wait after so many failures in a row, the first of which is 1.
+    pub(super) fn after(self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        (self.first * (1 << doublings)).min(self.most)
+    }
+}
+
+/// The least time between two plans, or two looks, at a task of so many workers.
+pub(super) fn plan_interval(workers: u32) -> Duration {
+    PLAN_INTERVAL + PLAN_PER_WORKER * workers
+}
