@@ -56,7 +56,7 @@ fn injected() -> impl Strategy<Value = Vec<ContainerStatus>> {
     })
 }
 
-/// The phase that the kubelet gives a pod whose containers are not all done.
+/// Returns the phase that the kubelet gives a pod whose containers are not all done.
 fn unfinished() -> impl Strategy<Value = PodPhase> {
     prop::sample::select(vec![PodPhase::Pending, PodPhase::Running])
 }
@@ -67,7 +67,7 @@ proptest! {
         worker in state(), before in injected(), after in injected(), sidecars in injected(),
         phase in unfinished(),
     ) {
-        // The reason of a sidecar that holds the start up is told, and no more.
+        // Only the reason of a sidecar that holds the start up is reported.
         let waits = matches!(worker, ContainerState::Waiting { .. });
         let alone = PodFacts {
             phase: match worker {

@@ -138,7 +138,7 @@ mod tests {
     fn a_worker_whose_pod_is_ending_is_terminated_once_it_has_ended() {
         let running = [pod(PodPhase::Running, 1)];
         assert_eq!(told(&task(vec![]), &running, &[]), WHOLE[..2]);
-        // Its container ended by the signal, or nobody saw how.
+        // The container ended by the signal, or nobody saw how it ended.
         assert_eq!(told(&task(vec![]), &[pod(PodPhase::Failed, 1)], &[]), WHOLE);
         assert_eq!(told(&task(vec![]), &[], &running), WHOLE);
         let ended = final_records(
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(end, Some(NotifiedState::Completed));
         let end = last(by_itself(PodPhase::Failed, "Error"));
         assert_eq!(end, Some(NotifiedState::Failed));
-        // It would have been tried again.
+        // The worker would have been retried.
         let end = last(by_itself(PodPhase::Failed, "Evicted"));
         assert_eq!(end, Some(NotifiedState::Terminated));
     }

@@ -125,7 +125,7 @@ mod tests {
         }
     }
 
-    /// Each stage was first seen at 100, an error at 130.
+    /// Judges a pod whose stages were first seen at 100, and whose error was first seen at 130.
     fn outlook(pod: &Pod, now: i64) -> Outlook {
         let since = |stage| match stage {
             Stage::PullFails | Stage::CreateFails => 130,
@@ -176,7 +176,7 @@ mod tests {
             ..Pod::default()
         };
         assert_eq!(end_reason(&pod), "Evicted");
-        // Whoever deletes what is left changes nothing.
+        // A later deletion changes nothing.
         let pod = Pod {
             reason: "DeadlineExceeded".into(),
             deleting: true,

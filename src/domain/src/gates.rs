@@ -293,7 +293,7 @@ mod tests {
         Gate::Task(n.to_string().into())
     }
 
-    /// When a gate that is always refused asks.
+    /// Returns the times at which a gate probes that is always refused.
     fn asks(gate: &Gate, beside: usize) -> Vec<u64> {
         let mut gates = Gates::default();
         for n in 1..=beside {
@@ -339,7 +339,7 @@ mod tests {
     fn a_gate_opens_with_each_that_gets_through() {
         let (mut gates, gate) = (Gates::default(), task(0));
         gates.refused(&gate, &by(By::Quota), MS(0), MS(10));
-        // It was sent before the refusal came.
+        // The create was sent before the refusal came.
         gates.passed(&gate, MS(5));
         assert_eq!(gates.room(&gate, MS(20)), 0);
         gates.sent(&gate);
@@ -377,7 +377,7 @@ mod tests {
         gates.room_appeared(MS(100));
         assert_eq!(gates.next_of(&quota), Some(MS(505)));
         assert_eq!(gates.next_of(&other), Some(MS(10_005)));
-        // Its backoff begins anew: the quota controller takes a while.
+        // The backoff begins anew: the quota controller takes a while.
         gates.refused(&quota, &by(By::Quota), MS(505), MS(505));
         assert_eq!(gates.next_of(&quota), Some(MS(1_005)));
     }

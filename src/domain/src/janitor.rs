@@ -150,7 +150,7 @@ mod tests {
             ..Unread::default()
         };
         let tasks = [task("a", Some(10))];
-        // One was good before, the other never.
+        // One could be decoded before, the other never.
         let unread = [unread("a", "uid of a"), unread("b", "uid of b")];
         let pods = [pod("p", "b", "uid of b"), pod("older", "b", "another")];
         let found = left_over(&tasks, &unread, &pods, most(0));
@@ -173,7 +173,7 @@ mod tests {
             left_over(&tasks, &[], &[], most(1)).tasks,
             ["old", "middle"]
         );
-        // One that still has a pod is no history yet.
+        // A task that still has a pod is not part of the history yet.
         assert_eq!(left_over(&tasks, &[], &pods, most(1)).tasks, ["middle"]);
         assert_eq!(left_over(&tasks, &[], &[], most(3)).tasks, [""; 0]);
     }

@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    /// What is known of the pod after each of these sights.
+    /// Returns what is known of the pod after each of these observations.
     fn since(stage: Stage, sights: &[(i64, Pod)]) -> Vec<Option<i64>> {
         let (mut ledger, task) = (Ledger::default(), Task::default());
         let mut seen = |(now, pod): &(i64, Pod)| {
@@ -143,7 +143,7 @@ mod tests {
         let sights: Vec<_> = (0..).zip(errors).map(|(n, e)| (n, pod(e))).collect();
         let known = since(Stage::PullFails, &sights);
         assert_eq!(known, [None, Some(1), Some(1), None, Some(4)]);
-        // An image that came, and a container that then cannot be created.
+        // The image is pulled, and then the container cannot be created.
         let sights = [(0, pod("ErrImagePull")), (9, pod("CreateContainerError"))];
         assert_eq!(since(Stage::CreateFails, &sights), [None, Some(9)]);
     }
@@ -187,7 +187,7 @@ mod tests {
         task.status.workers[0].phase = WorkerPhase::Failed;
         let times = ledger.observe(&task, &[], 6);
         assert!(times.pods.is_empty() && times.workers.is_empty());
-        // Nor anything of an older task of this name.
+        // Nothing is remembered of an older task of this name either.
         task.status.workers[0].phase = WorkerPhase::Queued;
         ledger.observe(&task, &[], 7);
         task.uid = "another".into();
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(waited(2, 1, 150), Some((150, 150)));
         assert_eq!(waited(2, 1, 160), Some((150, 150)));
         assert_eq!(waited(3, 2, 170), Some((170, 150)));
-        // It started, and was interrupted then.
+        // The worker started, and was interrupted then.
         assert_eq!(waited(4, 0, 180), Some((180, 180)));
     }
 }

@@ -1,5 +1,5 @@
-//! Any history of a task, with clocks of which any one may be wrong at a time: what the plan
-//! does that cannot be undone is right by the time that really passed.
+//! Tests plans with arbitrary histories of a task, in which one clock at a time may be wrong:
+//! what a plan does and cannot undo must be right by the time that really passed.
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -10,35 +10,35 @@ use super::{
 };
 use crate::{ledger::Ledger, pod::PodPhase, victims};
 
-/// By a right clock.
+/// A time by a right clock, in seconds.
 const BEGIN: i64 = 1_000_000;
 const HOUR: i64 = 3_600;
 
-/// A pod, and when what happened to it really did.
+/// A pod, and the right times of what happened to it.
 struct Real {
     pod: Pod,
     created: i64,
-    /// Its node is not heard of now; and since when it first was not.
+    /// Whether its node does not report now, and since when it first did not.
     is_lost: bool,
     lost: Option<i64>,
     deleted: Option<i64>,
     ended: Option<i64>,
 }
 
-/// A cluster in a map: carries actions out, some of them late or never.
+/// A cluster in memory, which carries actions out, some of them late or never.
 struct World {
     task: Task,
     pods: BTreeMap<Arc<str>, Real>,
     created: BTreeSet<Arc<str>>,
     late: usize,
     drained: BTreeSet<String>,
-    /// The newest attempt that there was when ScaleDown took the worker.
+    /// The newest attempt at the time when ScaleDown ended the worker.
     taken: BTreeMap<u32, u32>,
     ledger: Ledger,
     now: i64,
-    /// How far the clocks are off: this leader's, the API server's, the nodes'.
+    /// How far the clocks of this leader, the API server and the nodes are off.
     off: (i64, i64, i64),
-    /// When the task's end was stored.
+    /// The time at which the task's end was stored.
     finished: Option<i64>,
     forgotten: bool,
 }
@@ -79,7 +79,7 @@ impl World {
         self.pods.insert(real.pod.name.clone(), real);
     }
 
-    /// Makes again what was made and has gone.
+    /// Creates again what was created and is gone.
     fn late_create(&mut self, index: u32) {
         let attempts = (1..20).rev().map(|n| pod(index, n, PodPhase::Pending));
         let late = attempts
@@ -130,7 +130,7 @@ impl World {
         }
     }
 
-    /// An end for want of time comes when that time has really passed.
+    /// Checks that a timeout ends a worker only when that time has really passed.
     fn judge(&self, plan: &Plan) {
         for new in &plan.status.workers {
             let old = view::record(&self.task, new.index);
@@ -175,7 +175,7 @@ impl World {
                     let held = self.pods.values().filter(|r| !r.pod.deleting).count();
                     assert_eq!(held, 0, "forgotten with pods");
                     self.forgotten = true;
-                    // The garbage collector's, as whatever comes late.
+                    // The garbage collector deletes such a pod, as all that come late.
                     self.pods.clear();
                 }
             }
@@ -204,7 +204,7 @@ impl World {
             self.pods.remove(&pod.name);
             return;
         }
-        // One that lives goes only if it was told to, or came or stays too late.
+        // A live pod is deleted only if that was asked for, or if it came or stays too late.
         let record = view::record(&self.task, index);
         let over =
             record.attempt > attempt || (record.attempt == attempt && record.phase.is_final());
@@ -251,8 +251,8 @@ impl World {
                 let of = ended.filter(|r| r.pod.index == index);
                 self.drained.extend(of.map(|r| r.pod.uid.clone()));
             }
-            // Only what some status has seen: an unseen loss cannot be told
-            // from a pod that was never made.
+            // Only what a stored status has seen counts: an unseen loss looks like
+            // a pod that was never created.
             Step::Vanish { index } => {
                 let workers = &self.task.status.workers;
                 let seen: BTreeSet<_> = workers.iter().filter_map(|w| w.uid.clone()).collect();
@@ -270,7 +270,7 @@ impl World {
         let live = |r: &&mut Real| !r.pod.worker_has_ended() && !r.is_lost;
         let mut live = self.pods.values_mut().filter(live);
         if let Some(r) = live.find(|r| r.pod.index == index) {
-            // What a node refuses never starts.
+            // A pod that a node refuses never starts.
             let started = if reason.starts_with("OutOf") {
                 r.pod.started
             } else {
@@ -291,7 +291,7 @@ impl World {
         }
     }
 
-    /// As ScaleUp and ScaleDown change a task.
+    /// Changes the task as ScaleUp and ScaleDown do.
     fn scale(&mut self, workers: u32) {
         let task = &mut self.task;
         if task.status.phase.is_finished() {
@@ -317,12 +317,12 @@ impl World {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Plan, store, and act.
+    /// The leader plans, stores and acts.
     Reconcile,
-    /// Plan and act, but the status write is lost: a crash between.
+    /// The leader plans and acts, and crashes before the status is stored.
     Crash,
     Pass(i64),
-    /// Another leader, whose clock is so far off; it may follow a crash.
+    /// Another leader takes over, whose clock is off by this much; it may follow a crash.
     Lead(i64),
     /// Somebody sets the API server's clock.
     SetApi(i64),
@@ -332,7 +332,7 @@ enum Step {
         phase: PodPhase,
         reason: &'static str,
     },
-    /// The worker's node is not heard of any more, or again.
+    /// The worker's node stops to report, or reports again.
     Silence {
         index: u32,
         lost: bool,
@@ -402,7 +402,7 @@ proptest! {
                 world.change(&Step::Drain { index });
             }
         }
-        // Those that were seen late still have their time.
+        // Workers that were seen late still have their time.
         for _ in 0..4 {
             world.now += LIMITS.pending_timeout.max(LIMITS.log_drain_timeout);
             world.reconcile(true);

@@ -62,7 +62,7 @@ fn seen<'a>(
     }
 }
 
-/// A leader that was there all the time, whose clock agrees with all others.
+/// Plans as a leader that was there all the time, whose clock agrees with all others.
 fn seen_in_time(pod: &Pod, stage: Stage) -> i64 {
     let at = match stage {
         Stage::Waiting | Stage::PullFails | Stage::CreateFails => pod.created,
@@ -81,7 +81,7 @@ fn a_new_task_gets_all_its_pods_at_once() {
     assert_eq!(p.actions, []);
 }
 
-/// Also where the pod came before the first status was stored.
+/// This holds too if the pod came before the first status was stored.
 #[test]
 fn it_is_told_since_when_a_worker_waited() {
     let mut t = task(1);
@@ -99,7 +99,7 @@ fn it_is_told_since_when_a_worker_waited() {
         })
     };
     assert_eq!(waited(&t, &[seen(1, 1)]), [Some(990)]);
-    // Grown, when the first had been stored.
+    // The task has grown after the first status was stored.
     t.status = plan_with(&t, &[seen(1, 1)], &[], false, 1_000).status;
     t.spec.workers = 2;
     assert_eq!(
@@ -109,7 +109,7 @@ fn it_is_told_since_when_a_worker_waited() {
     assert_eq!(waited(&t, &[seen(1, 1)]), [Some(990), Some(1_000)]);
 }
 
-/// Whoever leads next could not read it again.
+/// The next leader could not read it again.
 #[test]
 fn the_end_of_a_pod_that_somebody_deleted_is_stored_soon() {
     let mut t = task(2);
@@ -153,7 +153,7 @@ fn a_worker_that_ended_beside_an_injected_container_is_done_with_at_once() {
     assert_eq!(plan_with(&t, &pods, &[], false, 11).actions, []);
     let delete = Action::Delete(lives.clone());
     assert_eq!(plan_with(&t, &pods, &[], true, 12).actions, [delete]);
-    // Its deletion, and what it does to the others, change nothing.
+    // The deletion of the pod, and what it does to other containers, change nothing.
     let going = Arc::new(Pod {
         deleting: true,
         disruption: Some("EvictionByEvictionAPI".into()),
@@ -222,14 +222,14 @@ fn a_pod_whose_logs_were_not_taken_in_time_goes_once_that_is_stored() {
     assert_eq!(told, Some(("LogsDelivered", "False", message)));
     t.status = late.status;
     assert_eq!(plan_with(&t, &pods, &[], false, 903).actions.len(), 1);
-    // A pod that came too late is another matter.
+    // A pod that came too late is treated otherwise.
     let mut late = pod(1, 1, PodPhase::Running);
     late.uid = "late".into();
     let mut done = t.clone();
     done.status.workers[0].cut = None;
     let plan = plan_with(&done, &[Arc::new(late)], &[], false, 2_000);
     assert_eq!((plan.actions.len(), plan.status.workers[0].cut), (1, None));
-    // It stays told, for this and later attempts.
+    // It stays acknowledged, for this and later attempts.
     assert_eq!(plan_with(&t, &[], &pods, false, 904).status, t.status);
 }
 
@@ -283,7 +283,7 @@ fn scale_down_ends_the_last_workers_and_zero_is_final() {
     t.status = plan_with(&t, &pods, &[], false, 5).status;
     t.spec.workers = 0;
     let p = plan_with(&t, &pods, &[], false, 6);
-    // Not before the intent is stored.
+    // The pod is not deleted before the intent is stored.
     assert_eq!(p.actions, []);
     t.status = p.status;
     assert_eq!(plan_with(&t, &pods, &[], false, 7).actions.len(), 2);
@@ -307,14 +307,14 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
         let [late] = late(attempt, phase);
         [Action::Delete(late)]
     };
-    // Of a finished task, whose worker had another pod.
+    // The pod is one of a finished task, whose worker had another pod.
     let mut t = task(1);
     let ended = [Arc::new(pod(1, 1, PodPhase::Succeeded))];
     t.status = plan_with(&t, &ended, &[], true, 10).status;
     let p = plan_with(&t, &late(1, PodPhase::Pending), &[], false, 11);
     let delete = deleted(1, PodPhase::Pending).to_vec();
     assert_eq!((p.actions, &p.status), (delete, &t.status));
-    // Of a cancelled one, whose worker had none.
+    // The pod is one of a cancelled task, whose worker had none.
     let mut t = task(1);
     t.status = plan_with(&t, &[], &[], false, 5).status;
     t.spec.workers = 0;
@@ -322,7 +322,7 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
     let p = plan_with(&t, &late(1, PodPhase::Running), &[], false, 7);
     let delete = deleted(1, PodPhase::Running).to_vec();
     assert_eq!((p.actions, &p.status), (delete, &t.status));
-    // Of a former attempt: the next one waits for it to go.
+    // The pod is one of a former attempt: the next attempt waits until it is gone.
     let mut t = task(1);
     t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
     t.status = plan_with(&t, &[], &[], false, 6).status;
@@ -335,7 +335,7 @@ fn a_pod_made_when_its_attempt_was_over_is_deleted_and_changes_nothing() {
 
 #[test]
 fn a_pod_of_an_attempt_that_is_over_keeps_its_logs_until_they_are_drained() {
-    // Attempt 2 was made, and the leader died before it stored that.
+    // The pod of attempt 2 was created, and the leader died before it stored that.
     let mut t = task(1);
     t.status = plan_with(&t, &[Arc::new(pod(1, 1, PodPhase::Running))], &[], false, 5).status;
     let pods = [

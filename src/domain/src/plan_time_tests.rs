@@ -1,4 +1,4 @@
-//! Time, growth after shrinking, and ends that the leader decides.
+//! Tests plans over time: growth after shrinking, and ends that the leader decides.
 use super::{
     tests::{LIMITS, pod, task},
     *,
@@ -8,13 +8,13 @@ use crate::{ledger::Ledger, pod::PodPhase};
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
 
-/// A leader that keeps a task, and what it sees.
+/// A leader, its task, and what it sees.
 struct Leader {
     task: Task,
     ledger: Ledger,
     pods: Vec<Pod>,
     drained: bool,
-    /// By a right clock, and how far this leader's and the API server's are off.
+    /// The time by a right clock, and how far the clocks of this leader and the API server are off.
     now: i64,
     off: i64,
     api_off: i64,
@@ -78,7 +78,7 @@ impl Leader {
     }
 }
 
-/// Of which attempts pods are deleted.
+/// Returns the attempts whose pods are deleted.
 fn deletes(plan: &Plan) -> Vec<u32> {
     let attempt = |a: &Action| match a {
         Action::Delete(pod) => Some(pod.attempt),
@@ -87,7 +87,7 @@ fn deletes(plan: &Plan) -> Vec<u32> {
     plan.actions.iter().filter_map(attempt).collect()
 }
 
-/// Two run, one is ended by ScaleDown, and two are wanted again.
+/// Two workers run, one is ended by ScaleDown, and two more are wanted again.
 fn grown_after_shrinking() -> Leader {
     let mut leader = Leader::new(2);
     leader.pods = [1, 2].map(|n| pod(n, 1, PodPhase::Running)).into();
@@ -115,7 +115,7 @@ fn growth_after_shrinking_makes_one_attempt_and_it_lives_stored_or_not() {
         if stored {
             leader.task.status = plan.status;
         } else {
-            // It is created at once, and the leader dies before it stores that.
+            // The pod is created at once, and the leader dies before it stores that.
             leader.change(0);
         }
         leader.pods.push(pod(2, 2, PodPhase::Running));
@@ -128,7 +128,7 @@ fn growth_after_shrinking_makes_one_attempt_and_it_lives_stored_or_not() {
     }
 }
 
-/// Whoever reads its logs may be away for long.
+/// The reader of its logs may be away for long.
 #[test]
 fn growth_does_not_wait_for_the_logs_of_the_attempt_that_was_stopped() {
     let mut leader = grown_after_shrinking();
@@ -193,13 +193,13 @@ fn an_end_that_the_leader_decides_is_told_once_it_is_stored_and_its_pod_goes_at_
         let plan = leader.look_after(LIMITS.pending_timeout);
         assert_eq!(plan.status.workers[0].reason, reason);
         assert_eq!(plan.unstored_ends, [1].into());
-        // It runs after all, and succeeds before that is stored: then it is a success.
+        // The pod runs after all, and succeeds before the end is stored: that is a success.
         let mut lucky = pod(1, 1, PodPhase::Succeeded);
         std::mem::swap(&mut leader.pods[0], &mut lucky);
         let truth = leader.look();
         assert_eq!(truth.status.workers[0].phase, WorkerPhase::Succeeded);
         assert!(truth.unstored_ends.is_empty(), "its pod tells it");
-        // It is stored, and the pod runs after all.
+        // The end is stored, and the pod runs after all.
         leader.task.status = plan.status;
         leader.pods[0] = pod(1, 1, PodPhase::Running);
         let plan = leader.look();
@@ -222,7 +222,7 @@ fn what_nobody_saw_end_is_told_once_that_is_stored() {
     assert!(leader.look().unstored_ends.is_empty());
 }
 
-/// The leader's clock, and what the API server and the nodes stamp.
+/// The clock of the leader, and those by which the API server and the nodes stamp.
 fn clocks() -> Vec<(i64, i64, i64)> {
     let off = [HOUR, -HOUR, 15 * 60, 3 * DAY, -3 * DAY];
     let each = |n: i64| [(n, 0, 0), (0, n, 0), (0, 0, n)];
@@ -254,8 +254,8 @@ fn a_pod_has_its_time_to_start_whatever_any_clock_says() {
     }
 }
 
-/// The row of one that has no time of its end is of an evicted pod whose containers never
-/// ran, or of one whose node's clock nobody knows.
+/// The row without a time of the end is that of an evicted pod whose containers never ran, or
+/// of one whose node's clock nobody knows.
 #[test]
 fn logs_are_cut_after_the_leader_saw_the_end_for_their_time_whatever_any_clock_says() {
     for (off, api_off, node) in clocks() {
@@ -291,7 +291,7 @@ fn a_finished_task_is_forgotten_when_both_clocks_say_so_and_no_step_of_one_takes
     for step in [HOUR, -HOUR, 3 * DAY, -3 * DAY, 400 * DAY] {
         for api in [false, true] {
             let (off, api_off) = if api { (0, step) } else { (step, 0) };
-            // Steps after the end, and leads with that clock.
+            // The clock steps after the end, and the leader goes on with it.
             let mut leader = finished(0, 0);
             leader.change(off);
             leader.api_off = api_off;
@@ -301,7 +301,7 @@ fn a_finished_task_is_forgotten_when_both_clocks_say_so_and_no_step_of_one_takes
             leader.change(0);
             leader.api_off = 0;
             assert_eq!(leader.look_after(1).actions, [Action::Forget]);
-            // It was off when the end was stored.
+            // The clock was off when the end was stored.
             let mut leader = finished(off, api_off);
             leader.change(0);
             leader.api_off = 0;
@@ -311,7 +311,7 @@ fn a_finished_task_is_forgotten_when_both_clocks_say_so_and_no_step_of_one_takes
             }
         }
     }
-    // What a person stored is no reason to end.
+    // What a person stored does not end the worker.
     for end in [i64::MIN, i64::MAX] {
         let mut leader = finished(0, 0);
         leader.task.status.finished_at = Some(end);
@@ -356,7 +356,8 @@ fn a_worker_that_waits_for_another_try_waits_no_longer_than_that_by_any_clock() 
     }
 }
 
-/// A node refuses each pod at once. When they were created, and the worker in the end.
+/// A node refuses each pod at once. Returns when the pods were created, and the worker in the
+/// end.
 fn refused(leader: &mut Leader, seconds: i64) -> (Vec<i64>, WorkerRecord) {
     let (begin, mut created) = (leader.now, Vec::new());
     for _ in 0..seconds {
@@ -430,7 +431,7 @@ fn a_start_ends_a_row_of_tries_and_growth_begins_another() {
 #[test]
 fn a_deleted_worker_on_a_lost_node_is_lost_in_time_and_so_is_one_that_scale_down_took() {
     for wanted in [true, false] {
-        // The node controller says so, or nobody does: kubelets write `Ready` themselves.
+        // Only the node controller reports a lost node: kubelets write `Ready` themselves.
         for node_lost in [Some(3), None] {
             let mut leader = Leader::new(1);
             leader.pods = vec![pod(1, 1, PodPhase::Running)];
@@ -452,14 +453,14 @@ fn a_deleted_worker_on_a_lost_node_is_lost_in_time_and_so_is_one_that_scale_down
             };
             assert_eq!((worker.phase, worker.reason.as_str()), end);
             assert_eq!(worker.message, LOST);
-            // Nobody knows when it goes: it holds no place, and its task is over.
+            // Nobody knows when the pod will be gone: it holds no place, and its task is over.
             assert_eq!(leader.look().absent, 1);
             assert!(leader.task.status.phase.is_finished());
         }
     }
 }
 
-/// It may still run: no other is made beside it, and nobody knows when it goes.
+/// The pod may still run: no other is created beside it, and nobody knows when it will be gone.
 #[test]
 fn growth_behind_a_pod_on_a_lost_node_fails_in_time() {
     let mut leader = grown_after_shrinking();
@@ -499,10 +500,10 @@ fn a_pull_error_counts_from_the_first_one_and_the_kubelets_next_try_cures_it() {
     phase_after("", 50);
     assert_eq!(phase_after("ErrImagePull", 15), pending(30));
     assert_eq!(phase_after("ImagePullBackOff", 29), pending(1));
-    // Its pull works, and another image cannot be pulled later.
+    // The pull succeeds, and another image cannot be pulled later.
     phase_after("PodInitializing", 100);
     assert_eq!(phase_after("ErrImagePull", 44), pending(1));
-    // It came; its container cannot be created.
+    // The image is there, and its container cannot be created.
     assert_eq!(phase_after("CreateContainerError", 44), pending(1));
     let (phase, _) = phase_after("CreateContainerConfigError", 1);
     assert_eq!(phase, WorkerPhase::Failed);

@@ -380,7 +380,7 @@ mod tests {
     }
 
     proptest! {
-        /// Everything that waits is picked once, in the end.
+        /// Each worker that waits is picked once in the end.
         #[test]
         fn nothing_is_lost_or_picked_twice(
             tasks in prop::collection::vec((0u8..4, 0i32..3, 0i64..5, 0u32..6), 0..12),

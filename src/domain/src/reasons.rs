@@ -206,7 +206,7 @@ mod tests {
 
     const LIST: &str = include_str!("../../../tests/reasons.txt");
 
-    /// The reasons of the list and what carries each.
+    /// Returns the reasons of the list, each with the object that carries it.
     fn listed() -> impl Iterator<Item = (&'static str, &'static str)> {
         LIST.lines()
             .filter(|line| !line.starts_with('#'))
@@ -279,7 +279,7 @@ mod tests {
         );
     }
 
-    /// As the kubelet words them in each version.
+    /// The messages of the kubelet in each version.
     #[test]
     fn an_eviction_for_a_limit_of_the_workers_own_is_its_own_fault() {
         let limits: Vec<&str> = listed()
@@ -304,7 +304,7 @@ mod tests {
                 "{}",
                 of(ours)
             );
-            // Of what others put into the pod.
+            // These are the limits of what others put into the pod.
             if of(ours) != of("mesh") {
                 assert_eq!(classify("Evicted", &of("mesh")), ReasonClass::Interruption);
             }

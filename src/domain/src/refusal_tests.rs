@@ -1,4 +1,4 @@
-//! The texts are the API server's own, of 1.37.
+//! Tests with the texts of the API server of Kubernetes 1.37.
 use super::*;
 
 fn judged(code: u16, message: &str) -> Refusal {
@@ -9,7 +9,7 @@ fn judged(code: u16, message: &str) -> Refusal {
     })
 }
 
-/// What the API server says of a pod that it forbids.
+/// Returns the message of a pod that the API server forbids.
 fn forbidden(said: &str) -> Refusal {
     judged(
         403,
@@ -34,7 +34,7 @@ fn a_quota_waits_whatever_it_says() {
         assert_eq!(refusal.scope(), Scope::Shape);
         assert!(refusal.waits_for().contains(said), "{refusal:?}");
     }
-    // As an admission plugin's plain error comes.
+    // The plain error of an admission plugin comes like this.
     let scopes = "insufficient quota to match these scopes: [{PriorityClass In [high]}]";
     is(&judged(500, scopes), By::Quota, Verdict::Waits);
 }

@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn an_end_that_the_runtime_lost_sight_of_is_an_interruption() {
-        // A container runtime that restarts makes 255 of what it does not know.
+        // A container runtime that restarts reports 255 for an end that it did not see.
         let again = RetryDecision::Retry {
             delay: 1,
             counts: true,

@@ -214,7 +214,7 @@ mod tests {
         PodsByIndex::new(of)
     }
 
-    /// A worker of this attempt that is queued again.
+    /// Returns a worker that is queued for this attempt.
     fn retried(attempt: u32) -> WorkerRecord {
         WorkerRecord {
             attempt,
@@ -255,7 +255,7 @@ mod tests {
         ];
         assert_eq!(notified(&now), all);
         assert_eq!(now.past[1].started, Some(9));
-        // What otto-handler took meanwhile is left out, and another leader goes on there.
+        // What otto-handler acknowledged meanwhile is left out, and another leader goes on there.
         let told = Notified {
             attempt: 2,
             state: Created,
@@ -284,7 +284,7 @@ mod tests {
         carry(&mut now, &stored, None, pods);
         let all = [(1, Created), (1, Running), (1, Terminated), (2, Created)];
         assert_eq!(notified(&now), all);
-        // One whose pod was never made has an end only.
+        // An attempt whose pod was never created has an end only.
         (stored.uid, stored.started) = (None, None);
         stored.phase = WorkerPhase::Terminated;
         carry(&mut now, &stored, None, pods);
@@ -302,7 +302,7 @@ mod tests {
         let mut now = retried(3);
         carry(&mut now, &retried(1), None, pods);
         assert_eq!(notified(&now), [(1, Created), (2, Created)]);
-        // However many there were, few are remembered.
+        // Of many attempts only a few are remembered.
         let mut now = retried(500);
         carry(&mut now, &retried(1), None, pods);
         assert_eq!(now.past.len(), MAX_PAST);

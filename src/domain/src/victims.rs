@@ -48,7 +48,7 @@ mod tests {
                 phase,
                 node: node.into(),
                 created,
-                // By a node whose clock is an hour ahead of the others'.
+                // The clock of one node is an hour ahead of the others.
                 started: created.map(|at| at + if index == 2 { 3_600 } else { 0 }),
                 ..WorkerRecord::default()
             },

@@ -247,7 +247,7 @@ mod tests {
         observe(&mut r, &p);
         assert_eq!((r.prepared, r.started), (Some(17), Some(17)));
 
-        // What is not known is not made up, and an earlier word stands.
+        // An unknown field keeps its earlier value.
         (r.prepared, r.started) = (Some(15), None);
         clamp_timestamps(&mut r);
         assert_eq!((r.prepared, r.started), (Some(15), None));
