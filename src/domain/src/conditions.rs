@@ -1,8 +1,10 @@
-//! A task's conditions: what `kubectl get workertasks` and an SRE read first.
+//! Derives a task's conditions, which `kubectl get workertasks` shows.
 //!
-//! Types after the Kubernetes API conventions: `Created` (each wanted worker has,
-//! or had, its pod), `Finished`, and `LogsDelivered` where it is False. A condition's
-//! time changes with its status only.
+//! The types follow the Kubernetes API conventions: `Created` (each wanted worker has, or had,
+//! its pod), `Finished`, and `LogsDelivered`, which is present only if it is False.
+//!
+//! Invariants: the time of a condition changes only with its status; conditions that a newer
+//! version added stay as they are.
 use std::collections::BTreeMap;
 
 use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
@@ -10,14 +12,15 @@ use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
 pub(super) const CREATED: &str = "Created";
 pub(super) const FINISHED: &str = "Finished";
 pub(super) const DELIVERED: &str = "LogsDelivered";
-/// Workers that a message names.
+/// The greatest number of workers that a message names.
 const NAMED: usize = 10;
 
-/// What workers without a pod wait for: one word, and the end of a sentence that begins
-/// with how many they are.
+/// A `WaitReason` says what workers without a pod wait for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitReason {
+    /// The reason as one word in CamelCase.
     pub reason: &'static str,
+    /// The rest of a sentence that begins with the number of workers.
     pub text: String,
 }
 
@@ -25,6 +28,7 @@ pub struct WaitReason {
 pub const QUEUED: &str = "Queued";
 
 impl WaitReason {
+    /// Creates a reason from its parts.
     pub fn new(reason: &'static str, text: String) -> Self {
         Self { reason, text }
     }
@@ -36,12 +40,14 @@ impl Default for WaitReason {
     }
 }
 
-/// What the conditions are made of.
+/// A `Seen` holds what the conditions follow from.
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
+    /// The phase of the task.
     pub phase: TaskPhase,
+    /// The records of its workers.
     pub workers: &'a [WorkerRecord],
-    /// What workers without a pod wait for.
+    /// Returns what workers without a pod wait for.
     pub wait_reason: &'a dyn Fn() -> WaitReason,
 }
 
@@ -53,7 +59,7 @@ impl std::fmt::Debug for Seen<'_> {
     }
 }
 
-/// The conditions at `now` (RFC 3339), after those stored `before`.
+/// Returns the conditions at `now` (RFC 3339), given those that were stored `before`.
 pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condition> {
     let Seen {
         phase,
@@ -101,14 +107,14 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
             rest: known.map(|c| c.rest.clone()).unwrap_or_default(),
         }
     });
-    // Those of a newer version stay as they are.
+    // The conditions of a newer version stay as they are.
     let is_ours = |c: &&Condition| [CREATED, FINISHED, DELIVERED].contains(&c.kind.as_str());
     let others = before.iter().filter(|c| !is_ours(c)).cloned();
     ours.chain(others).collect()
 }
 
-/// Whose pods went before otto-handler had all of their logs, the first of them by
-/// index.
+/// Returns a message with the first workers whose pods were deleted before otto-handler
+/// acknowledged all of their logs, or None if there are none.
 fn cut(workers: &[WorkerRecord]) -> Option<String> {
     let all: Vec<String> = workers
         .iter()
@@ -125,14 +131,14 @@ fn cut(workers: &[WorkerRecord]) -> Option<String> {
     })
 }
 
-/// `3 succeeded, 2 failed (OOMKilled)`.
+/// Returns how many workers are in each phase, as in `3 succeeded, 2 failed (OOMKilled)`.
 pub(super) fn tally(workers: &[WorkerRecord]) -> String {
     let mut counts: BTreeMap<u8, (&str, usize)> = BTreeMap::new();
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
     for w in workers {
         let (order, word) = match w.phase {
             WorkerPhase::Succeeded => (0, "succeeded"),
-            // One that a newer version looks after.
+            // A newer version looks after a worker of an unknown phase.
             WorkerPhase::Running | WorkerPhase::Unknown => (1, "running"),
             WorkerPhase::Pending => (2, "pending"),
             WorkerPhase::Queued => (3, "queued"),

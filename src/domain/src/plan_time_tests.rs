@@ -452,7 +452,7 @@ fn a_deleted_worker_on_a_lost_node_is_lost_in_time_and_so_is_one_that_scale_down
                 false => (WorkerPhase::Terminated, "ScaledDown"),
             };
             assert_eq!((worker.phase, worker.reason.as_str()), end);
-            assert_eq!(worker.message, LOST);
+            assert_eq!(worker.message, attempts::LOST);
             // Nobody knows when the pod will be gone: it holds no place, and its task is over.
             assert_eq!(leader.look().absent, 1);
             assert!(leader.task.status.phase.is_finished());

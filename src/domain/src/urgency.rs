@@ -1,26 +1,32 @@
-//! How soon a task's status is to be stored.
+//! Decides how soon a task's status is to be stored.
 //!
-//! What a pod tells is there to be read again for as long as the pod is, and no pod is
-//! deleted before its record is stored: such a record may lag. Invariants: urgent is what
-//! the leader decided, what a pod told that somebody else deleted, and what people wait
-//! for: failures, reasons, phases and conditions of the task. What otto-handler took is
-//! not urgent: it is told twice at worst.
+//! What a pod shows can be read again for as long as the pod exists, and no pod is deleted
+//! before its record is stored. Such a record may lag.
+//!
+//! Invariants:
+//! - What the leader decided is urgent, and so is what a pod showed that somebody else
+//!   deleted.
+//! - What people wait for is urgent: failures, reasons, phases and conditions of the task.
+//! - What otto-handler acknowledged is not urgent: at worst it is notified twice.
 use super::{
     conditions::{CREATED, DELIVERED, FINISHED},
     task::{Condition, TaskStatus, WorkerPhase, WorkerRecord},
 };
 
-/// How soon a status is to be stored, by what it says beyond the stored one.
+/// A `WriteUrgency` says how soon a status is to be stored, by what it says beyond the stored
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WriteUrgency {
-    /// It says nothing more.
+    /// The status says nothing more than the stored one.
     Nothing,
+    /// The status may lag.
     Relaxed,
+    /// The status is to be stored soon.
     Urgent,
 }
 
-/// Judges what `new` says beyond `stored`; `has_gone` knows the pods that went, by index and
-/// attempt.
+/// Judges what `new` says beyond `stored`. `has_gone` reports whether the pod of a worker's
+/// attempt, given by index and attempt, is gone.
 pub fn of(
     stored: &TaskStatus,
     new: &TaskStatus,
@@ -46,8 +52,8 @@ pub fn of(
     workers.fold(conditions, WriteUrgency::max)
 }
 
-/// Judges what the conditions `new` say beyond `old`; counts may differ. That all workers
-/// have their pods by now, or wait for something else, is told with whatever comes next.
+/// Judges what the conditions `new` say beyond `old`; counts may differ. That all workers have
+/// their pods by now, or wait for something else, is stored with the next change.
 pub(super) fn of_conditions(old: &[Condition], new: &[Condition]) -> WriteUrgency {
     let of_kind = |kind| match (said(old, kind), said(new, kind)) {
         (was, is) if was == is => WriteUrgency::Nothing,
@@ -59,20 +65,20 @@ pub(super) fn of_conditions(old: &[Condition], new: &[Condition]) -> WriteUrgenc
     all.into_iter().max().unwrap_or(WriteUrgency::Nothing)
 }
 
-/// The status and the reason of a condition.
+/// Returns the status and the reason of a condition.
 fn said<'a>(all: &'a [Condition], kind: &str) -> Option<(&'a str, &'a str)> {
     let found = all.iter().find(|c| c.kind == kind);
     found.map(|c| (c.status.as_str(), c.reason.as_str()))
 }
 
-/// Whether pods wait for `new` to be stored, to be removed. It is urgent where others wait
-/// for their places.
+/// Reports whether pods can be deleted once `new` is stored. That is urgent if others wait for
+/// their places.
 pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
     std::iter::zip(&stored.workers, &new.workers)
         .any(|(known, worker)| worker.phase.is_final() && !known.phase.is_final())
 }
 
-/// Whether the pod told more than is known.
+/// Reports whether the pod showed more than is stored.
 fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let pods = |w: &WorkerRecord| WorkerRecord {
         notified: None,
@@ -82,6 +88,7 @@ fn says_more(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     pods(known) != pods(new)
 }
 
+/// Reports whether the leader decided something, or people wait for it.
 fn is_urgent(known: &WorkerRecord, new: &WorkerRecord) -> bool {
     let decided = |w: &WorkerRecord| (w.attempt, w.failures, w.not_before, w.stopping, w.cut);
     let failed = |w: &WorkerRecord| w.phase.is_final() && w.phase != WorkerPhase::Succeeded;
