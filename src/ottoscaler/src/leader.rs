@@ -19,10 +19,10 @@ use crate::{
     domain::template::Policy,
     election::{Clocks, Pause, Reign, Tenure},
     grpc::Router,
-    handler::{HandlerClient, NoHandler},
+    handler::{Drained, HandlerClient, NoHandler, NotificationSink},
     index::{Index, PodFeed, TaskFeed},
     logs::{self, Forwarder},
-    workers::{self, Drained, Manager, NotificationSink, Parts},
+    workers::{self, Manager, Parts},
 };
 
 /// The time between two attempts to list.

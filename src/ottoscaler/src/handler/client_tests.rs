@@ -11,9 +11,8 @@ use tokio::{
 
 use super::*;
 use crate::{
-    handler::notify::not_taken,
+    handler::{NotificationSink as _, Untold, notify::not_taken},
     proto::{WorkerLogEntry, WorkerStatusNotification},
-    workers::{NotificationSink as _, Untold},
 };
 
 const PREFACE: usize = 24;

@@ -10,11 +10,31 @@ use crate::{
         worker_status_ack,
     },
     telemetry,
-    workers::{NotificationSink, Untold},
 };
 
 /// The deadline of a notification.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a notification was not taken; it is worth another try.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Untold {
+    /// otto-handler cannot be reached, or does not answer.
+    #[error("{0}")]
+    Away(String),
+    /// otto-handler answered ERROR, or a status that says the same.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Takes notifications for otto-handler.
+#[tonic::async_trait]
+pub trait NotificationSink: Send + Sync + 'static {
+    /// Returns once otto-handler has taken it (RECEIVED or IGNORED).
+    ///
+    /// # Errors
+    /// See [`Untold`].
+    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold>;
+}
 
 /// Tells a status that refuses this notification from one that says that otto-handler cannot
 /// be reached or does not serve.

@@ -6,11 +6,11 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     Scale as _,
-    notify::{NotificationSink, Untold},
     test_api::{Api, Leader, until},
 };
 use crate::{
     domain::request::ScaleRequest,
+    handler::{NotificationSink, Untold},
     proto::{WorkerStatusNotification, worker_status_notification::StatusType},
 };
 

@@ -5,7 +5,7 @@ use tokio::time::sleep;
 
 use super::{
     super::{
-        NotificationSink, Scale as _, Untold, notify,
+        Scale as _, notify,
         test_api::{Api, Leader, until},
         test_shared::{client, shared, status, task},
     },
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     domain::{request::ScaleRequest, task::Task},
     election::Pause,
+    handler::{NotificationSink, Untold},
     proto::WorkerStatusNotification,
 };
 

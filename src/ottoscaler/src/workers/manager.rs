@@ -5,10 +5,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    drained::Drained,
     engine::Engine,
     metrics::Metrics,
-    notify::{self, NotificationSink, Notifier},
+    notify::{self, Notifier},
     scheduler::Scheduler,
     shared::Shared,
 };
@@ -17,6 +16,7 @@ use crate::{
     config,
     domain::template::Policy,
     election::{Clocks, LeaderClient, Pause},
+    handler::{Drained, NotificationSink},
     index::Index,
 };
 

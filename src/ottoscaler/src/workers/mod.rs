@@ -15,7 +15,6 @@ mod create;
 mod created;
 mod delete;
 mod deletes;
-mod drained;
 mod engine;
 mod limit;
 mod manager;
@@ -39,8 +38,6 @@ mod tuning;
 mod version_tests;
 mod watch_lag;
 
-pub use drained::Drained;
 pub use manager::{Manager, Parts};
 pub use metrics::Metrics;
-pub use notify::{NotificationSink, Untold};
 pub use scale::Scale;

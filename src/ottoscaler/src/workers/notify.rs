@@ -30,29 +30,9 @@ use crate::{
         task::{Notified, NotifiedState, Task, WorkerRecord},
         transition,
     },
+    handler::{NotificationSink, Untold},
     proto::{WorkerStatusNotification, worker_status_notification::StatusType},
 };
-
-/// Why a notification was not taken; it is worth another try.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Untold {
-    /// otto-handler cannot be reached, or does not answer.
-    #[error("{0}")]
-    Away(String),
-    /// otto-handler answered ERROR, or a status that says the same.
-    #[error("{0}")]
-    Refused(String),
-}
-
-/// Takes notifications for otto-handler.
-#[tonic::async_trait]
-pub trait NotificationSink: Send + Sync + 'static {
-    /// Returns once otto-handler has taken it (RECEIVED or IGNORED).
-    ///
-    /// # Errors
-    /// See [`Untold`].
-    async fn tell(&self, notification: WorkerStatusNotification) -> Result<(), Untold>;
-}
 
 /// A worker with something to tell.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 use std::sync::Arc;
 
 use super::{
-    super::{
-        NotificationSink, Untold,
-        test_api::{Api, Leader, until},
-    },
+    super::test_api::{Api, Leader, until},
     *,
 };
-use crate::proto::WorkerStatusNotification;
+use crate::{
+    handler::{NotificationSink, Untold},
+    proto::WorkerStatusNotification,
+};
 
 const LONG: Duration = Duration::from_secs(30);
 

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Pod as K8sPod;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{drained::Drained, metrics::Metrics, scheduler::Scheduler};
+use super::{metrics::Metrics, scheduler::Scheduler};
 use crate::{
     cluster::{
         crd::WorkerTask,
@@ -28,6 +28,7 @@ use crate::{
         unread::Unread,
     },
     election::{Clocks, LeaderClient, Pause},
+    handler::Drained,
     index::Index,
     telemetry,
 };

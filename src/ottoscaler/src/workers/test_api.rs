@@ -19,11 +19,12 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tower::Layer as _;
 
-use super::{Drained, Manager, Metrics, NotificationSink, Parts};
+use super::{Manager, Metrics, Parts};
 use crate::{
     cluster::{POD_KEY, watch::Sink as _},
     config::Config,
     election::{Clock, Clocks, LeaderClient, Pause, Time},
+    handler::{Drained, NotificationSink},
     index::{Index, PodFeed, TaskFeed},
 };
 

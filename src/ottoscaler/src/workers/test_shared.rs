@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    drained::Drained,
     manager::{Manager, Parts},
     metrics::Metrics,
     shared::Shared,
@@ -18,6 +17,7 @@ use crate::{
     config::Config,
     domain::task::{Task, TaskSpec},
     election::{Clocks, LeaderClient, Pause},
+    handler::Drained,
     index::Index,
 };
 

@@ -21,11 +21,10 @@ use super::{
 use crate::{
     domain::pod::Pod,
     election::Tenure,
-    handler::HandlerClient,
+    handler::{Drained, HandlerClient},
     index::{Change, Index},
     logs::read::follow::Cluster,
     telemetry,
-    workers::Drained,
 };
 
 /// The period in which all pods are looked at, in addition to changes.

@@ -26,9 +26,8 @@ use super::{
 use crate::{
     domain::pod::Pod,
     election::Term,
-    handler::{Answers, HandlerClient},
+    handler::{Answers, Drained, HandlerClient},
     logs::read::{follow::Source, pods::PodLookup, tail::Tail},
-    workers::Drained,
 };
 
 mod answers;

@@ -7,8 +7,8 @@ use super::*;
 ///
 /// What it takes for granted is what the machine relies on: a kubelet ends the follow of a
 /// container that runs no sooner than some seconds after it was opened, and a log is not
-/// rotated within the seconds after that, nor within the first of the container; a read
-/// without following gives the whole file or fails.
+/// rotated within the seconds after that, nor within the first of the container; a follow that
+/// hangs does not end; a read without following gives the whole file or fails.
 struct World {
     machine: TailMachine,
     now: Duration,
@@ -243,8 +243,9 @@ impl World {
             }
             11 if !self.stopped => {
                 let now = self.now;
-                let is_old = |log: &mut Log| log.follow && now - log.opened >= seconds(7);
-                if self.log.take_if(is_old).is_some() {
+                let ends =
+                    |log: &mut Log| log.follow && !log.hangs && now - log.opened >= seconds(7);
+                if self.log.take_if(ends).is_some() {
                     self.last_cut = now;
                     let (rest, instance) = (None, self.instance());
                     self.tell(Input::Ended { rest, instance });

@@ -1,5 +1,5 @@
-//! What the log forwarder tells the worker manager: which pods' logs are
-//! acknowledged to the last line, and when they began.
+//! Which pods' logs otto-handler has acknowledged to the last line, and when they began. The
+//! forwarder of logs writes it, and the worker manager reads it.
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
@@ -7,18 +7,20 @@ use std::{
 
 use tokio::sync::broadcast;
 
-use super::tuning::MAX_WAITERS;
 use crate::domain::pod::Pod;
 
-/// Written by sessions, read by the worker manager; lives as long as the term.
+/// How many changes a subscriber may lag behind before it looks at everything.
+const MAX_LAG: usize = 1_024;
+
+/// What is known of acknowledged logs. It lives as long as the term.
 #[derive(Debug, Clone)]
 pub struct Drained(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// By pod uid: which of the container's instances was the last one.
+    /// The last instance of the container whose log is acknowledged, by the pod's uid.
     done: RwLock<HashMap<String, i32>>,
-    /// Unix seconds, by pod uid.
+    /// When the first line was printed (Unix seconds), by the pod's uid.
     first_line: RwLock<HashMap<String, i64>>,
     changes: broadcast::Sender<Arc<str>>,
 }
@@ -28,7 +30,7 @@ impl Default for Drained {
         Self(Arc::new(Inner {
             done: RwLock::default(),
             first_line: RwLock::default(),
-            changes: broadcast::channel(MAX_WAITERS).0,
+            changes: broadcast::channel(MAX_LAG).0,
         }))
     }
 }
@@ -48,7 +50,8 @@ impl Drained {
             .copied()
     }
 
-    /// Told to nobody: it goes with the next record that is stored.
+    /// Notes when the first line was printed. This is no change to tell of: it is stored with
+    /// the next status.
     pub fn began(&self, uid: &str, second: i64) {
         let mut first_line = self
             .0
@@ -58,19 +61,19 @@ impl Drained {
         first_line.entry(uid.to_owned()).or_insert(second);
     }
 
-    /// Names of tasks of which a pod was drained.
+    /// Subscribes to the names of tasks of which a pod was drained.
     pub fn changed(&self) -> broadcast::Receiver<Arc<str>> {
         self.0.changes.subscribe()
     }
 
-    /// Up to that instance of its container.
+    /// Notes that the log is acknowledged up to that instance of the container.
     pub fn drained(&self, pod: &Pod, restart: i32) {
         self.0
             .done
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(pod.uid.clone(), restart);
-        // Nobody to tell is no error.
+        // Having no subscriber is no error.
         let _ = self.0.changes.send(pod.task.clone());
     }
 
