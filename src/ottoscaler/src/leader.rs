@@ -14,7 +14,7 @@ use crate::{
         Loggable,
         convert::PodView,
         crd::{UNFINISHED, WorkerTask},
-        watch::{self, Sink},
+        watch::{self, WatchHandler},
     },
     domain::template::Policy,
     election::{Clocks, Pause, Reign, Tenure},
@@ -107,16 +107,16 @@ impl Controllers {
             list(
                 &tasks,
                 ListParams::default().fields(UNFINISHED),
-                TaskFeed::keep,
+                TaskFeed::project,
             ),
-            list(&pods, ListParams::default(), PodFeed::keep),
+            list(&pods, ListParams::default(), PodFeed::project),
         )
         .await;
-        let tasks_at = watch::number(&tasks.version);
+        let tasks_at = watch::parse_version(&tasks.version);
         let feed = TaskFeed(self.index.clone());
-        feed.some(tasks.all, tasks.unread, tasks_at);
-        let pods_at = watch::number(&pods.version);
-        PodFeed(self.index.clone()).listed(pods.all, pods.unread, pods_at);
+        feed.some(tasks.items, tasks.unread, tasks_at);
+        let pods_at = watch::parse_version(&pods.version);
+        PodFeed(self.index.clone()).replace(pods.items, pods.unread, pods_at);
     }
 }
 
@@ -126,7 +126,7 @@ async fn list<K, T>(
     api: &Api<K>,
     params: ListParams,
     keep: impl Fn(K) -> Option<T>,
-) -> watch::Listed<T>
+) -> watch::ObjectList<T>
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned,
 {

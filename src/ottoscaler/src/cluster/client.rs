@@ -1,22 +1,24 @@
-//! Clients of the API server: in-cluster credentials, else the kubeconfig.
+//! The configuration of clients of the API server.
 use std::time::Duration;
 
 use kube::Config;
 
-/// Until a connection stands.
+/// The time within which a connection must be established.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silence on a connection before it counts as broken; above the longest
-/// watch, which the API server ends by itself.
+/// The time without any data after which a connection counts as broken. It is longer than
+/// the longest watch, which the API server ends by itself.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where the API server is and who we are there.
+/// Returns the address of the API server and the credentials for it: those of the pod's
+/// ServiceAccount, else those of the kubeconfig.
 ///
 /// # Errors
-/// Neither a ServiceAccount nor a usable kubeconfig was found.
+/// Returns an error if there is neither a ServiceAccount nor a usable kubeconfig.
 pub async fn config() -> Result<Config, kube::config::InferConfigError> {
     let mut config = Config::infer().await?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
-    config.write_timeout = Some(Duration::from_secs(30));
+    config.write_timeout = Some(WRITE_TIMEOUT);
     Ok(config)
 }

@@ -1,4 +1,4 @@
-//! The WorkerTask resource. Its content is plain data of [`crate::domain`].
+//! The custom resource WorkerTask; its content is plain data of [`crate::domain`].
 use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::domain::task::{TaskPhase, TaskSpec, TaskStatus};
 
-/// What [`TaskSpec`] is to the API server.
+/// A `WorkerTaskSpec` is a [`TaskSpec`] as the spec of a custom resource.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "ottoscaler.io",
@@ -30,25 +30,25 @@ use crate::domain::task::{TaskPhase, TaskSpec, TaskStatus};
 #[serde(transparent)]
 pub struct WorkerTaskSpec(pub TaskSpec);
 
-/// Tasks that are not finished, as a field selector: `selectable` above.
+/// The field selector of tasks that are not finished; `selectable` above permits it.
 pub const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Cancelled";
 
-/// The CustomResourceDefinition as JSON, which is YAML too; `ottoscaler crd`
+/// Returns the CustomResourceDefinition as JSON, which is also valid YAML. `ottoscaler crd`
 /// prints it.
 ///
 /// # Errors
-/// None in practice: the definition is plain data.
+/// Returns an error if the definition cannot be serialized, which does not happen in practice.
 pub fn definition() -> serde_json::Result<String> {
     let mut definition = serde_json::to_value(WorkerTask::crd())?;
     strip_formats(&mut definition);
-    // What people read until there is a status.
+    // `kubectl get` shows this phase until the leader writes a status.
     definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"] =
         json!({ "phase": TaskPhase::default() });
     serde_json::to_string_pretty(&definition)
 }
 
-/// The API server knows no unsigned formats, and warns of them; `minimum: 0` says
-/// the same.
+/// Removes unsigned integer formats, which the API server does not know and warns about;
+/// `minimum: 0` has the same effect.
 fn strip_formats(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    /// `ottoscaler crd > charts/ottoscaler/crds/workertasks.yaml`
+    /// Run `ottoscaler crd > charts/ottoscaler/crds/workertasks.yaml` to mend a failure.
     #[test]
     fn the_chart_carries_this_definition() {
         let chart = include_str!("../../../../charts/ottoscaler/crds/workertasks.yaml");

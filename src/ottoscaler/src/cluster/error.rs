@@ -1,20 +1,23 @@
-//! What may be told of a failed call: never a body of the API server, which may hold what
-//! a request carried.
+//! The message of a failed API call, for conditions, Events and answers to callers.
 use std::fmt;
 
 use super::object;
 
-/// Bytes of an API server's own words that are told.
-const MOST: usize = 1_024;
+/// The maximum length of a message of the API server, in bytes; the rest is cut off.
+const MAX_MESSAGE_BYTES: usize = 1_024;
 
-/// A failed call, as it may be logged and answered.
+/// An `ErrorMessage` displays a failed call with the API server's message.
+///
+/// It contains neither a body that is not a Kubernetes `Status` nor what serde quotes of an
+/// object, because both may hold what a request carried. Logs use [`super::Loggable`], which
+/// leaves out the API server's message too.
 #[derive(Debug, Clone, Copy)]
-pub struct Brief<'a>(pub &'a kube::Error);
+pub struct ErrorMessage<'a>(pub &'a kube::Error);
 
-impl fmt::Display for Brief<'_> {
+impl fmt::Display for ErrorMessage<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            // Not the API server's words, but of something before it: all of its page.
+            // A proxy before the API server answered; the message is its whole page.
             kube::Error::Api(status) if status.reason == "Failed to parse error data" => {
                 write!(f, "HTTP status {}", status.code)
             }
@@ -26,7 +29,7 @@ impl fmt::Display for Brief<'_> {
                 write!(
                     f,
                     "the answer cannot be decoded ({})",
-                    object::reason(error)
+                    object::expectation(error)
                 )
             }
             error => error.fmt(f),
@@ -35,7 +38,7 @@ impl fmt::Display for Brief<'_> {
 }
 
 fn clip(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MOST)]
+    &text[..text.floor_char_boundary(MAX_MESSAGE_BYTES)]
 }
 
 #[cfg(test)]
@@ -46,15 +49,16 @@ mod tests {
     fn no_body_is_told() {
         let page = kube::core::Status::failure("<html>hunter2", "Failed to parse error data");
         let page = kube::Error::Api(Box::new(page.with_code(502)));
-        assert_eq!(Brief(&page).to_string(), "HTTP status 502");
+        assert_eq!(ErrorMessage(&page).to_string(), "HTTP status 502");
         let number = serde_json::from_str::<u32>("\"hunter2, expected\"").map(drop);
-        let told = number.map_err(|error| Brief(&kube::Error::SerdeError(error)).to_string());
+        let message =
+            number.map_err(|error| ErrorMessage(&kube::Error::SerdeError(error)).to_string());
         assert_eq!(
-            told,
+            message,
             Err("the answer cannot be decoded (expected u32)".to_owned())
         );
         let long = kube::core::Status::failure(&"é".repeat(5_000), "Invalid");
         let long = kube::Error::Api(Box::new(long));
-        assert_eq!(Brief(&long).to_string().len(), MOST);
+        assert_eq!(ErrorMessage(&long).to_string().len(), MAX_MESSAGE_BYTES);
     }
 }

@@ -1,5 +1,9 @@
-//! Kubernetes Events: told beside the work, never in its way. What does not fit or
-//! is not answered in time is dropped; the log has it.
+//! Kubernetes Events, published by a task of its own so that they never delay other work.
+//!
+//! Invariants:
+//! - The queue is bounded. An Event that does not fit, or that the API server does not take
+//!   in time, is dropped; the log holds the same fact.
+//! - Each call has a deadline, and Events are published one at a time.
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -8,33 +12,33 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::Loggable;
 
-/// Events that wait to be told.
-const WAITING: usize = 64;
-/// After so many the recorder is a new one: it keeps each for six minutes, to count those that
-/// are told twice, and goes through all of them whenever it tells one.
-const REMEMBERED: u32 = 256;
-const PUBLISH_WITHIN: Duration = Duration::from_secs(3);
+/// The maximum number of Events in the queue.
+const QUEUE_CAPACITY: usize = 64;
+/// The number of Events after which the recorder is replaced. A recorder remembers each Event
+/// for six minutes, to count repetitions, and searches all of them at each publication.
+const EVENTS_PER_RECORDER: u32 = 256;
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What happened.
+/// A `Note` is the content of an Event.
 #[derive(Debug, Clone)]
 pub struct Note {
-    /// Somebody should look at it.
+    /// Whether the Event has the type `Warning`, for what an operator should look at.
     pub warning: bool,
-    /// Why, in one word (UpperCamelCase).
+    /// The reason, in one UpperCamelCase word.
     pub reason: &'static str,
-    /// What was done, in one word.
+    /// The action that was taken, in one word.
     pub action: &'static str,
-    /// For people.
+    /// The text for people.
     pub text: String,
 }
 
-/// Where events are put.
+/// An `EventQueue` takes Events for the [`Publisher`].
 #[derive(Debug, Clone)]
-pub struct Events(mpsc::Sender<(Note, ObjectReference)>);
+pub struct EventQueue(mpsc::Sender<(Note, ObjectReference)>);
 
-/// Publishes them.
+/// A `Publisher` sends the queued Events to the API server.
 pub struct Publisher {
-    waiting: mpsc::Receiver<(Note, ObjectReference)>,
+    queue: mpsc::Receiver<(Note, ObjectReference)>,
     client: kube::Client,
     reporter: Reporter,
 }
@@ -45,38 +49,39 @@ impl std::fmt::Debug for Publisher {
     }
 }
 
-/// `replica` is who tells.
-pub fn channel(client: kube::Client, replica: Option<&str>) -> (Events, Publisher) {
-    let (send, waiting) = mpsc::channel(WAITING);
+/// Creates a queue and its publisher; `replica` is the reporting instance of the Events.
+pub fn channel(client: kube::Client, replica: Option<&str>) -> (EventQueue, Publisher) {
+    let (sender, queue) = mpsc::channel(QUEUE_CAPACITY);
     let reporter = Reporter {
         controller: "ottoscaler".to_owned(),
         instance: replica.map(str::to_owned),
     };
     let publisher = Publisher {
-        waiting,
+        queue,
         client,
         reporter,
     };
-    (Events(send), publisher)
+    (EventQueue(sender), publisher)
 }
 
-impl Events {
-    pub fn tell(&self, note: Note, about: ObjectReference) {
-        // Full: the API server is away.
+impl EventQueue {
+    /// Queues an Event about an object, or drops it if the queue is full.
+    pub fn push(&self, note: Note, about: ObjectReference) {
+        // The queue fills up while the API server cannot be reached.
         let _ = self.0.try_send((note, about));
     }
 }
 
 impl Publisher {
-    /// Runs until the [`Events`] are gone and told.
+    /// Publishes Events until every [`EventQueue`] is dropped and the queue is empty.
     pub async fn run(&mut self) {
         let recorder = || Recorder::new(self.client.clone(), self.reporter.clone());
-        let (mut current, mut told) = (recorder(), 0);
-        while let Some((note, about)) = self.waiting.recv().await {
-            if told == REMEMBERED {
-                (current, told) = (recorder(), 0);
+        let (mut current, mut published) = (recorder(), 0);
+        while let Some((note, about)) = self.queue.recv().await {
+            if published == EVENTS_PER_RECORDER {
+                (current, published) = (recorder(), 0);
             }
-            told += 1;
+            published += 1;
             let event = Event {
                 type_: if note.warning {
                     EventType::Warning
@@ -88,7 +93,7 @@ impl Publisher {
                 action: note.action.to_owned(),
                 secondary: None,
             };
-            match timeout(PUBLISH_WITHIN, current.publish(&event, &about)).await {
+            match timeout(PUBLISH_TIMEOUT, current.publish(&event, &about)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
                     tracing::info!(error = %Loggable(&error), "event not published");

@@ -1,7 +1,7 @@
-//! Errors of the API server as they may be logged.
+//! The form in which errors of the API server may be logged.
 use std::{error::Error, fmt};
 
-/// Reasons of the Kubernetes API (`metav1.StatusReason`), as it writes them.
+/// The reasons of the Kubernetes API (`metav1.StatusReason`).
 const REASONS: [&str; 20] = [
     "Unauthorized",
     "Forbidden",
@@ -25,9 +25,10 @@ const REASONS: [&str; 20] = [
     "Unknown",
 ];
 
-/// An error without what the API server answered, which may quote an object and with it the
-/// environment of a worker: the status code and the reason say what happened, and the task's
-/// conditions have the message.
+/// A `Loggable` displays an error without the API server's message.
+///
+/// The message may quote an object and with it the environment of a worker. The log gets the
+/// status code and the reason; the conditions of the task hold the message.
 #[derive(Debug, Clone, Copy)]
 pub struct Loggable<'a>(pub &'a (dyn Error + 'static));
 
@@ -43,7 +44,7 @@ impl fmt::Display for Loggable<'_> {
                     None => Ok(()),
                 }
             }
-            // What was read is no answer at all; serde_json quotes it.
+            // The text of these errors quotes the answer.
             Some(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_)) => {
                 f.write_str("the API server's answer is not understood")
             }
@@ -57,7 +58,7 @@ impl fmt::Display for Loggable<'_> {
     }
 }
 
-/// The innermost error is what the network or the fence says.
+/// Writes the innermost error, which is that of the network or of the write fence.
 fn connection(error: &kube::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let error: &dyn Error = error;
     let innermost = std::iter::successors(Some(error), |error| (*error).source()).last();
@@ -105,7 +106,7 @@ mod tests {
         ] {
             let text = Loggable(&error).to_string();
             assert!(!text.contains(MARKER), "{text}");
-            // As others wrap it.
+            // The same holds where another error wraps it.
             let wrapped = crate::cluster::watch::Error::from(error);
             assert_eq!(Loggable(&wrapped).to_string(), text);
         }

@@ -1,27 +1,31 @@
-//! The Kubernetes API as this program uses it: clients, the WorkerTask
-//! resource, watches into the index.
+//! The Kubernetes API as this program uses it: the configuration of clients, the WorkerTask
+//! resource, the conversion of objects, Events, and watches.
 pub mod client;
 pub mod convert;
 pub mod crd;
 pub mod error;
 pub mod events;
+mod list;
 mod loggable;
 pub mod object;
+mod pod_view;
 pub mod watch;
 
 pub use loggable::Loggable;
 
-/// Which leader wrote an object; the fence policy compares it with the Lease.
+/// The annotation with the term of the leader that wrote an object; the fence policy compares
+/// it with the Lease.
 pub const TERM: &str = "ottoscaler.io/term";
-/// How far otto-handler has the pod's log, as earlier versions stored it.
+/// The annotation in which earlier versions stored how far otto-handler has the pod's log.
 pub const LOG_CHECKPOINT: &str = "ottoscaler.io/log-checkpoint";
-/// The last epoch that a reader of the pod's log has begun, or may have.
+/// The annotation with the highest epoch that a reader of the pod's log has begun, or may have
+/// begun.
 pub const LOG_EPOCH: &str = "ottoscaler.io/log-epoch";
 pub const TASK_ID: &str = "ottoscaler.io/task-id";
 pub const REPOSITORY: &str = "ottoscaler.io/repository";
 pub const COMMIT_SHA: &str = "ottoscaler.io/commit-sha";
 pub const TRACEPARENT: &str = "ottoscaler.io/traceparent";
-/// Label: attempts of a worker, from 1.
+/// The label with the attempt of a worker, counted from 1.
 pub const ATTEMPT: &str = "ottoscaler.io/attempt";
-/// Label: [`crate::domain::names::pod_key`].
+/// The label with the [`crate::domain::names::pod_key`] of a pod.
 pub const POD_KEY: &str = "ottoscaler.io/pod-key";

@@ -1,8 +1,9 @@
-//! Objects out of the API server's answers, each decoded by itself.
+//! Decoding of the objects in the API server's answers.
 //!
-//! What holds: an object that cannot be decoded is told apart from its neighbours, with
-//! its name and resourceVersion; what is said of it names the field and what was expected
-//! there, never what the object holds.
+//! Invariants:
+//! - Each object is decoded by itself: one that cannot be decoded does not affect its
+//!   neighbours, and is reported with its name and resourceVersion.
+//! - The report names the field and what was expected there, never the value of a field.
 use std::borrow::Cow;
 
 use kube::Resource;
@@ -14,45 +15,45 @@ use serde::{
 use super::convert;
 use crate::domain::unread::Unread;
 
-/// An object of a list or a watch.
+/// The result of decoding an object of a list or a watch.
 #[derive(Debug)]
-pub(super) enum Object<K> {
-    Known(K),
+pub(super) enum Decoded<K> {
+    Object(K),
     Unread(Unread),
 }
 
-/// Decodes an object; the second value is its resourceVersion, where it can be read.
-pub(super) fn decode<K>(text: &str) -> (Object<K>, Option<String>)
+/// Decodes an object. Also returns its resourceVersion, where that can be decoded.
+pub(super) fn decode<K>(text: &str) -> (Decoded<K>, Option<String>)
 where
     K: Resource<DynamicType = ()> + DeserializeOwned,
 {
     if let Ok(object) = serde_json::from_str::<K>(text) {
         let version = object.meta().resource_version.clone();
-        return (Object::Known(object), version);
+        return (Decoded::Object(object), version);
     }
-    let why = why::<K>(text);
-    let meta = Metadata::of(text);
+    let why = decode_failure::<K>(text);
+    let meta = Metadata::decode(text);
     let owner = meta.owner_references.into_iter().find(|o| o.is_task());
     let version = meta.resource_version;
     let unread = Unread {
         kind: K::kind(&()),
         name: meta.name.unwrap_or_default().into(),
         uid: meta.uid.unwrap_or_default(),
-        version: version.as_deref().map_or(0, number),
+        version: version.as_deref().map_or(0, parse_version),
         task: owner.map(|o| (o.name.into(), o.uid.into())),
         why,
     };
-    (Object::Unread(unread), version)
+    (Decoded::Unread(unread), version)
 }
 
-/// Returns a resourceVersion as a number. Versions of one resource can be compared
-/// (KEP-5504). A version that is no number counts as 0.
-pub fn number(version: &str) -> u64 {
+/// Returns a resourceVersion as a number; one that is no number counts as 0. Versions of one
+/// resource can be compared (KEP-5504).
+pub fn parse_version(version: &str) -> u64 {
     version.parse().unwrap_or(0)
 }
 
-/// Tells of an object that cannot be decoded in the log.
-pub fn log(object: &Unread) {
+/// Logs an object that cannot be decoded.
+pub fn log_unread(object: &Unread) {
     tracing::warn!(
         kind = &*object.kind,
         name = &*object.name,
@@ -62,9 +63,9 @@ pub fn log(object: &Unread) {
     );
 }
 
-/// The resourceVersion of a bookmark, or of any other object.
-pub(super) fn version(text: &str) -> Option<String> {
-    Metadata::of(text).resource_version
+/// Returns the resourceVersion of a bookmark, or of any other object.
+pub(super) fn resource_version(text: &str) -> Option<String> {
+    Metadata::decode(text).resource_version
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,8 +94,9 @@ impl Owner {
 }
 
 impl Metadata {
-    /// Each field by itself: what is wrong with one says nothing of the others.
-    fn of(text: &str) -> Self {
+    /// Decodes each field of the metadata by itself, so that a malformed one does not affect
+    /// the others.
+    fn decode(text: &str) -> Self {
         fn read<T: DeserializeOwned>(text: &str) -> Option<T> {
             serde_json::from_str(text).ok()
         }
@@ -113,30 +115,32 @@ impl Metadata {
     }
 }
 
-/// The fields of a JSON object, each value as its text; ends where it is malformed.
+/// Returns the fields of a JSON object, each value as its text. The iterator ends where the
+/// text is malformed.
 pub(super) fn fields(text: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
-    let mut rest = open(text, '{');
+    let mut rest = strip_bracket(text, '{');
     std::iter::from_fn(move || {
-        let (key, after) = value(rest?)?;
+        let (key, after) = split_value(rest?)?;
         let key: Cow<'_, str> = serde_json::from_str::<&str>(key)
             .map(Cow::Borrowed)
             .or_else(|_| serde_json::from_str::<String>(key).map(Cow::Owned))
             .ok()?;
-        let (value, after) = value(after.trim_start().strip_prefix(':')?)?;
+        let (value, after) = split_value(after.trim_start().strip_prefix(':')?)?;
         rest = after.trim_start().strip_prefix(',');
         Some((key, value))
     })
 }
 
-/// The items of a JSON array, each as its text; `None` where it is malformed or no array.
+/// Returns the items of a JSON array, each as its text; returns `None` if the text is malformed
+/// or no array.
 pub(super) fn items(text: &str) -> Option<Vec<&str>> {
-    let mut rest = open(text, '[')?;
+    let mut rest = strip_bracket(text, '[')?;
     let mut all = Vec::new();
     if rest.trim_start().starts_with(']') {
         return Some(all);
     }
     loop {
-        let (item, after) = value(rest)?;
+        let (item, after) = split_value(rest)?;
         all.push(item);
         let after = after.trim_start();
         match after.strip_prefix(',') {
@@ -146,38 +150,39 @@ pub(super) fn items(text: &str) -> Option<Vec<&str>> {
     }
 }
 
-fn open(text: &str, bracket: char) -> Option<&str> {
+fn strip_bracket(text: &str, bracket: char) -> Option<&str> {
     text.trim_start().strip_prefix(bracket)
 }
 
-/// The next JSON value, and what follows it. Any depth of it takes no stack.
-fn value(text: &str) -> Option<(&str, &str)> {
+/// Splits the text after its first JSON value. The stack that this takes does not grow with the
+/// depth of the value.
+fn split_value(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     values.next()?.ok()?;
     Some(text.split_at(values.byte_offset()))
 }
 
-/// Why an object cannot be decoded, without what it holds.
-fn why<K: DeserializeOwned>(text: &str) -> String {
+/// Returns the field at which decoding fails and what was expected there.
+fn decode_failure<K: DeserializeOwned>(text: &str) -> String {
     let mut from = serde_json::Deserializer::from_str(text);
     match serde_path_to_error::deserialize::<_, K>(&mut from) {
-        // It was decoded after all.
+        // The caller only asks about text that could not be decoded.
         Ok(_) => String::new(),
         Err(error) => {
-            let place = place(&error.path().to_string());
-            let reason = reason(error.inner());
-            if place == "." {
-                reason
+            let field = field_path(&error.path().to_string());
+            let expected = expectation(error.inner());
+            if field == "." {
+                expected
             } else {
-                format!("{place}: {reason}")
+                format!("{field}: {expected}")
             }
         }
     }
 }
 
-/// A path without the keys of maps that people fill.
-fn place(path: &str) -> String {
+/// Shortens a path to leave out the keys of maps, which users choose.
+fn field_path(path: &str) -> String {
     let depth = match path.split(['.', '[']).next() {
         Some("spec" | "metadata") => 2,
         _ => 4,
@@ -190,17 +195,17 @@ fn place(path: &str) -> String {
     }
 }
 
-/// What was expected, without what was found: serde quotes that.
-pub(super) fn reason(error: &serde_json::Error) -> String {
+/// Returns what serde expected, without the value that it found and quotes.
+pub(super) fn expectation(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let (text, _) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
     if text.starts_with("missing field") || error.is_eof() || error.is_syntax() {
         return text.to_owned();
     }
-    // Of these forms the end is serde's own; others may quote to their end.
-    let is_serdes = ["invalid type: ", "invalid value: ", "unknown variant "];
-    let is_serdes = is_serdes.iter().any(|form| text.starts_with(form));
-    match text.rsplit_once(", expected ").filter(|_| is_serdes) {
+    // The texts of these forms end with words of serde; others may end with a quotation.
+    let is_known_form = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let is_known_form = is_known_form.iter().any(|form| text.starts_with(form));
+    match text.rsplit_once(", expected ").filter(|_| is_known_form) {
         Some((_, expected)) => format!("expected {expected}"),
         None => "a value that this version does not understand".to_owned(),
     }
@@ -230,15 +235,15 @@ mod tests {
         K: Resource<DynamicType = ()> + DeserializeOwned + std::fmt::Debug,
     {
         match decode::<K>(text) {
-            (Object::Unread(unread), version) => {
+            (Decoded::Unread(unread), version) => {
                 assert_eq!(version.as_deref(), Some("7"), "{text}");
                 unread
             }
-            (Object::Known(known), _) => unreachable!("{known:?}"),
+            (Decoded::Object(known), _) => unreachable!("{known:?}"),
         }
     }
 
-    /// A field of each type, made into something else.
+    /// Replaces a field of each type by a value of another type.
     #[test]
     fn what_cannot_be_decoded_is_named_with_its_field_and_without_what_it_holds() {
         let secret = "hunter2, expected no";

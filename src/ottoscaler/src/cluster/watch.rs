@@ -1,19 +1,22 @@
-//! List, then watch, into the index; again and again.
+//! Lists objects, then watches them, and hands each change to a [`WatchHandler`].
 //!
-//! Own loop instead of kube's `watcher`, which hides bookmarks and list
-//! versions: we must know how far a watch has come, and how stale it is. What
-//! holds: events reach the sink in the API server's order; after a 410 the whole
-//! list is taken anew; between two signs of life lie at most
-//! [`WATCH_SECONDS`] + [`GRACE`], else the watch is opened again. An object that cannot
-//! be decoded holds nobody up: the sink is told of it, and the watch goes on behind it. A
-//! sign of life is an event or a bookmark that was taken in: that a watch can be opened is
-//! none. Whatever the API server answers, what comes to nothing is tried again ever less
-//! often, until something is told.
+//! This is not kube's `watcher`, which hides bookmarks and the versions of lists: the index
+//! must know how far a watch has come, and for how long it has received nothing.
+//!
+//! Invariants:
+//! - The handler receives events in the API server's order. After a 410 it receives a new
+//!   complete list.
+//! - An object that cannot be decoded does not stop the watch. The handler receives it as
+//!   [`Unread`], and the events after it follow.
+//! - Between two events or bookmarks lie at most [`WATCH_SECONDS`] + [`GRACE`]; otherwise the
+//!   watch is opened again. Only an event or bookmark that was handled counts as progress. That
+//!   a watch could be opened does not.
+//! - Attempts without progress are repeated with a growing backoff, whatever the API server
+//!   answers. Progress resets the backoff.
 use std::{fmt::Debug, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::{AsyncBufReadExt as _, TryStreamExt as _};
-use http::Request;
 use kube::{
     Api, Resource,
     api::{ListParams, WatchParams},
@@ -23,38 +26,35 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use super::object::number;
 use super::{
     Loggable,
-    error::Brief,
-    object::{self, Object},
+    object::{self, Decoded},
+};
+pub use super::{
+    list::{Error, ObjectList, list},
+    object::parse_version,
 };
 use crate::domain::unread::Unread;
 
-/// The API server ends a watch after this time; a bookmark comes just before, so without
-/// waiting for those that come once a minute.
+/// The time after which the API server ends a watch, in seconds. It sends a bookmark just
+/// before the end, so a short watch yields bookmarks more often than once a minute.
 const WATCH_SECONDS: u32 = 15;
+/// The time by which an event or the end of a watch may be late, and within which a watch must
+/// be opened.
 const GRACE: Duration = Duration::from_secs(5);
-const LIST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Objects in one answer: ten thousand at once would be most of our memory.
-const PAGE: u32 = 500;
-/// Objects in the first answer: how large they are is not known yet.
-const FIRST_PAGE: u32 = 50;
-/// Bytes that an answer is to have at most; the pages follow the size of the objects.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// The longest wait before an answer of the API server that failed is asked for again.
-const MAX_DELAY: Duration = Duration::from_secs(1);
-/// The longest wait before a list is taken anew of which no watch told anything: each is
-/// all there is.
+/// The longest backoff after a failed request.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The longest backoff before a new list, where no watch since the last one made progress.
+/// Lists are expensive: each returns all objects.
 const MAX_RELIST_DELAY: Duration = Duration::from_secs(30);
-/// Refusals of a watch after which the list is taken anew: the API server may not know the
-/// version any more and say so in other words than 410.
-const REFUSALS: u32 = 5;
+/// The number of refusals of a watch after which the objects are listed again. The API server
+/// may refuse a version that it no longer has with another status than 410.
+const MAX_REFUSALS: u32 = 5;
 
-/// What to watch.
+/// A `Select` says which objects of a kind to list and watch.
 #[derive(Debug, Clone)]
 pub enum Select {
-    /// Every object.
+    /// All objects.
     All,
     /// The object of this name.
     Name(String),
@@ -77,121 +77,124 @@ impl Select {
     }
 }
 
-/// Where a watch goes.
-pub trait Sink<K>: Send {
-    /// What is left of a listed object while the rest of the list comes.
-    type Kept: Send;
+/// A `WatchHandler` receives what a watch reports.
+pub trait WatchHandler<K>: Send {
+    /// The form in which a listed object is held until the list is complete.
+    type Item: Send;
 
-    /// None: of no interest.
-    fn keep(object: K) -> Option<Self::Kept>;
-    /// Everything there is, as of `version`, and what of it cannot be decoded.
-    fn listed(&self, all: Vec<Self::Kept>, unread: Vec<Unread>, version: u64);
-    /// The same of a list that can all be decoded.
-    fn reset(&self, all: Vec<Self::Kept>, version: u64) {
-        self.listed(all, Vec::new(), version);
+    /// Reduces an object to what the handler needs; returns `None` to ignore the object.
+    fn project(object: K) -> Option<Self::Item>;
+    /// Replaces everything by a complete list as of `version`; `unread` are its objects that
+    /// cannot be decoded.
+    fn replace(&self, all: Vec<Self::Item>, unread: Vec<Unread>, version: u64);
+    /// Replaces everything by a list whose objects can all be decoded.
+    fn reset(&self, all: Vec<Self::Item>, version: u64) {
+        self.replace(all, Vec::new(), version);
     }
-    fn applied(&self, object: K);
-    fn deleted(&self, object: K);
-    /// An object is there, or was changed, that cannot be decoded.
-    fn unread(&self, object: Unread) {
-        object::log(&object);
+    /// Takes an object that was created or changed.
+    fn apply(&self, object: K);
+    /// Takes the last state of an object that was deleted.
+    fn delete(&self, object: K);
+    /// Takes an object that was created or changed and cannot be decoded.
+    fn apply_unread(&self, object: Unread) {
+        object::log_unread(&object);
     }
-    /// An object was deleted whose last state cannot be decoded.
-    fn unread_deleted(&self, object: Unread) {
-        object::log(&object);
+    /// Takes a deleted object whose last state cannot be decoded.
+    fn delete_unread(&self, object: Unread) {
+        object::log_unread(&object);
     }
-    /// The API server has told everything up to `version`.
-    fn heard(&self, version: u64);
+    /// Notes that every change up to `version` has been received.
+    fn synced_to(&self, version: u64);
 }
 
-/// How far a watch has come.
-struct Place {
+/// The position up to which changes have been received.
+struct Position {
     version: String,
-    /// It has come further than the list that it began with.
-    has_moved: bool,
-    /// The watch that is open, or was last, told something.
-    has_told: bool,
-    /// Refusals since it told something.
+    /// Whether the watch has passed the version of the list that it began with.
+    is_past_list: bool,
+    /// Whether the open watch, or the last one, made progress.
+    has_progress: bool,
+    /// The number of refusals since the last progress.
     refusals: u32,
 }
 
-/// How a watch ended that was opened.
-enum Ended {
-    /// In its time, or having told something.
-    Well,
-    /// At once, having told nothing.
+/// How an opened watch ended.
+enum WatchEnd {
+    /// It lasted its time, or made progress.
+    Normal,
+    /// It ended early without progress.
     Empty,
-    /// The version is no longer to be had: list anew.
+    /// The API server no longer has the version, so a new list is needed.
     Expired,
 }
 
-fn backoff(most: Duration) -> ExponentialBackoff {
+fn backoff(max_delay: Duration) -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(most)
+        .with_max_delay(max_delay)
         .with_jitter()
         .without_max_times()
         .build()
 }
 
-/// Runs until cancelled; outages of any length are waited out.
-pub async fn run<K, S>(api: Api<K>, select: Select, sink: S, cancel: CancellationToken)
+/// Lists and watches until cancelled. It outlasts an outage of any length.
+pub async fn run<K, H>(api: Api<K>, select: Select, handler: H, cancel: CancellationToken)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
-    S: Sink<K>,
+    H: WatchHandler<K>,
 {
-    // Between two events, or in a wait.
+    // Cancellation takes effect between two events or during a wait.
     cancel
-        .run_until_cancelled(Box::pin(forever(api, select, sink)))
+        .run_until_cancelled(Box::pin(run_forever(api, select, handler)))
         .await;
 }
 
-async fn forever<K, S>(api: Api<K>, select: Select, sink: S)
+async fn run_forever<K, H>(api: Api<K>, select: Select, handler: H)
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
-    S: Sink<K>,
+    H: WatchHandler<K>,
 {
-    let (mut delays, mut relists) = (backoff(MAX_DELAY), backoff(MAX_RELIST_DELAY));
-    let mut place: Option<Place> = None;
+    let (mut retries, mut relists) = (backoff(MAX_RETRY_DELAY), backoff(MAX_RELIST_DELAY));
+    let mut position: Option<Position> = None;
     loop {
-        let delay = match &mut place {
-            None => match reset(&api, &select, &sink).await {
+        let delay = match &mut position {
+            None => match relist(&api, &select, &handler).await {
                 Ok(version) => {
-                    place = Some(Place {
+                    position = Some(Position {
                         version,
-                        has_moved: false,
-                        has_told: false,
+                        is_past_list: false,
+                        has_progress: false,
                         refusals: 0,
                     });
                     None
                 }
                 Err(error) => {
                     tracing::warn!(error = %Loggable(&error), "not listed; trying again");
-                    delays.next()
+                    retries.next()
                 }
             },
             Some(at) => {
-                let ended = watch(&api, &select, at, &sink).await;
-                if at.has_moved {
+                let ended = watch(&api, &select, at, &handler).await;
+                if at.is_past_list {
                     relists = backoff(MAX_RELIST_DELAY);
                 }
-                if at.has_told {
-                    delays = backoff(MAX_DELAY);
+                if at.has_progress {
+                    retries = backoff(MAX_RETRY_DELAY);
                 }
                 match ended {
-                    Ok(Ended::Well) => None,
-                    Ok(Ended::Empty) => delays.next(),
-                    Ok(Ended::Expired) => {
-                        let has_moved = at.has_moved;
-                        place = None;
-                        if has_moved { None } else { relists.next() }
+                    Ok(WatchEnd::Normal) => None,
+                    Ok(WatchEnd::Empty) => retries.next(),
+                    Ok(WatchEnd::Expired) => {
+                        let is_past_list = at.is_past_list;
+                        position = None;
+                        if is_past_list { None } else { relists.next() }
                     }
                     Err(error) => {
                         tracing::warn!(error = %Loggable(&error), "watch interrupted; trying again");
-                        if at.refusals >= REFUSALS {
-                            place = None;
+                        if at.refusals >= MAX_REFUSALS {
+                            position = None;
                         }
-                        delays.next()
+                        retries.next()
                     }
                 }
             }
@@ -202,132 +205,43 @@ where
     }
 }
 
-/// The API server did not tell what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("the API server did not answer in time")]
-    Timeout,
-    #[error("{}", Brief(.0))]
-    Api(#[from] kube::Error),
-    #[error("the watch broke off: {0}")]
-    Read(#[from] std::io::Error),
-    #[error("the answer is not what was asked for")]
-    Malformed,
-}
-
-/// What a list found.
-#[derive(Debug)]
-pub struct Listed<T> {
-    /// What was kept.
-    pub all: Vec<T>,
-    /// What cannot be decoded.
-    pub unread: Vec<Unread>,
-    /// As of which version.
-    pub version: String,
-}
-
-/// Everything there is, of one moment; in pages, of each of which only what `keep` makes
-/// of it outlives it.
-///
-/// # Errors
-/// A page did not come, or is no longer to be had (410): list anew.
-pub async fn list<K, T>(
-    api: &Api<K>,
-    params: ListParams,
-    keep: impl Fn(K) -> Option<T>,
-) -> Result<Listed<T>, Error>
+/// Hands a complete list to the handler and returns its version.
+async fn relist<K, H>(api: &Api<K>, select: &Select, handler: &H) -> Result<String, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
+    H: WatchHandler<K>,
 {
-    // No resourceVersion: a consistent read.
-    let mut limit = FIRST_PAGE;
-    let mut params = params.limit(limit);
-    let (mut all, mut unread) = (Vec::new(), Vec::new());
-    loop {
-        let mut request = kube::core::Request::new(api.resource_url())
-            .list(&params)
-            .map_err(kube::Error::BuildRequest)?;
-        // Names the span.
-        request.extensions_mut().insert("list");
-        let text = page(api, request).await?;
-        let (mut metadata, mut page) = (serde_json::Value::Null, None);
-        for (key, value) in object::fields(&text) {
-            match &*key {
-                "metadata" => metadata = serde_json::from_str(value).unwrap_or_default(),
-                "items" if value.trim() == "null" => page = Some(Vec::new()),
-                "items" => page = object::items(value),
-                _ => {}
-            }
-        }
-        for item in page.ok_or(Error::Malformed)? {
-            match object::decode::<K>(item).0 {
-                Object::Known(object) => all.extend(keep(object)),
-                Object::Unread(object) => unread.push(object),
-            }
-        }
-        let told = |key: &str| metadata[key].as_str().unwrap_or_default().to_owned();
-        params.continue_token = Some(told("continue")).filter(|token| !token.is_empty());
-        if params.continue_token.is_none() {
-            return Ok(Listed {
-                all,
-                unread,
-                version: told("resourceVersion"),
-            });
-        }
-        let fit = limit as usize * PAGE_BYTES / text.len().max(1);
-        limit = u32::try_from(fit).unwrap_or(PAGE).clamp(1, PAGE);
-        params.limit = Some(limit);
-    }
-}
-
-fn client_of<K: Resource + Clone>(api: &Api<K>) -> kube::Client {
-    api.clone().into_client()
-}
-
-async fn page<K: Resource + Clone>(
-    api: &Api<K>,
-    request: Request<Vec<u8>>,
-) -> Result<String, Error> {
-    let client = client_of(api);
-    let text = timeout(LIST_TIMEOUT, client.request_text(request)).await;
-    Ok(text.map_err(|_| Error::Timeout)??)
-}
-
-async fn reset<K, S>(api: &Api<K>, select: &Select, sink: &S) -> Result<String, Error>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
-    S: Sink<K>,
-{
-    let found = list(api, select.list(), S::keep).await?;
-    sink.listed(found.all, found.unread, number(&found.version));
+    let found = list(api, select.list(), H::project).await?;
+    handler.replace(found.items, found.unread, parse_version(&found.version));
     Ok(found.version)
 }
 
-async fn watch<K, S>(
+/// Opens a watch and hands over its events until it ends.
+async fn watch<K, H>(
     api: &Api<K>,
     select: &Select,
-    at: &mut Place,
-    sink: &S,
-) -> Result<Ended, Error>
+    at: &mut Position,
+    handler: &H,
+) -> Result<WatchEnd, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
-    S: Sink<K>,
+    H: WatchHandler<K>,
 {
-    at.has_told = false;
-    let begun = Instant::now();
-    let silence = Duration::from_secs(WATCH_SECONDS.into()) + GRACE;
+    at.has_progress = false;
+    let opened_at = Instant::now();
+    let max_silence = Duration::from_secs(WATCH_SECONDS.into()) + GRACE;
     let mut request = kube::core::Request::new(api.resource_url())
         .watch(&select.watch(), &at.version)
         .map_err(kube::Error::BuildRequest)?;
-    // Names the span.
+    // The trace span of the call gets this name.
     request.extensions_mut().insert("watch");
-    let client = client_of(api);
+    let client = api.clone().into_client();
     let opened = timeout(GRACE, client.request_stream(request))
         .await
         .map_err(|_| Error::Timeout)?;
     let lines = match opened {
         Ok(lines) => lines,
-        Err(kube::Error::Api(status)) if status.code == 410 => return Ok(Ended::Expired),
+        Err(kube::Error::Api(status)) if status.code == 410 => return Ok(WatchEnd::Expired),
         Err(error) => {
             at.refusals += u32::from(is_refusal(&error));
             return Err(error.into());
@@ -336,53 +250,58 @@ where
     let lines = std::pin::pin!(lines);
     let mut lines = lines.lines();
     loop {
-        let line = timeout(silence, lines.try_next())
+        let line = timeout(max_silence, lines.try_next())
             .await
             .map_err(|_| Error::Timeout)??;
         let Some(line) = line else {
-            let lasted = begun.elapsed() >= Duration::from_secs(WATCH_SECONDS.into()) / 2;
-            let well = at.has_told || lasted;
-            return Ok(if well { Ended::Well } else { Ended::Empty });
+            let has_lasted = opened_at.elapsed() >= Duration::from_secs(WATCH_SECONDS.into()) / 2;
+            return Ok(if at.has_progress || has_lasted {
+                WatchEnd::Normal
+            } else {
+                WatchEnd::Empty
+            });
         };
-        let version = match tell::<K, S>(&line, sink)? {
-            Told::Event(version) => version,
-            Told::Nothing => continue,
-            Told::Failed(status) if status.code == 410 => return Ok(Ended::Expired),
-            Told::Failed(status) => {
+        let version = match handle_line::<K, H>(&line, handler)? {
+            Line::Handled(version) => version,
+            Line::UnknownType => continue,
+            Line::Error(status) if status.code == 410 => return Ok(WatchEnd::Expired),
+            Line::Error(status) => {
                 let error = kube::Error::Api(status);
                 at.refusals += u32::from(is_refusal(&error));
                 return Err(error.into());
             }
         };
-        at.has_told = true;
+        at.has_progress = true;
         at.refusals = 0;
         if let Some(version) = version {
-            at.has_moved |= version != at.version;
+            at.is_past_list |= version != at.version;
             at.version = version;
         }
-        sink.heard(number(&at.version));
+        handler.synced_to(parse_version(&at.version));
     }
 }
 
-/// The API server said what is wrong, and it will be so the next time; not that it has too
-/// much to do.
+/// Reports whether the API server refused the request for what it asks, so that the same
+/// request will fail again. Missing permissions and overload do not count.
 fn is_refusal(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if !matches!(status.code, 401 | 403 | 429 | 503))
 }
 
-/// What a line of a watch was.
-enum Told {
-    /// Something that was taken in, and its resourceVersion where it has one.
-    Event(Option<String>),
-    /// A kind of event that this version does not know.
-    Nothing,
-    Failed(Box<Status>),
+/// The meaning of a line of a watch.
+enum Line {
+    /// An event or bookmark that was handled, with its resourceVersion where it has one.
+    Handled(Option<String>),
+    /// An event of a type that this version does not know.
+    UnknownType,
+    /// The API server ended the watch with an error.
+    Error(Box<Status>),
 }
 
-fn tell<K, S>(line: &str, sink: &S) -> Result<Told, Error>
+/// Hands the event of a line to the handler.
+fn handle_line<K, H>(line: &str, handler: &H) -> Result<Line, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned,
-    S: Sink<K>,
+    H: WatchHandler<K>,
 {
     let (mut kind, mut text) = (String::new(), None);
     for (key, value) in object::fields(line) {
@@ -397,22 +316,22 @@ where
         "ADDED" | "MODIFIED" => {
             let (object, version) = object::decode::<K>(text);
             match object {
-                Object::Known(object) => sink.applied(object),
-                Object::Unread(object) => sink.unread(object),
+                Decoded::Object(object) => handler.apply(object),
+                Decoded::Unread(object) => handler.apply_unread(object),
             }
-            Told::Event(version)
+            Line::Handled(version)
         }
         "DELETED" => {
             let (object, version) = object::decode::<K>(text);
             match object {
-                Object::Known(object) => sink.deleted(object),
-                Object::Unread(object) => sink.unread_deleted(object),
+                Decoded::Object(object) => handler.delete(object),
+                Decoded::Unread(object) => handler.delete_unread(object),
             }
-            Told::Event(version)
+            Line::Handled(version)
         }
-        "BOOKMARK" => Told::Event(object::version(text)),
-        "ERROR" => Told::Failed(serde_json::from_str(text).unwrap_or_default()),
-        _ => Told::Nothing,
+        "BOOKMARK" => Line::Handled(object::resource_version(text)),
+        "ERROR" => Line::Error(serde_json::from_str(text).unwrap_or_default()),
+        _ => Line::UnknownType,
     })
 }
 

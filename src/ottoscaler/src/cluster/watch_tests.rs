@@ -15,7 +15,7 @@ use crate::cluster::crd::WorkerTask;
 #[tokio::test]
 async fn a_list_comes_in_pages_of_one_moment() {
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-    let heard = asked.clone();
+    let recorded = asked.clone();
     let client = Client::new(
         tower::service_fn(move |request: Request<Body>| {
             let query = request.uri().query().unwrap().to_owned();
@@ -24,7 +24,7 @@ async fn a_list_comes_in_pages_of_one_moment() {
             } else {
                 "more"
             };
-            heard.lock().unwrap().push(query);
+            recorded.lock().unwrap().push(query);
             let page = json!({
                 "metadata": {"resourceVersion": "7", "continue": rest},
                 "items": [{"metadata": {"name": format!("before {rest}")}}],
@@ -37,15 +37,15 @@ async fn a_list_comes_in_pages_of_one_moment() {
     let found = list(&maps, ListParams::default().labels("a=b"), Some)
         .await
         .unwrap();
-    let names: Vec<String> = found.all.iter().map(ResourceExt::name_any).collect();
+    let names: Vec<String> = found.items.iter().map(ResourceExt::name_any).collect();
     assert_eq!(
-        (names.join(", "), number(&found.version)),
+        (names.join(", "), parse_version(&found.version)),
         ("before more, before ".to_owned(), 7)
     );
     let asked = asked.lock().unwrap();
     assert_eq!(asked.len(), 2);
     assert!(asked.iter().all(|q| q.contains("labelSelector=a")));
-    // How large the objects are shows how many may come at once.
+    // The size of the objects in the first page decides the size of the second.
     let has = |query: &str, limit: &str| query.split('&').any(|part| part == limit);
     assert!(has(&asked[0], "limit=50") && has(&asked[1], "limit=500"));
 }
@@ -53,13 +53,13 @@ async fn a_list_comes_in_pages_of_one_moment() {
 #[tokio::test]
 async fn pages_follow_the_size_of_the_objects() {
     let (asked, text) = (Arc::new(Mutex::new(Vec::new())), "x".repeat(400 * 1024));
-    let heard = asked.clone();
+    let recorded = asked.clone();
     let client = Client::new(
         tower::service_fn(move |request: Request<Body>| {
             let query = request.uri().query().unwrap().to_owned();
             let limit = query.split("limit=").nth(1).unwrap();
             let limit: usize = limit.split('&').next().unwrap().parse().unwrap();
-            let mut asked = heard.lock().unwrap();
+            let mut asked = recorded.lock().unwrap();
             asked.push(limit);
             let rest = if asked.len() < 3 { "more" } else { "" };
             let item = json!({"metadata": {"name": "m"}, "data": {"a": text}});
@@ -73,52 +73,53 @@ async fn pages_follow_the_size_of_the_objects() {
         .await
         .unwrap();
     assert_eq!(*asked.lock().unwrap(), [50, 10, 10]);
-    assert_eq!(found.all.len(), 70);
+    assert_eq!(found.items.len(), 70);
 }
 
-/// What a sink was told.
+/// A call of the handler.
 #[derive(Debug, Clone, PartialEq)]
-enum Heard {
-    Reset(Vec<String>, Vec<Unread>, u64),
+enum Received {
+    Replaced(Vec<String>, Vec<Unread>, u64),
     Applied(String),
     Deleted(String),
     Unread(Unread),
     UnreadDeleted(Unread),
-    Version(u64),
+    SyncedTo(u64),
 }
 
+/// A handler that records its calls.
 #[derive(Clone, Default)]
-struct Ear(Arc<Mutex<Vec<(Instant, Heard)>>>);
+struct Recorder(Arc<Mutex<Vec<(Instant, Received)>>>);
 
-impl Ear {
-    fn hear(&self, heard: Heard) {
-        self.0.lock().unwrap().push((Instant::now(), heard));
+impl Recorder {
+    fn record(&self, received: Received) {
+        self.0.lock().unwrap().push((Instant::now(), received));
     }
 }
 
-impl Sink<WorkerTask> for Ear {
-    type Kept = String;
+impl WatchHandler<WorkerTask> for Recorder {
+    type Item = String;
 
-    fn keep(object: WorkerTask) -> Option<String> {
+    fn project(object: WorkerTask) -> Option<String> {
         object.metadata.name
     }
-    fn listed(&self, all: Vec<String>, unread: Vec<Unread>, version: u64) {
-        self.hear(Heard::Reset(all, unread, version));
+    fn replace(&self, all: Vec<String>, unread: Vec<Unread>, version: u64) {
+        self.record(Received::Replaced(all, unread, version));
     }
-    fn applied(&self, object: WorkerTask) {
-        self.hear(Heard::Applied(object.name_any()));
+    fn apply(&self, object: WorkerTask) {
+        self.record(Received::Applied(object.name_any()));
     }
-    fn deleted(&self, object: WorkerTask) {
-        self.hear(Heard::Deleted(object.name_any()));
+    fn delete(&self, object: WorkerTask) {
+        self.record(Received::Deleted(object.name_any()));
     }
-    fn unread(&self, object: Unread) {
-        self.hear(Heard::Unread(object));
+    fn apply_unread(&self, object: Unread) {
+        self.record(Received::Unread(object));
     }
-    fn unread_deleted(&self, object: Unread) {
-        self.hear(Heard::UnreadDeleted(object));
+    fn delete_unread(&self, object: Unread) {
+        self.record(Received::UnreadDeleted(object));
     }
-    fn heard(&self, version: u64) {
-        self.hear(Heard::Version(version));
+    fn synced_to(&self, version: u64) {
+        self.record(Received::SyncedTo(version));
     }
 }
 
@@ -140,7 +141,8 @@ fn unread(name: &str, version: u64) -> Unread {
     }
 }
 
-/// Answers each request by its query: with a status code and the lines of its body.
+/// Returns an API whose server answers each request by its query, with a status code and the
+/// lines of the body.
 fn answering(answer: impl FnMut(&str) -> (u16, Vec<Value>) + Send + 'static) -> Api<WorkerTask> {
     let answer = Arc::new(Mutex::new(answer));
     let client = Client::new(
@@ -165,12 +167,12 @@ fn event(kind: &str, object: &Value) -> Value {
     json!({"type": kind, "object": object})
 }
 
-/// Runs for so long, on paused time.
-async fn run_for(time: Duration, api: Api<WorkerTask>) -> Vec<(Instant, Heard)> {
-    let ear = Ear::default();
+/// Runs a watch for so long, on paused time, and returns the calls of its handler.
+async fn run_for(time: Duration, api: Api<WorkerTask>) -> Vec<(Instant, Received)> {
+    let recorder = Recorder::default();
     let cancel = CancellationToken::new();
-    let _ = timeout(time, run(api, Select::All, ear.clone(), cancel)).await;
-    ear.0.lock().unwrap().clone()
+    let _ = timeout(time, run(api, Select::All, recorder.clone(), cancel)).await;
+    recorder.0.lock().unwrap().clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -182,7 +184,7 @@ async fn an_object_that_cannot_be_decoded_holds_nobody_up() {
                 &[task("good", 3, 1), task("bad", 4, -1), task("other", 5, 2)],
             );
         }
-        // Once only: the connection breaks off before the last event.
+        // The events are sent once. The second watch begins after the last one.
         if !query.contains("resourceVersion=5") {
             assert!(query.contains("resourceVersion=10"), "{query}");
             return (200, vec![]);
@@ -197,22 +199,22 @@ async fn an_object_that_cannot_be_decoded_holds_nobody_up() {
         ];
         (200, events.into())
     });
-    let heard = run_for(Duration::from_secs(1), api).await;
-    let heard: Vec<Heard> = heard.into_iter().map(|h| h.1).collect();
+    let received = run_for(Duration::from_secs(1), api).await;
+    let received: Vec<Received> = received.into_iter().map(|h| h.1).collect();
     let names = |all: &[&str]| all.iter().map(|n| (*n).to_owned()).collect();
     assert_eq!(
-        heard,
+        received,
         [
-            Heard::Reset(names(&["good", "other"]), vec![unread("bad", 4)], 5),
-            Heard::Unread(unread("worse", 6)),
-            Heard::Version(6),
-            Heard::Unread(unread("good", 7)),
-            Heard::Version(7),
-            Heard::Applied("good".to_owned()),
-            Heard::Version(8),
-            Heard::UnreadDeleted(unread("bad", 9)),
-            Heard::Version(9),
-            Heard::Version(10),
+            Received::Replaced(names(&["good", "other"]), vec![unread("bad", 4)], 5),
+            Received::Unread(unread("worse", 6)),
+            Received::SyncedTo(6),
+            Received::Unread(unread("good", 7)),
+            Received::SyncedTo(7),
+            Received::Applied("good".to_owned()),
+            Received::SyncedTo(8),
+            Received::UnreadDeleted(unread("bad", 9)),
+            Received::SyncedTo(9),
+            Received::SyncedTo(10),
         ]
     );
 }
@@ -223,11 +225,11 @@ async fn opening_a_watch_that_tells_nothing_is_no_sign_of_life() {
         true => (200, vec![]),
         false => page(5, &[]),
     });
-    let heard = run_for(Duration::from_secs(60), api).await;
-    assert_eq!(heard.len(), 1, "{heard:?}");
+    let received = run_for(Duration::from_secs(60), api).await;
+    assert_eq!(received.len(), 1, "{received:?}");
 }
 
-/// The calls of a minute, of whatever kind.
+/// Returns the numbers of lists and of watches in ten minutes.
 async fn calls(
     mut answer: impl FnMut(&str) -> (u16, Vec<Value>) + Send + 'static,
 ) -> (usize, usize) {
@@ -251,7 +253,7 @@ async fn calls(
 async fn a_watch_that_never_tells_anything_is_asked_for_ever_less_often() {
     let gone = json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"});
     let is_watch = |query: &str| query.contains("watch=true");
-    // 410, by its status or as an event; each costs a list of everything.
+    // The 410 comes as the status of the answer or as an event. Each costs a complete list.
     for code in [410, 200] {
         let gone = gone.clone();
         let (lists, watches) = calls(move |query| match (is_watch(query), code) {
@@ -265,7 +267,7 @@ async fn a_watch_that_never_tells_anything_is_asked_for_ever_less_often() {
             "{lists} {watches}"
         );
     }
-    // It ends at once.
+    // Each watch ends at once.
     let (lists, watches) = calls(move |query| match is_watch(query) {
         true => (200, vec![]),
         false => page(5, &[]),
@@ -292,8 +294,8 @@ async fn a_version_that_the_api_server_refuses_in_other_words_is_listed_anew() {
             vec![json!({"code": 504, "reason": "Timeout", "message": text})],
         )
     });
-    let heard = run_for(Duration::from_secs(60), api).await;
-    assert!((2..30).contains(&heard.len()), "{heard:?}");
+    let received = run_for(Duration::from_secs(60), api).await;
+    assert!((2..30).contains(&received.len()), "{received:?}");
 }
 
 #[tokio::test(start_paused = true)]

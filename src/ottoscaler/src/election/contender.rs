@@ -35,7 +35,7 @@ use super::{
 use crate::{
     cluster::{
         Loggable, object,
-        watch::{self as cluster_watch, Select, Sink},
+        watch::{self as cluster_watch, Select, WatchHandler},
     },
     config,
     domain::unread::Unread,
@@ -392,30 +392,30 @@ impl Seen {
     }
 }
 
-impl Sink<Lease> for Seen {
-    type Kept = Lease;
+impl WatchHandler<Lease> for Seen {
+    type Item = Lease;
 
-    fn keep(object: Lease) -> Option<Lease> {
+    fn project(object: Lease) -> Option<Lease> {
         Some(object)
     }
-    fn listed(&self, all: Vec<Lease>, unread: Vec<Unread>, _: u64) {
+    fn replace(&self, all: Vec<Lease>, unread: Vec<Unread>, _: u64) {
         // One that cannot be decoded is there, whatever it says.
-        unread.iter().for_each(object::log);
+        unread.iter().for_each(object::log_unread);
         if unread.is_empty() {
             self.see(all.into_iter().next());
         }
     }
-    fn applied(&self, object: Lease) {
+    fn apply(&self, object: Lease) {
         self.see(Some(object));
     }
-    fn deleted(&self, _: Lease) {
+    fn delete(&self, _: Lease) {
         self.see(None);
     }
-    fn unread_deleted(&self, object: Unread) {
-        object::log(&object);
+    fn delete_unread(&self, object: Unread) {
+        object::log_unread(&object);
         self.see(None);
     }
-    fn heard(&self, _: u64) {}
+    fn synced_to(&self, _: u64) {}
 }
 
 #[cfg(test)]

@@ -171,7 +171,7 @@ async fn a_pause_is_told_when_the_lease_begins_or_ends_it_and_only_then() {
         (None, true),
         (None, false),
     ] {
-        seen.applied(lease(why));
+        seen.apply(lease(why));
         let told = timeout(second, pause.changed()).await.is_ok();
         assert_eq!((told, pause.why().as_deref()), (is_news, why));
     }

@@ -8,7 +8,7 @@ use crate::{
 
 /// Where the contender puts changes.
 pub(super) struct Events {
-    events: events::Events,
+    events: events::EventQueue,
     replica: String,
     lease: ObjectReference,
 }
@@ -69,6 +69,6 @@ impl Events {
             action,
             text,
         };
-        self.events.tell(note, lease);
+        self.events.push(note, lease);
     }
 }

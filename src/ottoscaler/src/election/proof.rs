@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cluster::{
         object,
-        watch::{self as cluster_watch, Select, Sink},
+        watch::{self as cluster_watch, Select, WatchHandler},
     },
     domain::unread::Unread,
 };
@@ -114,23 +114,23 @@ impl Witness {
     }
 }
 
-impl Sink<Pod> for Witness {
-    type Kept = Pod;
+impl WatchHandler<Pod> for Witness {
+    type Item = Pod;
 
-    fn keep(object: Pod) -> Option<Pod> {
+    fn project(object: Pod) -> Option<Pod> {
         Some(object)
     }
-    fn listed(&self, all: Vec<Pod>, unread: Vec<Unread>, _: u64) {
-        unread.iter().for_each(object::log);
+    fn replace(&self, all: Vec<Pod>, unread: Vec<Unread>, _: u64) {
+        unread.iter().for_each(object::log_unread);
         all.iter().for_each(|pod| self.look(pod));
     }
-    fn applied(&self, object: Pod) {
+    fn apply(&self, object: Pod) {
         self.look(&object);
     }
-    fn deleted(&self, object: Pod) {
+    fn delete(&self, object: Pod) {
         self.look(&object);
     }
-    fn heard(&self, _: u64) {}
+    fn synced_to(&self, _: u64) {}
 }
 
 /// Watches the pod of whoever holds the Lease; tells the guard of its death and

@@ -58,7 +58,7 @@ fn standing_after(tell: impl FnOnce(&Witness)) -> Standing {
 
 fn is_proof(pod: Pod) -> bool {
     matches!(
-        standing_after(|witness| witness.applied(pod)),
+        standing_after(|witness| witness.apply(pod)),
         Standing::Free(AcquireReason::Dead)
     )
 }
@@ -70,7 +70,7 @@ fn the_published_container_terminated_is_a_proof() {
     assert!(is_proof(pod("u", runs(), ended("c1", "OOMKilled"))));
     // And when the pod goes with it.
     let gone = pod("u", ended("c1", "Completed"), json!({}));
-    let standing = standing_after(|witness| witness.deleted(gone));
+    let standing = standing_after(|witness| witness.delete(gone));
     assert!(matches!(standing, Standing::Free(AcquireReason::Dead)));
 }
 
@@ -97,7 +97,7 @@ fn a_pod_failed_by_the_pod_garbage_collector_is_no_proof() {
 #[test]
 fn a_pod_deleted_by_force_while_it_runs_is_no_proof() {
     let running = || pod("u", runs(), json!({}));
-    let standing = standing_after(|witness| witness.deleted(running()));
+    let standing = standing_after(|witness| witness.delete(running()));
     assert!(matches!(standing, Standing::HeldUntil(_)));
     // Nor that there is none any more.
     let standing = standing_after(|witness| witness.reset(vec![], 9));

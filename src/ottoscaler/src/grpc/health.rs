@@ -178,7 +178,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cluster::watch::Sink as _,
+        cluster::watch::WatchHandler as _,
         election::{Clock, Time},
         index::{PodFeed, TaskFeed},
     };

@@ -21,7 +21,7 @@ use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::{
-    cluster::watch::Sink as _,
+    cluster::watch::WatchHandler as _,
     election::Leadership,
     index::{PodFeed, TaskFeed},
     proto::{

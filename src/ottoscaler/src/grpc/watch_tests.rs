@@ -228,7 +228,7 @@ fn a_reader_that_fell_behind_comes_to_what_is() {
         .filter(|t| t.name != "gone")
         .map(|t| Task::clone(t))
         .collect();
-    crate::cluster::watch::Sink::reset(&feed, left, 10_000);
+    crate::cluster::watch::WatchHandler::reset(&feed, left, 10_000);
     take(&mut picture, &read(&mut watch));
     assert_eq!(picture.len(), 100);
     assert!(!picture.contains_key("otto-agent-gone-1"));

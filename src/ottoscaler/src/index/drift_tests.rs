@@ -25,7 +25,7 @@ use super::{Index, PodFeed, TaskFeed};
 use crate::{
     cluster::{
         convert::{self, PodView},
-        watch::Sink as _,
+        watch::WatchHandler as _,
     },
     domain::{
         names,

@@ -7,7 +7,7 @@ use crate::{
         convert::{self, PodView},
         crd::WorkerTask,
         object,
-        watch::Sink,
+        watch::WatchHandler,
     },
     domain::{pod::Pod, task::Task, unread::Unread},
 };
@@ -19,14 +19,14 @@ pub struct PodFeed(pub Index);
 #[derive(Debug)]
 pub struct TaskFeed(pub Index);
 
-impl Sink<PodView> for PodFeed {
-    type Kept = Pod;
+impl WatchHandler<PodView> for PodFeed {
+    type Item = Pod;
 
-    fn keep(object: PodView) -> Option<Pod> {
+    fn project(object: PodView) -> Option<Pod> {
         convert::pod(object)
     }
 
-    fn listed(&self, pods: Vec<Pod>, unread: Vec<Unread>, version: u64) {
+    fn replace(&self, pods: Vec<Pod>, unread: Vec<Unread>, version: u64) {
         let listed = pods.iter().map(|p| p.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
         for object in unread {
@@ -45,30 +45,30 @@ impl Sink<PodView> for PodFeed {
         lost.into_iter()
             .for_each(|task| self.0.announce(task, true));
         self.0.0.pods.synced.store(true, Ordering::Release);
-        self.heard(version);
+        self.synced_to(version);
     }
 
-    fn applied(&self, object: PodView) {
+    fn apply(&self, object: PodView) {
         if let Some(pod) = convert::pod(object) {
             self.0.change(|s| s.apply_pod(pod));
         }
     }
 
-    fn deleted(&self, object: PodView) {
+    fn delete(&self, object: PodView) {
         if let Some(pod) = convert::pod(object) {
             self.0.change(|s| s.delete_pod(pod));
         }
     }
 
-    fn unread(&self, object: Unread) {
+    fn apply_unread(&self, object: Unread) {
         self.0.take_unread(object, || false, State::unread_pod);
     }
 
-    fn unread_deleted(&self, object: Unread) {
+    fn delete_unread(&self, object: Unread) {
         self.0.change(|s| s.delete_unread_pod(&object));
     }
 
-    fn heard(&self, version: u64) {
+    fn synced_to(&self, version: u64) {
         self.0.mark(&self.0.0.pods);
         self.0
             .0
@@ -92,14 +92,14 @@ impl TaskFeed {
     }
 }
 
-impl Sink<WorkerTask> for TaskFeed {
-    type Kept = Task;
+impl WatchHandler<WorkerTask> for TaskFeed {
+    type Item = Task;
 
-    fn keep(object: WorkerTask) -> Option<Task> {
+    fn project(object: WorkerTask) -> Option<Task> {
         convert::task(object)
     }
 
-    fn listed(&self, tasks: Vec<Task>, unread: Vec<Unread>, version: u64) {
+    fn replace(&self, tasks: Vec<Task>, unread: Vec<Unread>, version: u64) {
         let listed = tasks.iter().map(|t| t.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
         self.some(tasks, unread, version);
@@ -111,30 +111,30 @@ impl Sink<WorkerTask> for TaskFeed {
         lost.into_iter()
             .for_each(|task| self.0.announce(task, true));
         self.0.0.tasks.synced.store(true, Ordering::Release);
-        self.heard(version);
+        self.synced_to(version);
     }
 
-    fn applied(&self, object: WorkerTask) {
+    fn apply(&self, object: WorkerTask) {
         if let Some(task) = convert::task(object) {
             self.0.change(|s| s.apply_task(task));
         }
     }
 
-    fn deleted(&self, object: WorkerTask) {
+    fn delete(&self, object: WorkerTask) {
         if let Some(task) = convert::task(object) {
             self.0.change(|s| s.delete_task(&task.name, &task.uid));
         }
     }
 
-    fn unread(&self, object: Unread) {
+    fn apply_unread(&self, object: Unread) {
         self.0.take_unread(object, || false, State::unread_task);
     }
 
-    fn unread_deleted(&self, object: Unread) {
+    fn delete_unread(&self, object: Unread) {
         self.0.change(|s| s.delete_task(&object.name, &object.uid));
     }
 
-    fn heard(&self, version: u64) {
+    fn synced_to(&self, version: u64) {
         self.0.mark(&self.0.0.tasks);
         self.0
             .0
@@ -170,7 +170,7 @@ impl Index {
             }
             let change = take(s, object);
             if change.is_some() {
-                object::log(&told);
+                object::log_unread(&told);
                 self.0.undecodable.count(&told.kind);
             }
             change

@@ -486,7 +486,7 @@ mod tests {
     #[test]
     fn a_worker_that_has_succeeded_never_shows_running_again() {
         use crate::{
-            cluster::watch::Sink as _,
+            cluster::watch::WatchHandler as _,
             domain::{
                 pod::PodPhase,
                 task::{TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
@@ -531,7 +531,7 @@ mod tests {
                 index.wrote_task(task(n, 1, WorkerPhase::Running));
                 index.wrote_pod(pod(n, 2, PodPhase::Succeeded));
             }
-            PodFeed(index.clone()).heard(2);
+            PodFeed(index.clone()).synced_to(2);
             let over = AtomicBool::new(false);
             std::thread::scope(|threads| {
                 threads.spawn(|| {

@@ -19,7 +19,7 @@ use crate::{
     cluster::{
         convert,
         crd::{WorkerTask, WorkerTaskSpec},
-        error::Brief,
+        error::ErrorMessage,
         events::Note,
     },
     domain::{
@@ -452,11 +452,11 @@ fn refusal(error: &kube::Error) -> Refusal {
         kube::Error::SerdeError(_) => Refusal::Failed(format!(
             "the stored task is not understood by this version ({}); mend its WorkerTask, \
              delete it or upgrade",
-            Brief(error)
+            ErrorMessage(error)
         )),
         error => Refusal::Unavailable(format!(
             "the API server did not take the task ({}); try again",
-            Brief(error)
+            ErrorMessage(error)
         )),
     }
 }

@@ -15,7 +15,7 @@ use super::{metrics::Metrics, scheduler::Scheduler};
 use crate::{
     cluster::{
         crd::WorkerTask,
-        events::{Events, Note},
+        events::{EventQueue, Note},
     },
     config,
     domain::{
@@ -44,7 +44,7 @@ pub(super) struct Shared {
     pub(super) client: LeaderClient,
     pub(super) term: String,
     pub(super) index: Index,
-    pub(super) events: Events,
+    pub(super) events: EventQueue,
     pub(super) policy: Arc<Policy>,
     /// A pause of new pods; all else goes on.
     pub(super) pause: Pause,
@@ -178,7 +178,7 @@ impl Shared {
     /// Tells people of a task, by an Event on its WorkerTask.
     pub(super) fn tell(&self, task: &Task, note: Note) {
         let about = self.client.reference::<WorkerTask>(&task.name, &task.uid);
-        self.events.tell(note, about);
+        self.events.push(note, about);
     }
 
     /// The same of an object that cannot be decoded.
@@ -199,7 +199,7 @@ impl Shared {
                 object.why
             ),
         };
-        self.events.tell(note, about);
+        self.events.push(note, about);
     }
 
     pub(super) fn refused(&self) -> MutexGuard<'_, Refused> {

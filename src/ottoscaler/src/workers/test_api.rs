@@ -21,7 +21,7 @@ use tower::Layer as _;
 
 use super::{Manager, Metrics, Parts};
 use crate::{
-    cluster::{POD_KEY, watch::Sink as _},
+    cluster::{POD_KEY, watch::WatchHandler as _},
     config::Config,
     election::{Clock, Clocks, LeaderClient, Pause, Time},
     handler::{Drained, NotificationSink},
@@ -91,9 +91,9 @@ impl Api {
         let index = Index::default();
         let state = self.state.lock().unwrap();
         let tasks = state.tasks.values().cloned();
-        let tasks = tasks.filter_map(|t| TaskFeed::keep(serde_json::from_value(t).unwrap()));
+        let tasks = tasks.filter_map(|t| TaskFeed::project(serde_json::from_value(t).unwrap()));
         let pods = state.pods.values().cloned();
-        let pods = pods.filter_map(|p| PodFeed::keep(serde_json::from_value(p).unwrap()));
+        let pods = pods.filter_map(|p| PodFeed::project(serde_json::from_value(p).unwrap()));
         TaskFeed(index.clone()).reset(tasks.collect(), state.version);
         PodFeed(index.clone()).reset(pods.collect(), state.version);
         *self.index.lock().unwrap() = index;
@@ -243,7 +243,7 @@ impl Api {
             let name = task["metadata"]["name"].as_str().unwrap().to_owned();
             state.tasks.insert(name, task.clone());
         }
-        TaskFeed(self.index()).applied(serde_json::from_value(task.clone()).unwrap());
+        TaskFeed(self.index()).apply(serde_json::from_value(task.clone()).unwrap());
         self.tell_versions();
         task
     }
@@ -251,8 +251,8 @@ impl Api {
     /// As bookmarks do.
     fn tell_versions(&self) {
         let version = self.state.lock().unwrap().version;
-        TaskFeed(self.index()).heard(version);
-        PodFeed(self.index()).heard(version);
+        TaskFeed(self.index()).synced_to(version);
+        PodFeed(self.index()).synced_to(version);
     }
 
     fn put_pod(&self, mut pod: Value) -> Value {
@@ -262,7 +262,7 @@ impl Api {
             let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
             state.pods.insert(name, pod.clone());
         }
-        PodFeed(self.index()).applied(serde_json::from_value(pod.clone()).unwrap());
+        PodFeed(self.index()).apply(serde_json::from_value(pod.clone()).unwrap());
         self.tell_versions();
         pod
     }
@@ -278,7 +278,7 @@ impl Api {
             task["metadata"]["resourceVersion"] = json!(state.next());
             task
         };
-        TaskFeed(self.index()).deleted(serde_json::from_value(task).unwrap());
+        TaskFeed(self.index()).delete(serde_json::from_value(task).unwrap());
         self.tell_versions();
     }
 
@@ -308,7 +308,7 @@ impl Api {
     pub(super) fn remove_pod(&self, name: &str) -> Option<Value> {
         let mut pod = self.state.lock().unwrap().pods.remove(name)?;
         pod["metadata"]["resourceVersion"] = json!(self.state.lock().unwrap().next());
-        PodFeed(self.index()).deleted(serde_json::from_value(pod.clone()).unwrap());
+        PodFeed(self.index()).delete(serde_json::from_value(pod.clone()).unwrap());
         self.tell_versions();
         Some(pod)
     }
@@ -357,7 +357,7 @@ impl Api {
         *running = json!({"terminated": {"exitCode": 0, "reason": "Completed",
             "startedAt": running["running"]["startedAt"]}});
         let (pod, index) = (pod.clone(), self.index());
-        move || PodFeed(index).applied(serde_json::from_value(pod).unwrap())
+        move || PodFeed(index).apply(serde_json::from_value(pod).unwrap())
     }
 
     pub(super) fn set_quota(&self, pods: Option<usize>) {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     cluster::{
         crd::bounds::{prune, schema, violations},
-        watch::Sink as _,
+        watch::WatchHandler as _,
     },
     domain::{
         ledger::Ledger,
@@ -167,16 +167,16 @@ impl Replica {
     /// What its watches tell.
     fn watch(&mut self, api: &Api) {
         let task = serde_json::from_value(api.task.clone()).unwrap();
-        TaskFeed(self.index.clone()).applied(task);
+        TaskFeed(self.index.clone()).apply(task);
         let pods = PodFeed(self.index.clone());
         for pod in api.pods.values() {
-            pods.applied(serde_json::from_value(pod.clone()).unwrap());
+            pods.apply(serde_json::from_value(pod.clone()).unwrap());
         }
         for (name, pod) in &self.known {
             if !api.pods.contains_key(name) {
                 let mut last = pod.clone();
                 last["metadata"]["resourceVersion"] = json!(api.version.to_string());
-                pods.deleted(serde_json::from_value(last).unwrap());
+                pods.delete(serde_json::from_value(last).unwrap());
             }
         }
         self.known.clone_from(&api.pods);

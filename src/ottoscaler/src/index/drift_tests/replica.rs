@@ -8,20 +8,20 @@ use super::{
     Seen,
     server::{Event, Kind, Server, is_broken, is_terminal, uid},
 };
-use crate::{cluster::watch::Sink, domain::unread::Unread};
+use crate::{cluster::watch::WatchHandler, domain::unread::Unread};
 
-pub(super) fn kept<S: Sink<K>, K>(all: Vec<K>) -> Vec<S::Kept> {
-    all.into_iter().filter_map(S::keep).collect()
+pub(super) fn kept<H: WatchHandler<K>, K>(all: Vec<K>) -> Vec<H::Item> {
+    all.into_iter().filter_map(H::project).collect()
 }
 
 /// What a list finds: what is kept of it, and what cannot be decoded.
-pub(super) fn listed<S, K>(all: Vec<K>) -> (Vec<S::Kept>, Vec<Unread>)
+pub(super) fn listed<H, K>(all: Vec<K>) -> (Vec<H::Item>, Vec<Unread>)
 where
     K: Resource<DynamicType = ()>,
-    S: Sink<K>,
+    H: WatchHandler<K>,
 {
     let (broken, all): (Vec<K>, Vec<K>) = all.into_iter().partition(|o| is_broken(o.meta()));
-    (kept::<S, _>(all), broken.iter().map(unread).collect())
+    (kept::<H, _>(all), broken.iter().map(unread).collect())
 }
 
 fn unread<K: Resource<DynamicType = ()>>(object: &K) -> Unread {
@@ -36,26 +36,29 @@ fn unread<K: Resource<DynamicType = ()>>(object: &K) -> Unread {
 }
 
 /// A watch as `cluster/watch.rs` runs it, event by event.
-struct Watch<S> {
-    sink: S,
+struct Watch<H> {
+    handler: H,
     /// None: it lists next.
     from: Option<u64>,
 }
 
-impl<S> Watch<S> {
-    fn new(sink: S) -> Self {
-        Self { sink, from: None }
+impl<H> Watch<H> {
+    fn new(handler: H) -> Self {
+        Self {
+            handler,
+            from: None,
+        }
     }
 
     /// One step; false: nothing to tell.
     fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
     where
         K: Resource<DynamicType = ()> + Clone,
-        S: Sink<K>,
+        H: WatchHandler<K>,
     {
         let Some(from) = self.from else {
-            let (all, unread) = listed::<S, _>(kind.list());
-            self.sink.listed(all, unread, version);
+            let (all, unread) = listed::<H, _>(kind.list());
+            self.handler.replace(all, unread, version);
             self.from = Some(version);
             seen.relists += 1;
             return true;
@@ -69,23 +72,23 @@ impl<S> Watch<S> {
             Ok(None) => {
                 // A bookmark.
                 self.from = Some(version);
-                self.sink.heard(version);
+                self.handler.synced_to(version);
                 false
             }
             Ok(Some((at, event))) => {
                 match event {
                     Event::Applied(object) if is_broken(object.meta()) => {
-                        self.sink.unread(unread(&object));
+                        self.handler.apply_unread(unread(&object));
                         seen.unread += 1;
                     }
                     Event::Deleted(object) if is_broken(object.meta()) => {
-                        self.sink.unread_deleted(unread(&object));
+                        self.handler.delete_unread(unread(&object));
                     }
-                    Event::Applied(object) => self.sink.applied(object),
-                    Event::Deleted(object) => self.sink.deleted(object),
+                    Event::Applied(object) => self.handler.apply(object),
+                    Event::Deleted(object) => self.handler.delete(object),
                 }
                 self.from = Some(at);
-                self.sink.heard(at);
+                self.handler.synced_to(at);
                 seen.told += 1;
                 true
             }

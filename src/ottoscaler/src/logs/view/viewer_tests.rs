@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::{
-    cluster::watch::Sink as _,
+    cluster::watch::WatchHandler as _,
     domain::{
         pod::PodPhase,
         task::{Task, TaskSpec},
