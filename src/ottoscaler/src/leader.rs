@@ -114,7 +114,7 @@ impl Controllers {
         .await;
         let tasks_at = watch::parse_version(&tasks.version);
         let feed = TaskFeed(self.index.clone());
-        feed.some(tasks.items, tasks.unread, tasks_at);
+        feed.apply_some(tasks.items, tasks.unread, tasks_at);
         let pods_at = watch::parse_version(&pods.version);
         PodFeed(self.index.clone()).replace(pods.items, pods.unread, pods_at);
     }

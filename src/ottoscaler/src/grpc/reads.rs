@@ -28,6 +28,6 @@ impl SyncedIndex {
 
     /// Waits until the watches have reached these versions, see [`Index::reached`].
     pub(super) async fn reached(&self, task_version: u64, pod_version: u64) {
-        self.0.reached(task_version, pod_version).await;
+        self.0.wait_for_versions(task_version, pod_version).await;
     }
 }

@@ -28,7 +28,7 @@ use crate::{
         request::Selection,
         view::{ClientState, WorkerView},
     },
-    index::{Change, Index, Picture},
+    index::{Change, Index, TaskSnapshot},
     proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
 };
 
@@ -167,9 +167,9 @@ impl WorkerWatch {
     /// Makes events of the differences between a task and what the client knows of it. Returns
     /// false when there are more differences than fit.
     fn diff_task(&mut self, task: &Arc<str>) -> bool {
-        let picture = self.index.picture(task);
+        let picture = self.index.snapshot(task);
         let mut selected = Vec::new();
-        if let Some(Picture { task: of, workers }) = &picture {
+        if let Some(TaskSnapshot { task: of, workers }) = &picture {
             let id: Arc<str> = match of.spec.task_id.as_str() {
                 id if *id == **task => task.clone(),
                 id => id.into(),

@@ -1,10 +1,14 @@
-//! Random events through the index and the planning core, against a server of a
-//! few lines: three replicas whose watches lag, break and relist on their own, a
-//! leader that changes, calls and answers that are late. Whenever all is quiet the
-//! indexes equal a fresh list, and the pods are the wanted ones; and no worker is
-//! told as lost whose end a watch has told.
+//! A property test of the index and the planning core, against a simulated API server.
 //!
-//! `OTTO_TEST_SEED` for the same events again.
+//! Random events: three replicas whose watches lag, break and relist independently, a leader
+//! that changes, and calls and answers that are late.
+//!
+//! Properties:
+//! - When everything in flight has arrived, each index equals a new list, and exactly the
+//!   wanted pods exist.
+//! - No worker is reported as lost whose end a watch has reported.
+//!
+//! `OTTO_TEST_SEED` repeats a history.
 #![expect(clippy::unwrap_used, clippy::panic)]
 mod checks;
 mod leader;
@@ -18,7 +22,7 @@ use std::{
 
 use self::{
     leader::{Answer, Call, Leader, carry_out},
-    replica::{Replica, kept, listed},
+    replica::{Replica, listed, projected},
     server::{Server, is_broken, is_terminal, uid},
 };
 use super::{Index, PodFeed, TaskFeed};
@@ -37,10 +41,10 @@ use crate::{
 };
 
 const REPLICAS: usize = 3;
-/// Task ids in use; those of forgotten tasks come again.
+/// The number of task ids in use. Those of deleted tasks are used again.
 const TASKS: usize = 10;
 
-/// SplitMix64.
+/// A random number generator (SplitMix64).
 struct Dice(u64);
 
 impl Dice {
@@ -61,9 +65,9 @@ impl Dice {
     }
 }
 
-/// What happened, counted where it takes effect.
+/// Counts of what happened, taken where it takes effect.
 #[derive(Debug, Default)]
-struct Seen {
+struct Counts {
     events: usize,
     told: usize,
     tombstones: usize,
@@ -72,25 +76,24 @@ struct Seen {
     leaders: usize,
     quiet: usize,
     pods: usize,
-    /// Attempts judged after their pod had ended and gone.
+    /// Attempts that were judged after their pod had ended and been deleted.
     ends_of_gone: usize,
     lost: usize,
-    /// Attempts that ended for their nodes were not heard of.
+    /// Attempts that ended because their node had sent no heartbeats.
     silent: usize,
-    /// Workers that ScaleDown had taken, and that were wanted again.
+    /// Workers that ScaleDown had removed and that became wanted again.
     grown: usize,
-    /// Events of objects that could not be decoded.
+    /// Events whose objects could not be decoded.
     unread: usize,
     /// Pods whose labels and annotations somebody changed.
     relabelled: usize,
-    /// Tasks that were deleted and made again in one moment.
+    /// Tasks that were deleted and created again at once.
     remade: usize,
-    /// Attempts that otto-handler heard of after another leader had left them behind, or
-    /// while it was told of others.
+    /// Transitions of second and later attempts that otto-handler received.
     retries: usize,
 }
 
-/// What a new leader lists beside its watches, on the way to its index.
+/// The lists that a new leader takes beside its watches, while they are in flight.
 struct Listed {
     tasks: Vec<Task>,
     pods: Vec<Pod>,
@@ -100,14 +103,14 @@ struct Listed {
 
 struct World {
     dice: Dice,
-    seen: Seen,
+    seen: Counts,
     server: Server,
     replicas: Vec<Replica>,
     leader: Leader,
     listed: Option<Listed>,
-    /// Calls of former leaders that are still on their way.
+    /// Calls of former leaders that are still in flight.
     stale: Vec<(leader::Work, String)>,
-    /// What otto-handler heard of each worker, each transition once.
+    /// The transitions of each worker that otto-handler received, each once.
     heard: BTreeMap<(String, u32), Vec<Notified>>,
 }
 
@@ -115,7 +118,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut world = Self {
             dice: Dice(seed),
-            seen: Seen::default(),
+            seen: Counts::default(),
             server: Server::new(),
             replicas: (0..REPLICAS).map(|_| Replica::new()).collect(),
             leader: Leader::new(0, String::new()),
@@ -166,7 +169,7 @@ impl World {
         let runs = !pod.spec.node_name.is_empty();
         let fate = self.dice.below(100);
         if self.server.lost.contains(uid(&pod.metadata)) {
-            // Nothing more is told of it until its node is back.
+            // The node reports nothing until it is back.
             if fate < 5 {
                 self.server.set_lost(&name, false);
             }
@@ -199,7 +202,7 @@ impl World {
                 0..40 => self.server.terminate(&name, 0, false),
                 40..55 => self.server.terminate(&name, 1, false),
                 55..75 => self.server.terminate(&name, 137, true),
-                // By hand, with its grace period and without.
+                // A user deletes the pod, with a grace period and without.
                 75..85 if recorded => self.server.end(&name),
                 85..95 if recorded => self.server.remove_pod(&name),
                 95.. => self.server.set_lost(&name, true),
@@ -259,8 +262,8 @@ impl World {
         self.seen.lost += ends.lost.len();
     }
 
-    /// Each attempt begins after the one before it was heard of, whoever tells it. Ends that
-    /// were decided and not stored are another matter.
+    /// Checks that otto-handler receives each attempt after the one before it, from whichever
+    /// leader. Ends are exempt: a leader may decide one and lose the Lease before it is stored.
     fn hear(&mut self, worker: (String, u32), new: Notified) {
         let heard = self.heard.entry(worker.clone()).or_default();
         if heard.contains(&new) {
@@ -292,7 +295,7 @@ impl World {
     fn call(&mut self) {
         if !self.leader.calls.is_empty() {
             let at = self.dice.below(self.leader.calls.len());
-            // Creates take longer than what is decided meanwhile.
+            // Creates take longest, so that decisions are made while they are in flight.
             if self.leader.calls[at].is_create() && self.dice.chance(90) {
                 return;
             }
@@ -325,7 +328,7 @@ impl World {
         }
     }
 
-    /// The list that a new leader judges by: it is asked for, then it arrives.
+    /// Lists for a new leader: the first call takes the lists, the second one lets them arrive.
     fn list(&mut self) {
         let index = self.index();
         if self.leader.caught_up || !index.synced() {
@@ -336,12 +339,12 @@ impl World {
             self.listed = Some(Listed {
                 tasks,
                 unread,
-                pods: kept::<PodFeed, _>(self.server.pods.list()),
+                pods: projected::<PodFeed, _>(self.server.pods.list()),
                 version: self.server.version,
             });
             return;
         };
-        TaskFeed(index.clone()).some(listed.tasks, listed.unread, listed.version);
+        TaskFeed(index.clone()).apply_some(listed.tasks, listed.unread, listed.version);
         PodFeed(index).reset(listed.pods, listed.version);
         self.leader.caught_up = true;
         self.seen.relists += 2;
@@ -354,7 +357,7 @@ impl World {
         self.server.pods.compact(version);
     }
 
-    /// A replica that does not lead starts anew.
+    /// Restarts a replica that does not lead.
     fn restart(&mut self) {
         let replica = self.dice.below(REPLICAS);
         if replica != self.leader.replica {
@@ -362,7 +365,7 @@ impl World {
         }
     }
 
-    /// ScaleUp and ScaleDown as `workers/scale.rs` writes them.
+    /// Scales a task up or down, with the writes of `workers/scale.rs`.
     fn scale(&mut self) {
         let name = format!("t{}", self.dice.below(TASKS));
         let wanted = u32::try_from(self.dice.below(6)).unwrap();
@@ -411,7 +414,7 @@ impl World {
         self.leader.answered(Answer::Task(Box::new(task)));
     }
 
-    /// By hand: at once, or after a while.
+    /// Deletes a task as a user would, at once or with finalization.
     fn remove_task(&mut self) {
         let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
         let Some(name) = self.dice.pick(&names) else {
@@ -426,7 +429,7 @@ impl World {
         }
     }
 
-    /// It is another task for everybody who knew the first.
+    /// Deletes a task and creates another one of the same name.
     fn remake_task(&mut self) {
         let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
         let Some(name) = self.dice.pick(&names) else {
@@ -445,7 +448,7 @@ impl World {
         }
     }
 
-    /// Somebody writes a task that no replica can decode, and mends it later.
+    /// Makes a task undecodable for all replicas, or decodable again.
     fn break_task(&mut self) {
         let names: Vec<String> = self.server.tasks.objects.keys().cloned().collect();
         if let Some(name) = self.dice.pick(&names) {

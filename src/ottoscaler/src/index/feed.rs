@@ -1,7 +1,7 @@
-//! The watches' way into the index.
+//! The feeds through which the two watches, and lists beside them, fill the index.
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use super::{Change, Heard, Index, State};
+use super::{Change, Index, IndexState, WatchProgress};
 use crate::{
     cluster::{
         convert::{self, PodView},
@@ -12,10 +12,10 @@ use crate::{
     domain::{pod::Pod, task::Task, unread::Unread},
 };
 
-/// Takes the watch of worker pods.
+/// A `PodFeed` brings the watch of worker pods into the index.
 #[derive(Debug)]
 pub struct PodFeed(pub Index);
-/// Takes the watch of WorkerTasks.
+/// A `TaskFeed` brings the watch of WorkerTasks into the index.
 #[derive(Debug)]
 pub struct TaskFeed(pub Index);
 
@@ -30,12 +30,13 @@ impl WatchHandler<PodView> for PodFeed {
         let listed = pods.iter().map(|p| p.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
         for object in unread {
-            let is_late = || version < self.0.told().1;
-            self.0.take_unread(object, is_late, State::unread_pod);
+            let is_late = || version < self.0.synced_versions().1;
+            self.0
+                .apply_unread(object, is_late, IndexState::apply_unread_pod);
         }
         for pod in pods {
-            // A list beside the watch may be older than what that has told.
-            self.0.take_pod(pod, |told| version < told);
+            // A list beside the watch may be older than what the watch has reported.
+            self.0.apply_pod(pod, |synced| version < synced);
         }
         let mut lost = Vec::new();
         self.0.change(|s| {
@@ -61,7 +62,8 @@ impl WatchHandler<PodView> for PodFeed {
     }
 
     fn apply_unread(&self, object: Unread) {
-        self.0.take_unread(object, || false, State::unread_pod);
+        self.0
+            .apply_unread(object, || false, IndexState::apply_unread_pod);
     }
 
     fn delete_unread(&self, object: Unread) {
@@ -69,25 +71,26 @@ impl WatchHandler<PodView> for PodFeed {
     }
 
     fn synced_to(&self, version: u64) {
-        self.0.mark(&self.0.0.pods);
+        self.0.record_progress(&self.0.0.pods);
         self.0
             .0
-            .reached
+            .versions
             .send_modify(|(_, pods)| *pods = version.max(*pods));
     }
 }
 
 impl TaskFeed {
-    /// Takes those that a selective list as of `version` has. What it lacks may be
-    /// there still: it says nothing of how far the watch has come.
-    pub fn some(&self, some: Vec<Task>, unread: Vec<Unread>, version: u64) {
+    /// Applies the tasks of a list with a selector as of `version`. Tasks that it lacks are kept,
+    /// and the progress of the watch does not change.
+    pub fn apply_some(&self, some: Vec<Task>, unread: Vec<Unread>, version: u64) {
         for object in unread {
-            let is_late = || version < self.0.told().0;
-            self.0.take_unread(object, is_late, State::unread_task);
+            let is_late = || version < self.0.synced_versions().0;
+            self.0
+                .apply_unread(object, is_late, IndexState::apply_unread_task);
         }
         for task in some {
-            // A list beside the watch may be older than what that has told.
-            self.0.take_task(task, |told| version < told);
+            // A list beside the watch may be older than what the watch has reported.
+            self.0.apply_task(task, |synced| version < synced);
         }
     }
 }
@@ -102,7 +105,7 @@ impl WatchHandler<WorkerTask> for TaskFeed {
     fn replace(&self, tasks: Vec<Task>, unread: Vec<Unread>, version: u64) {
         let listed = tasks.iter().map(|t| t.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
-        self.some(tasks, unread, version);
+        self.apply_some(tasks, unread, version);
         let mut lost = Vec::new();
         self.0.change(|s| {
             lost = s.retain_tasks(&listed, version);
@@ -127,7 +130,8 @@ impl WatchHandler<WorkerTask> for TaskFeed {
     }
 
     fn apply_unread(&self, object: Unread) {
-        self.0.take_unread(object, || false, State::unread_task);
+        self.0
+            .apply_unread(object, || false, IndexState::apply_unread_task);
     }
 
     fn delete_unread(&self, object: Unread) {
@@ -135,15 +139,15 @@ impl WatchHandler<WorkerTask> for TaskFeed {
     }
 
     fn synced_to(&self, version: u64) {
-        self.0.mark(&self.0.0.tasks);
+        self.0.record_progress(&self.0.0.tasks);
         self.0
             .0
-            .reached
+            .versions
             .send_modify(|(tasks, _)| *tasks = version.max(*tasks));
-        if self.0.read().has_unclaimed() {
+        if self.0.read().has_unclaimed_tombstones() {
             let mut orphaned = BTreeSet::new();
             self.0.change(|s| {
-                orphaned = s.heard_of_tasks(version);
+                orphaned = s.prune_unclaimed_tombstones(version);
                 None
             });
             for task in orphaned {
@@ -154,31 +158,32 @@ impl WatchHandler<WorkerTask> for TaskFeed {
 }
 
 impl Index {
-    /// Takes an object that cannot be decoded; each version of it is told and counted once.
-    /// `is_late`: the watch has told more than the list that has it, so one that is not known
-    /// by now has gone.
-    fn take_unread(
+    /// Applies an object that cannot be decoded. Each version of it is logged and counted once.
+    ///
+    /// `is_late` reports whether the watch is ahead of the list that contains the object. Then
+    /// an object that is not known has been deleted since.
+    fn apply_unread(
         &self,
         object: Unread,
         is_late: impl FnOnce() -> bool,
-        take: impl FnOnce(&mut State, Unread) -> Option<Change>,
+        apply: impl FnOnce(&mut IndexState, Unread) -> Option<Change>,
     ) {
-        let told = object.clone();
+        let logged = object.clone();
         self.change(|s| {
             if is_late() && !s.knows(&object) {
                 return None;
             }
-            let change = take(s, object);
+            let change = apply(s, object);
             if change.is_some() {
-                object::log_unread(&told);
-                self.0.undecodable.count(&told.kind);
+                object::log_unread(&logged);
+                self.0.undecodable.count(&logged.kind);
             }
             change
         });
     }
 
-    fn mark(&self, heard: &Heard) {
+    fn record_progress(&self, watch: &WatchProgress) {
         let now = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        heard.at.store(now, Ordering::Relaxed);
+        watch.last_event.store(now, Ordering::Relaxed);
     }
 }

@@ -1,23 +1,23 @@
-//! What an operator sees of the index, in numbers.
+//! The metrics of the index.
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
 
-/// Counts objects that could not be decoded, by kind.
+/// Counts the objects that could not be decoded, by kind.
 #[derive(Debug, Default)]
-pub(super) struct Undecodable(Family<Kind, Counter>);
+pub(super) struct UndecodableObjects(Family<KindLabel, Counter>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct KindLabel {
     kind: String,
 }
 
-impl Undecodable {
+impl UndecodableObjects {
     pub(super) fn count(&self, kind: &str) {
         let kind = kind.to_owned();
-        self.0.get_or_create(&Kind { kind }).inc();
+        self.0.get_or_create(&KindLabel { kind }).inc();
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {

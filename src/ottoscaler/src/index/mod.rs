@@ -1,18 +1,21 @@
-//! The shared watch cache: every replica's picture of tasks and worker pods.
+//! The watch cache of tasks and worker pods that each replica has.
 //!
-//! Fed by two watches and, on the leader, by the answers of its own writes. What
-//! holds: of an object the highest resourceVersion wins, whatever the order of
-//! arrival; a pod that went leaves a tombstone until its task's record is final;
-//! a change is announced after it can be read; what one answer tells of a task and
-//! its pods was true at one moment. Readers share one lock, never held across an
-//! await.
-mod departed;
+//! Two watches feed it, and on the leader the answers to its own writes do too.
+//!
+//! Invariants:
+//! - Of each object the highest resourceVersion wins, in whatever order versions arrive.
+//! - A pod that was deleted leaves a tombstone until its record in the task is final.
+//! - A change is announced after readers can see it.
+//! - What one call returns of a task and its pods was true at one moment.
+//! - All readers and writers share one lock, which is never held across an await.
+mod deleted_tasks;
 #[cfg(test)]
 mod drift_tests;
 mod feed;
 mod metrics;
 mod state;
-mod unread;
+mod stored_bytes;
+mod unread_objects;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -27,9 +30,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{broadcast, watch};
 
 pub use feed::{PodFeed, TaskFeed};
-use metrics::Undecodable;
-use state::State;
-pub use state::{Bytes, Change, Room};
+use metrics::UndecodableObjects;
+pub use state::Change;
+use state::IndexState;
+pub use stored_bytes::{Room, StoredBytes};
 
 use crate::domain::{
     names,
@@ -40,44 +44,47 @@ use crate::domain::{
     view::{self, WorkerView},
 };
 
-/// Changes a subscriber may be behind before it must look at everything.
-const CHANGES: usize = 4_096;
+/// The number of changes by which a subscriber may lag. One that lags more must look at all tasks
+/// again.
+const CHANGE_BUFFER: usize = 4_096;
 
+/// A handle of the watch cache; clones share it.
 #[derive(Debug, Clone)]
 pub struct Index(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Written by the feeds; read by everyone.
-    state: RwLock<State>,
+    /// The objects. The feeds and the answers to writes change them.
+    state: RwLock<IndexState>,
     changes: broadcast::Sender<Change>,
-    /// Of tasks that somebody follows: hundreds of waiting calls would each be woken
-    /// by every change of every task.
+    /// A channel for each task that somebody follows. Without them, every change of any task
+    /// would wake each of hundreds of waiting calls.
     followed: Mutex<HashMap<Arc<str>, watch::Sender<()>>>,
-    /// How far the watches have come: (tasks, pods).
-    reached: watch::Sender<(u64, u64)>,
-    tasks: Heard,
-    pods: Heard,
-    undecodable: Undecodable,
+    /// The versions up to which the watches of tasks and of pods have reported all changes.
+    versions: watch::Sender<(u64, u64)>,
+    tasks: WatchProgress,
+    pods: WatchProgress,
+    undecodable: UndecodableObjects,
     start: Instant,
 }
 
-/// One watch's signs of life; written by its feed only.
+/// The progress of one watch; only its feed writes it.
 #[derive(Debug, Default)]
-struct Heard {
+struct WatchProgress {
+    /// Whether the watch has listed once.
     synced: AtomicBool,
-    /// Milliseconds since `start`.
-    at: AtomicU64,
+    /// The time of the last event or bookmark, in milliseconds since `start`.
+    last_event: AtomicU64,
 }
 
-/// A task and all its workers by index.
+/// A task and all its workers by index, as of one moment.
 #[derive(Debug, Clone)]
-pub struct Picture {
+pub struct TaskSnapshot {
     pub task: Arc<Task>,
     pub workers: Vec<WorkerView>,
 }
 
-/// A task, its live pods and the tombstones of those that went, of one moment.
+/// A task, its live pods and the tombstones of its deleted pods, as of one moment.
 #[derive(Debug, Clone)]
 pub struct TaskWithPods {
     pub task: Arc<Task>,
@@ -85,13 +92,13 @@ pub struct TaskWithPods {
     pub gone: Vec<Arc<Pod>>,
 }
 
-/// A task that is being deleted, or was before it had finished.
+/// A task that is being deleted, or that was deleted before it had finished.
 #[derive(Debug, Clone)]
 pub struct Ending {
     pub task: Arc<Task>,
-    /// Its pods that are there still.
+    /// The pods of the task that still exist.
     pub live: Vec<Arc<Pod>>,
-    /// The last states of those that went.
+    /// The last known states of its pods that are gone.
     pub gone: Vec<Arc<Pod>>,
 }
 
@@ -106,31 +113,32 @@ impl Default for Index {
     fn default() -> Self {
         Self(Arc::new(Inner {
             state: RwLock::default(),
-            changes: broadcast::channel(CHANGES).0,
+            changes: broadcast::channel(CHANGE_BUFFER).0,
             followed: Mutex::default(),
-            reached: watch::channel((0, 0)).0,
-            tasks: Heard::default(),
-            pods: Heard::default(),
-            undecodable: Undecodable::default(),
+            versions: watch::channel((0, 0)).0,
+            tasks: WatchProgress::default(),
+            pods: WatchProgress::default(),
+            undecodable: UndecodableObjects::default(),
             start: Instant::now(),
         }))
     }
 }
 
 impl Index {
-    fn read(&self) -> RwLockReadGuard<'_, State> {
+    fn read(&self) -> RwLockReadGuard<'_, IndexState> {
         self.0.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then announces the task whose picture it changed.
-    fn change(&self, change: impl FnOnce(&mut State) -> Option<Change>) {
+    /// Changes the state, then announces the task that changed.
+    fn change(&self, change: impl FnOnce(&mut IndexState) -> Option<Change>) {
         let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
         if let Some(change) = changed {
-            self.tell(change);
+            self.notify(change);
         }
     }
 
-    fn tell(&self, change: Change) {
+    /// Notifies the followers of the task and all subscribers.
+    fn notify(&self, change: Change) {
         let mut followed = self.followed();
         if let Some(followers) = followed.get(&change.task)
             && followers.send(()).is_err()
@@ -138,7 +146,7 @@ impl Index {
             followed.remove(&change.task);
         }
         drop(followed);
-        // No subscriber is no error.
+        // Sending fails only while there is no subscriber.
         let _ = self.0.changes.send(change);
     }
 
@@ -149,66 +157,68 @@ impl Index {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the task of this name.
     pub fn task(&self, name: &str) -> Option<Arc<Task>> {
         self.read().tasks.get(name).cloned()
     }
 
-    /// By name, so that a task list is stable.
+    /// Returns all tasks in the order of their names, so that lists of tasks are stable.
     pub fn tasks(&self) -> Vec<Arc<Task>> {
         self.read().tasks.values().cloned().collect()
     }
 
-    /// The live pods of a task and the tombstones of those that went.
+    /// Returns the live pods of all tasks of this name, and the tombstones of deleted ones.
     pub fn pods_of(&self, task: &str) -> (Vec<Arc<Pod>>, Vec<Arc<Pod>>) {
         let state = self.read();
-        (state.pods_of(task), state.gone_of(task))
+        (state.pods_of(task), state.tombstones_of(task))
     }
 
-    /// What the known tasks take in etcd.
-    pub fn stored_bytes(&self) -> Bytes {
+    /// Returns the space that the known tasks take in etcd.
+    pub fn stored_bytes(&self) -> StoredBytes {
         self.read().bytes
     }
 
-    /// Labels of pods that somebody made another pod's ([`Pod::foreign_key`]).
+    /// Returns the pod-key labels that somebody copied from another pod ([`Pod::foreign_key`]).
     pub fn foreign_keys(&self) -> HashSet<Box<str>> {
         let state = self.read();
         let keys = state.pods.values().filter_map(|p| p.foreign_key.clone());
         keys.collect()
     }
 
-    /// What of this task, or of its pods, cannot be decoded: nothing may be decided about the
-    /// task then.
+    /// Returns an object that cannot be decoded and is this task or one of its pods. While there
+    /// is one, nothing may be decided about the task.
     pub fn unread_of(&self, task: &str) -> Option<Unread> {
         self.read().unread_of(task).cloned()
     }
 
-    /// Tasks that cannot be decoded.
+    /// Returns the tasks that cannot be decoded.
     pub fn unread_tasks(&self) -> Vec<Unread> {
         self.read().unread_tasks().cloned().collect()
     }
 
-    /// Registers what an operator sees of the index.
+    /// Registers the metrics of the index.
     pub fn register(&self, registry: &mut Registry) {
         self.0.undecodable.register(registry);
     }
 
-    /// Whether [`Self::ending`] may find something: cheap, for mostly nothing does.
+    /// Reports whether [`Self::ending`] may return anything. It is cheap, because there mostly is
+    /// nothing.
     pub fn may_end(&self, name: &str) -> bool {
         let state = self.read();
         let task = state.tasks.get(name).filter(|t| !t.deleting);
-        state.departed.has_name(name) || task.is_none_or(|t| state.has_others_pods(t))
+        state.deleted_tasks.has_name(name) || task.is_none_or(|t| state.has_pods_of_others(t))
     }
 
-    /// The tasks of this name that end by a deletion. Of one that went before this replica
-    /// came only its pods are known.
+    /// Returns the tasks of this name that end by a deletion. What is known of a task that was
+    /// deleted before this replica started comes from its pods.
     pub fn ending(&self, name: &str) -> Vec<Ending> {
-        let told = self.told().0;
+        let version = self.synced_versions().0;
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.depart_orphans(name, told);
+        state.remember_orphans(name, version);
         let deleting = state.tasks.get(name).filter(|t| t.deleting).cloned();
-        let deleting = deleting.map(|task| (task, state.gone_of(name)));
+        let deleting = deleting.map(|task| (task, state.tombstones_of(name)));
         let live = state.pods_of(name);
-        let all = deleting.into_iter().chain(state.departed.named(name));
+        let all = deleting.into_iter().chain(state.deleted_tasks.named(name));
         all.map(|(task, known)| {
             let of_task = |p: &&Arc<Pod>| *p.task_uid == *task.uid;
             let live: Vec<_> = live.iter().filter(of_task).cloned().collect();
@@ -223,23 +233,23 @@ impl Index {
         .collect()
     }
 
-    /// Names of tasks that may end by a deletion: such that went, such that go, and those
-    /// of pods whose task is not known.
+    /// Returns the names of the tasks that may end by a deletion: those that are deleted or being
+    /// deleted, and those of pods whose task is not known.
     pub fn ending_names(&self) -> BTreeSet<Arc<str>> {
         let state = self.read();
         let going = state.tasks.values().filter(|t| t.deleting);
-        let going = going.chain(state.departed.tasks());
+        let going = going.chain(state.deleted_tasks.tasks());
         let going = going.map(|t| Arc::from(t.name.as_str()));
-        let unknown = state.pods.values().filter(|p| !state.is_known(p));
+        let unknown = state.pods.values().filter(|p| !state.knows_task_of(p));
         going.chain(unknown.map(|p| p.task.clone())).collect()
     }
 
-    /// Whether a task is there, or was a while ago, by its uid. Forgets those that went
-    /// long ago.
+    /// Returns the uids of all tasks that exist or were deleted recently, and drops those that
+    /// were deleted long ago.
     pub fn remembered(&self) -> HashSet<String> {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.departed.forget_old();
-        let tasks = state.tasks.values().chain(state.departed.tasks());
+        state.deleted_tasks.remove_expired();
+        let tasks = state.tasks.values().chain(state.deleted_tasks.tasks());
         tasks.map(|t| t.uid.clone()).collect()
     }
 
@@ -255,14 +265,14 @@ impl Index {
         self.read().pods.len()
     }
 
-    /// Live pods of a repository's workers.
+    /// Returns the number of live pods of a repository's workers.
     pub fn pods_of_repository(&self, repository: &str) -> usize {
         self.read().pods_of_repository(repository)
     }
 
-    /// The workers of a task by index: of the newest of it that is known, and its
-    /// pods at the same moment. Of an older one, what pods told and its newer record
-    /// tells since would be missing.
+    /// Returns the workers of a task by index, from the newest known version of the task and
+    /// its pods at the same moment. An older version would lack what its record has taken over
+    /// from pods that are gone by now.
     pub fn workers_of(&self, task: &Task) -> Vec<WorkerView> {
         let state = self.read();
         let newer = state.tasks.get(task.name.as_str());
@@ -274,14 +284,15 @@ impl Index {
         view::workers(newer.as_deref().unwrap_or(task), &pods)
     }
 
-    /// This very task as it is by now, with its pods. None: it is gone.
+    /// Returns the current version of exactly this task, with its pods; returns `None` if the
+    /// task is gone.
     pub fn task_with_pods(&self, task: &Task) -> Option<TaskWithPods> {
         let state = self.read();
         let current = state.tasks.get(task.name.as_str());
         let current = current.filter(|t| t.uid == task.uid)?.clone();
-        let (mut pods, mut gone) = (state.pods_of(&task.name), state.gone_of(&task.name));
+        let (mut pods, mut gone) = (state.pods_of(&task.name), state.tombstones_of(&task.name));
         drop(state);
-        // An older task of this name may still have pods around.
+        // An older task of this name may still have pods.
         pods.retain(|p| *p.task_uid == *task.uid);
         gone.retain(|p| *p.task_uid == *task.uid);
         Some(TaskWithPods {
@@ -291,25 +302,25 @@ impl Index {
         })
     }
 
-    /// A task and its workers as one moment shows them.
-    pub fn picture(&self, name: &str) -> Option<Picture> {
+    /// Returns a task and its workers as of one moment.
+    pub fn snapshot(&self, name: &str) -> Option<TaskSnapshot> {
         let state = self.read();
         let task = state.tasks.get(name)?.clone();
         let pods = state.all_pods_of(&task);
         drop(state);
         let workers = view::workers(&task, &pods);
-        Some(Picture { task, workers })
+        Some(TaskSnapshot { task, workers })
     }
 
-    /// The selected workers, by task and index; those of one task as one moment shows
-    /// them.
+    /// Returns the selected workers by task and index. The workers of one task are as of one
+    /// moment.
     pub fn workers(&self, selection: &Selection) -> Vec<Worker> {
         let names = match &selection.task_id {
             Some(id) => vec![Arc::from(names::task_name(id))],
             None => self.task_names(),
         };
         let mut found = Vec::new();
-        for Picture { task, workers } in names.iter().filter_map(|name| self.picture(name)) {
+        for TaskSnapshot { task, workers } in names.iter().filter_map(|name| self.snapshot(name)) {
             let selected = workers.into_iter().filter(|w| selection.selects(&task, w));
             found.extend(selected.map(|view| Worker {
                 task: task.clone(),
@@ -323,13 +334,14 @@ impl Index {
         self.read().tasks.keys().cloned().collect()
     }
 
-    /// Tasks whose picture changed. A subscriber that lags must look at
-    /// everything.
+    /// Subscribes to the changes of all tasks. A subscriber that lags too far must look at all
+    /// tasks again.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.0.changes.subscribe()
     }
 
-    /// Changes of one task, those that nobody has looked at taken together.
+    /// Subscribes to the changes of one task. Changes that the receiver has not looked at
+    /// coalesce.
     pub fn follow(&self, task: &str) -> watch::Receiver<()> {
         let mut followed = self.followed();
         let followers = followed.entry(Arc::from(task));
@@ -338,85 +350,87 @@ impl Index {
             .subscribe()
     }
 
-    /// Asks subscribers to look at a task again.
+    /// Notifies subscribers of a task that they should look at again.
     pub fn announce(&self, task: Arc<str>, soon: bool) {
-        self.tell(Change { task, soon });
+        self.notify(Change { task, soon });
     }
 
-    /// Both watches have listed once.
+    /// Reports whether both watches have listed once.
     pub fn synced(&self) -> bool {
         [&self.0.tasks, &self.0.pods]
             .iter()
             .all(|h| h.synced.load(Ordering::Acquire))
     }
 
-    /// Since the quieter of the two watches gave a sign of life.
+    /// Returns the time since the last event or bookmark of the watch that has been silent for
+    /// longer.
     pub fn staleness(&self) -> Duration {
         let last = self
             .0
             .tasks
-            .at
+            .last_event
             .load(Ordering::Relaxed)
-            .min(self.0.pods.at.load(Ordering::Relaxed));
+            .min(self.0.pods.last_event.load(Ordering::Relaxed));
         self.0
             .start
             .elapsed()
             .saturating_sub(Duration::from_millis(last))
     }
 
-    /// Returns once the watches have come to these versions. The caller bounds
+    /// Waits until the watches have reported all changes up to these versions. The caller bounds
     /// the wait.
-    pub async fn reached(&self, task_version: u64, pod_version: u64) {
-        let mut reached = self.0.reached.subscribe();
-        // The sender lives as long as self.
-        let _ = reached
+    pub async fn wait_for_versions(&self, task_version: u64, pod_version: u64) {
+        let mut versions = self.0.versions.subscribe();
+        // The sender lives as long as `self`, so that this cannot fail.
+        let _ = versions
             .wait_for(|(t, p)| *t >= task_version && *p >= pod_version)
             .await;
     }
 
-    /// Returns once both watches have listed.
+    /// Waits until both watches have listed once. The caller bounds the wait.
     pub async fn wait_synced(&self) {
-        let mut reached = self.0.reached.subscribe();
-        let _ = reached.wait_for(|_| self.synced()).await;
+        let mut versions = self.0.versions.subscribe();
+        let _ = versions.wait_for(|_| self.synced()).await;
     }
 
-    /// How far the watch of pods has told.
+    /// Returns the version up to which the watch of pods has reported all changes.
     pub fn pods_told(&self) -> u64 {
-        self.told().1
+        self.synced_versions().1
     }
 
-    /// How far the watches have told: (tasks, pods).
-    fn told(&self) -> (u64, u64) {
-        *self.0.reached.borrow()
+    /// Returns the versions up to which the watches of tasks and of pods have reported all
+    /// changes.
+    fn synced_versions(&self) -> (u64, u64) {
+        *self.0.versions.borrow()
     }
 
-    /// Takes a task unless it is late: what the watch has told and dropped since does
-    /// not come back. `is_late` judges by how far the watch has told.
-    fn take_task(&self, task: Task, is_late: impl FnOnce(u64) -> bool) {
+    /// Applies a task unless it is late, so that a task that the watch has reported as deleted
+    /// does not come back. `is_late` judges by the version up to which the watch has reported.
+    fn apply_task(&self, task: Task, is_late: impl FnOnce(u64) -> bool) {
         self.change(|s| {
-            let over = is_late(self.told().0) && !s.knows_task(&task);
-            if over { None } else { s.apply_task(task) }
+            let is_deleted = is_late(self.synced_versions().0) && !s.knows_task(&task);
+            if is_deleted { None } else { s.apply_task(task) }
         });
     }
 
-    /// The same of a pod.
-    fn take_pod(&self, pod: Pod, is_late: impl FnOnce(u64) -> bool) {
+    /// Applies a pod unless it is late, as with tasks.
+    fn apply_pod(&self, pod: Pod, is_late: impl FnOnce(u64) -> bool) {
         self.change(|s| {
-            let over = is_late(self.told().1) && !s.knows_pod(&pod);
-            if over { None } else { s.apply_pod(pod) }
+            let is_deleted = is_late(self.synced_versions().1) && !s.knows_pod(&pod);
+            if is_deleted { None } else { s.apply_pod(pod) }
         });
     }
 
-    /// Takes a task as a write answered it.
+    /// Applies a task that a write returned.
     pub fn wrote_task(&self, task: Task) {
         let version = task.resource_version;
-        self.take_task(task, |told| version <= told);
+        self.apply_task(task, |synced| version <= synced);
     }
 
-    /// Takes a pod as a write answered it.
+    /// Applies a pod that a write returned.
     pub fn wrote_pod(&self, pod: Pod) {
         let version = pod.resource_version;
-        self.take_pod(pod, |told| version <= told);
+        self.apply_pod(pod, |synced| version <= synced);
     }
 }
 
@@ -425,7 +439,7 @@ mod tests {
     use super::*;
     use crate::domain::task::TaskSpec;
 
-    /// Two task ids with the same name.
+    /// Returns two task ids with the same name.
     fn colliding() -> (String, String) {
         let mut seen = HashMap::new();
         let ids = (0..).map(|n| format!("{}-{n}", "x".repeat(60)));
@@ -481,8 +495,8 @@ mod tests {
         assert_eq!(index.followed().len(), 0);
     }
 
-    /// A writer ends workers as they end in a cluster: the pod, then the record, then the
-    /// pod goes. A reader on another thread must not put an old record beside newer pods.
+    /// A writer ends workers as they end in a cluster: the pod ends, the record is written, the
+    /// pod is deleted. A reader on another thread must not combine an old record with newer pods.
     #[test]
     fn a_worker_that_has_succeeded_never_shows_running_again() {
         use crate::{

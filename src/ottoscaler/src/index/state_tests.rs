@@ -1,7 +1,10 @@
 use super::*;
-use crate::domain::{
-    pod::PodPhase,
-    task::{TaskPhase, WorkerPhase, WorkerRecord},
+use crate::{
+    domain::{
+        pod::PodPhase,
+        task::{TaskPhase, WorkerPhase, WorkerRecord},
+    },
+    index::Room,
 };
 
 fn pod(version: u64, phase: PodPhase) -> Pod {
@@ -19,7 +22,7 @@ fn pod(version: u64, phase: PodPhase) -> Pod {
 
 #[test]
 fn the_highest_version_wins_whatever_the_order() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     assert!(s.apply_pod(pod(5, PodPhase::Running)).is_some());
     assert!(s.apply_pod(pod(4, PodPhase::Pending)).is_none());
     assert_eq!(s.pods["p"].phase, PodPhase::Running);
@@ -27,7 +30,7 @@ fn the_highest_version_wins_whatever_the_order() {
 
 #[test]
 fn a_pod_that_has_yet_to_start_and_one_that_went_as_told_can_wait() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     let soon = |change: Option<Change>| change.map(|c| c.soon);
     let why = Pod {
         reason: "ImagePullBackOff".into(),
@@ -38,8 +41,8 @@ fn a_pod_that_has_yet_to_start_and_one_that_went_as_told_can_wait() {
     assert_eq!(soon(s.apply_pod(pod(3, PodPhase::Running))), Some(true));
     assert_eq!(soon(s.apply_pod(pod(4, PodPhase::Succeeded))), Some(true));
     assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(false));
-    // That it ended is news.
-    let mut s = State::default();
+    // The deletion itself reports the end.
+    let mut s = IndexState::default();
     s.apply_pod(pod(3, PodPhase::Running));
     assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(true));
 }
@@ -61,7 +64,7 @@ fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
         deleting: true,
         ..pod(4, PodPhase::Failed)
     };
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(end.clone());
     s.apply_pod(evicted);
     let now = &s.pods["p"];
@@ -69,7 +72,7 @@ fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
     assert_eq!(crate::domain::failure::end_reason(now), "Error");
     assert!(now.deleting && now.all_have_ended());
     // A kubelet that started anew may not know the container for a while.
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(end);
     s.apply_pod(pod(4, PodPhase::Pending));
     let now = &s.pods["p"];
@@ -79,7 +82,7 @@ fn an_end_that_was_seen_does_not_change_with_what_the_pod_comes_to() {
 
 #[test]
 fn a_worker_whose_start_was_seen_has_logs_whatever_its_kubelet_forgot() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(Pod {
         started: Some(3),
         ..pod(3, PodPhase::Running)
@@ -101,7 +104,7 @@ fn what_a_tasks_pods_have_in_common_is_held_once() {
         traceparent: Some("00-1-2-01".into()),
         ..pod(1, PodPhase::Running)
     };
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(named("p", "r"));
     s.apply_pod(named("q", "r"));
     s.apply_pod(named("other", "s"));
@@ -114,10 +117,10 @@ fn what_a_tasks_pods_have_in_common_is_held_once() {
 
 #[test]
 fn a_pod_that_went_leaves_a_tombstone_until_its_record_is_final() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(pod(5, PodPhase::Succeeded));
     s.delete_pod(pod(6, PodPhase::Succeeded));
-    assert_eq!((s.pods_of("t").len(), s.gone_of("t").len()), (0, 1));
+    assert_eq!((s.pods_of("t").len(), s.tombstones_of("t").len()), (0, 1));
     // A late event does not bring it back.
     assert!(s.apply_pod(pod(4, PodPhase::Running)).is_none());
     let mut task = Task {
@@ -132,30 +135,33 @@ fn a_pod_that_went_leaves_a_tombstone_until_its_record_is_final() {
         ..Default::default()
     }];
     s.apply_task(task);
-    assert!(s.gone_of("t").is_empty());
+    assert!(s.tombstones_of("t").is_empty());
 }
 
 #[test]
 fn a_list_may_overtake_the_watch_that_tells_how_a_pod_ended() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(pod(5, PodPhase::Running));
     s.retain_pods(&BTreeSet::new(), 9);
     assert!(s.apply_pod(pod(6, PodPhase::Succeeded)).is_some());
     assert!(s.delete_pod(pod(7, PodPhase::Failed)).is_none());
-    let stones = s.gone_of("t");
-    assert_eq!((stones.len(), stones[0].phase), (1, PodPhase::Succeeded));
+    let tombstones = s.tombstones_of("t");
+    assert_eq!(
+        (tombstones.len(), tombstones[0].phase),
+        (1, PodPhase::Succeeded)
+    );
 }
 
 #[test]
 fn a_tombstone_whose_task_is_gone_too_is_not_kept() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(pod(5, PodPhase::Running));
     s.delete_pod(pod(6, PodPhase::Running));
     // The tasks' watch may be behind.
-    s.heard_of_tasks(5);
-    assert_eq!(s.gone_of("t").len(), 1);
-    s.heard_of_tasks(6);
-    assert!(s == State::default());
+    s.prune_unclaimed_tombstones(5);
+    assert_eq!(s.tombstones_of("t").len(), 1);
+    s.prune_unclaimed_tombstones(6);
+    assert!(s == IndexState::default());
 }
 
 #[test]
@@ -170,25 +176,25 @@ fn tombstones_go_with_a_task_that_another_of_its_name_replaced() {
         task_uid: "first".into(),
         ..pod(version, PodPhase::Running)
     };
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_task(task("first", 1));
     s.apply_pod(of_first(5));
     // The pods' watch is ahead of the tasks' list.
     s.delete_pod(of_first(9));
     s.apply_task(task("second", 7));
     s.delete_task("t", "second");
-    assert!(s == State::default(), "{:?}", s.graves());
+    assert!(s == IndexState::default(), "{:?}", s.describe_tombstones());
 }
 
 #[test]
 fn a_list_older_than_a_write_does_not_remove_it() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(pod(9, PodPhase::Pending));
     assert!(s.retain_pods(&BTreeSet::new(), 8).is_empty());
     assert_eq!(s.retain_pods(&BTreeSet::new(), 9).len(), 1);
 }
 
-/// Counts follow the pods: a name used again, a relist, a deletion.
+/// The counts follow the pods when a name is used again, at a relist and at a deletion.
 #[test]
 fn a_repositorys_pods_are_counted_as_they_are() {
     let of = |name: &str, uid: &str, version, repository: &str| Pod {
@@ -197,7 +203,7 @@ fn a_repositorys_pods_are_counted_as_they_are() {
         repository: repository.into(),
         ..pod(version, PodPhase::Running)
     };
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(of("p", "1", 1, "a"));
     s.apply_pod(of("p", "1", 2, "a"));
     s.apply_pod(of("q", "2", 3, "a"));
@@ -234,11 +240,17 @@ fn unread(name: &str, uid: &str, version: u64) -> Unread {
 
 #[test]
 fn a_task_that_cannot_be_decoded_keeps_its_last_picture_until_it_can_be_or_goes() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_task(known_task(5));
-    assert!(s.unread_task(unread("t", "tu", 4)).is_none(), "an old word");
-    assert!(s.unread_task(unread("t", "tu", 6)).is_some());
-    assert!(s.unread_task(unread("t", "tu", 6)).is_none(), "told twice");
+    assert!(
+        s.apply_unread_task(unread("t", "tu", 4)).is_none(),
+        "an old version"
+    );
+    assert!(s.apply_unread_task(unread("t", "tu", 6)).is_some());
+    assert!(
+        s.apply_unread_task(unread("t", "tu", 6)).is_none(),
+        "a repetition"
+    );
     assert_eq!(s.tasks["t"].resource_version, 5);
     assert_eq!(s.unread_of("t").map(|u| u.version), Some(6));
     // What was on its way says nothing of the newer one.
@@ -247,61 +259,61 @@ fn a_task_that_cannot_be_decoded_keeps_its_last_picture_until_it_can_be_or_goes(
     s.apply_task(known_task(7));
     assert!(s.unread_of("t").is_none());
 
-    s.unread_task(unread("t", "tu", 8));
+    s.apply_unread_task(unread("t", "tu", 8));
     assert!(s.delete_task("t", "another").is_none());
     assert!(s.delete_task("t", "tu").is_some());
     // It was never good.
-    assert!(s.unread_task(unread("t", "tv", 10)).is_some());
+    assert!(s.apply_unread_task(unread("t", "tv", 10)).is_some());
     s.retain_tasks(&BTreeSet::new(), 9);
     assert!(s.unread_of("t").is_some());
     assert_eq!(s.retain_tasks(&BTreeSet::new(), 10).len(), 1);
-    assert!(s == State::default());
+    assert!(s == IndexState::default());
 }
 
-/// How they ended is told when it can be decoded again.
+/// Their ends are reported when the task can be decoded again.
 #[test]
 fn pods_that_go_while_their_task_cannot_be_decoded_leave_tombstones() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     let of_task = |version, phase| Pod {
         task_uid: "tu".into(),
         ..pod(version, phase)
     };
-    s.unread_task(unread("t", "tu", 3));
+    s.apply_unread_task(unread("t", "tu", 3));
     s.apply_pod(of_task(4, PodPhase::Running));
     s.delete_pod(of_task(5, PodPhase::Succeeded));
-    s.heard_of_tasks(99);
-    assert_eq!(s.gone_of("t").len(), 1);
+    s.prune_unclaimed_tombstones(99);
+    assert_eq!(s.tombstones_of("t").len(), 1);
     s.delete_task("t", "tu");
-    assert!(s == State::default());
+    assert!(s == IndexState::default());
 }
 
 #[test]
 fn a_pod_that_cannot_be_decoded_stays_and_holds_its_task() {
-    let mut s = State::default();
+    let mut s = IndexState::default();
     let of_task = |version| Pod {
         task_uid: "tu".into(),
         ..pod(version, PodPhase::Running)
     };
     s.apply_task(known_task(1));
-    assert!(s.unread_pod(unread("foreign", "f", 9)).is_none());
+    assert!(s.apply_unread_pod(unread("foreign", "f", 9)).is_none());
     s.apply_pod(of_task(5));
-    let told = s.unread_pod(unread("p", "u", 6));
+    let told = s.apply_unread_pod(unread("p", "u", 6));
     assert_eq!(told.map(|c| c.task), Some("t".into()));
     assert_eq!(s.pods["p"].resource_version, 5);
     assert_eq!(s.unread_of("t").map(|u| &*u.name), Some("p"));
     s.apply_pod(of_task(7));
     assert!(s.unread_of("t").is_none());
 
-    s.unread_pod(unread("p", "u", 8));
+    s.apply_unread_pod(unread("p", "u", 8));
     s.delete_unread_pod(&unread("p", "u", 9));
     assert!(s.unread_of("t").is_none() && s.pods.is_empty());
-    assert_eq!(s.gone_of("t").len(), 1);
+    assert_eq!(s.tombstones_of("t").len(), 1);
     // One that nobody knew before is its owner's.
     let owned = |version| Unread {
         task: Some(("t".into(), "tu".into())),
         ..unread("q", "v", version)
     };
-    assert!(s.unread_pod(owned(10)).is_some());
+    assert!(s.apply_unread_pod(owned(10)).is_some());
     assert!(s.unread_of("t").is_some());
     s.retain_pods(&BTreeSet::new(), 10);
     assert!(s.unread_of("t").is_none());
@@ -318,9 +330,9 @@ fn maps_that_nobody_asks_an_index_for_are_not_held_and_what_all_tasks_take_is_kn
         task.status.phase = phase;
         task
     };
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_task(task(1, TaskPhase::Running));
-    let spec = |s: &State| s.tasks["t"].spec.clone();
+    let spec = |s: &IndexState| s.tasks["t"].spec.clone();
     assert!(spec(&s).metadata.is_empty() && spec(&s).build_config.len() == 1);
     assert!(spec(&s).reason.is_empty());
     // A running task counts as what it may come to.
@@ -332,12 +344,12 @@ fn maps_that_nobody_asks_an_index_for_are_not_held_and_what_all_tasks_take_is_kn
     assert!(spec(&s).build_config.is_empty());
     assert!(s.bytes.unfinished == 0 && s.bytes.finished > 20_000);
     s.delete_task("t", "tu");
-    assert!(s == State::default());
+    assert!(s == IndexState::default());
 }
 
 #[test]
 fn history_makes_room_before_a_request_is_refused() {
-    let held = Bytes {
+    let held = StoredBytes {
         unfinished: 60,
         finished: 30,
     };
@@ -361,14 +373,14 @@ fn whose_a_pod_is_its_task_says_whatever_its_annotations_do() {
     let mut task = known_task(1);
     task.spec.task_id = "T_1".into();
     task.spec.repository = "org/r".into();
-    let of_task = |s: &State| {
+    let of_task = |s: &IndexState| {
         let pod = &s.pods["p"];
         assert!(Arc::ptr_eq(pod, &s.pods_of("t")[0]));
         let held = (&*pod.task_id == "T_1", &*pod.repository == "org/r");
         held == (true, true) && pod.traceparent.is_none() && s.pods_of_repository("org/r") == 1
     };
     // Whichever watch is ahead.
-    let mut s = State::default();
+    let mut s = IndexState::default();
     s.apply_pod(told(5, "forged"));
     s.apply_task(task.clone());
     assert!(of_task(&s) && s.pods_of_repository("forged") == 0);
@@ -383,18 +395,18 @@ fn what_the_pods_of_an_unread_task_left_goes_when_another_task_has_its_name() {
         ..pod(version, PodPhase::Running)
     };
     for is_unread in [false, true] {
-        let mut s = State::default();
-        s.unread_task(unread("t", "first", 1));
+        let mut s = IndexState::default();
+        s.apply_unread_task(unread("t", "first", 1));
         s.apply_pod(of_first(5));
         // The pods' watch is ahead of the tasks' list.
         s.delete_pod(of_first(9));
-        assert_eq!(s.gone_of("t").len(), 1);
+        assert_eq!(s.tombstones_of("t").len(), 1);
         if is_unread {
-            s.unread_task(unread("t", "tu", 7));
+            s.apply_unread_task(unread("t", "tu", 7));
         } else {
             s.apply_task(known_task(7));
         }
         s.delete_task("t", "tu");
-        assert!(s == State::default(), "{:?}", s.graves());
+        assert!(s == IndexState::default(), "{:?}", s.describe_tombstones());
     }
 }

@@ -1,8 +1,8 @@
-//! What must hold once everything has been told: index, plan and API server agree.
+//! The checks that index, plan and API server agree once everything in flight has arrived.
 use super::*;
 
 impl World {
-    /// Nothing new happens, and everything that is on its way arrives.
+    /// Lets everything in flight arrive without new events, then checks the properties.
     pub(super) fn quiet(&mut self) {
         self.seen.quiet += 1;
         for (name, task) in self.server.tasks.objects.clone() {
@@ -19,7 +19,7 @@ impl World {
         panic!("it does not settle: {:?}", self.leader.calls);
     }
 
-    /// False: nothing is left to do.
+    /// Runs one round; returns false when nothing is left to do.
     pub(super) fn settle(&mut self) -> bool {
         let before = self.server.version;
         let mut busy = !self.stale.is_empty();
@@ -49,7 +49,7 @@ impl World {
         }
         self.server.collect();
         for replica in &mut self.replicas {
-            // The next bookmark of the tasks tells that a pod has no task.
+            // The next bookmark of the tasks shows that a pod has no task.
             for tasks in [true, false, true] {
                 while replica.step(tasks, &self.server, &mut self.seen) {}
             }
@@ -64,7 +64,7 @@ impl World {
         }
         self.leader.sweep(&index);
         busy |= !self.leader.calls.is_empty() || self.server.version != before;
-        // A retry that waits for its time.
+        // A retry waits for its backoff.
         let soon = self.leader.wake_at.filter(|at| *at <= self.server.now + 64);
         if let Some(at) = soon.filter(|_| !busy) {
             self.server.now = at;
@@ -75,8 +75,8 @@ impl World {
     pub(super) fn check(&mut self) {
         let fresh = Replica::new();
         let (tasks, pods) = (self.server.tasks.list(), self.server.pods.list());
-        TaskFeed(fresh.index.clone()).reset(kept::<TaskFeed, _>(tasks), self.server.version);
-        PodFeed(fresh.index.clone()).reset(kept::<PodFeed, _>(pods), self.server.version);
+        TaskFeed(fresh.index.clone()).reset(projected::<TaskFeed, _>(tasks), self.server.version);
+        PodFeed(fresh.index.clone()).reset(projected::<PodFeed, _>(pods), self.server.version);
         for (n, replica) in self.replicas.iter().enumerate() {
             assert!(
                 *replica.index.read() == *fresh.index.read(),
@@ -111,7 +111,7 @@ impl World {
         self.seen.pods += there.len();
     }
 
-    /// All workers succeed, and their tasks are forgotten.
+    /// Lets all workers succeed and all tasks expire.
     pub(super) fn end(&mut self) {
         for _ in 0..20 {
             self.quiet();
@@ -137,9 +137,9 @@ fn summary(index: &Index) -> String {
         .iter()
         .map(|p| (&p.name, (&p.uid, p.resource_version)))
         .collect();
-    let stones = index.read().graves();
+    let tombstones = index.read().describe_tombstones();
     format!(
-        "{:?} {pods:?} tombstones {stones:?}",
+        "{:?} {pods:?} tombstones {tombstones:?}",
         tasks.collect::<Vec<_>>()
     )
 }

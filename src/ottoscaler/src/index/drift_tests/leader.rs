@@ -1,5 +1,7 @@
-//! A leader's worker manager without its loop: plans from its replica's index, and
-//! calls the server in two steps, so that each call can be late, and each answer.
+//! A leader's worker manager without its loop.
+//!
+//! It plans from its replica's index. A call takes two steps, so that each request and each
+//! answer can be late.
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -30,7 +32,7 @@ pub(super) const LIMITS: Limits = Limits {
     task_ttl: 200,
 };
 
-/// Finished tasks kept.
+/// The history of finished tasks that is kept.
 const MAX_FINISHED: janitor::History = janitor::History {
     tasks: 8,
     bytes: usize::MAX,
@@ -47,10 +49,10 @@ pub(super) enum Work {
 }
 
 impl Work {
-    /// Of each at most one is under way, as in `workers/engine.rs`.
+    /// Returns the key of which at most one call is in flight, as in the worker manager.
     fn key(&self) -> String {
         match self {
-            // A worker's attempts wait for each other.
+            // The attempts of one worker exclude each other.
             Self::Create(task, which) => format!("create {} {}", task.name, which.index),
             Self::Delete(pod) | Self::DeleteOrphan(pod) => format!("delete {}", pod.uid),
             Self::Seal(task) => format!("seal {}", task.name),
@@ -60,7 +62,7 @@ impl Work {
     }
 }
 
-/// What a call answered that the index takes.
+/// The part of an answer that the index takes.
 #[derive(Debug, Clone)]
 pub(super) enum Answer {
     Nothing,
@@ -83,7 +85,7 @@ impl Call {
     }
 }
 
-/// Carries a call out, as the server judges it.
+/// Lets the server execute a call.
 pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer {
     let task = match work {
         Work::Create(task, which) => {
@@ -93,10 +95,10 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
                 .filter(|p| *p.task_uid == *task.uid && p.attempt == which.attempt && !p.deleting);
             return ours.map_or(Answer::Nothing, |p| Answer::Pod(Box::new(p)));
         }
-        // By its label, as in `workers/delete.rs`.
+        // The worker manager deletes ended pods by their label.
         Work::Delete(pod) if pod.all_have_ended() => {
             let key = names::pod_key(&pod.task_uid, pod.index, pod.attempt);
-            // One whose label somebody changed goes by its name.
+            // A pod whose label was changed is deleted by its name.
             if !server.delete_ended(&key) {
                 server.delete(&pod.name, &pod.uid);
             }
@@ -126,13 +128,13 @@ pub(super) fn carry_out(server: &mut Server, work: &Work, term: &str) -> Answer 
     task.map_or(Answer::Nothing, |t| Answer::Task(Box::new(t)))
 }
 
-/// Attempts that a plan finds to be over, by their pods' uids.
+/// The attempts that a plan finds to have ended, by the uids of their pods.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     pub(super) known: Vec<String>,
-    /// Nobody saw how.
+    /// The attempts whose end nobody saw.
     pub(super) lost: Vec<String>,
-    /// Their nodes were not heard of.
+    /// The attempts whose nodes sent no heartbeats.
     pub(super) silent: Vec<String>,
 }
 
@@ -157,17 +159,18 @@ pub(super) struct Leader {
     pub(super) replica: usize,
     pub(super) term: String,
     pub(super) caught_up: bool,
-    /// Uids of tasks of its own making, from before it had caught up.
+    /// The uids of the tasks that this leader created before it had caught up.
     pub(super) made: HashSet<String>,
     pub(super) calls: Vec<Call>,
     busy: HashSet<String>,
-    /// Pods whose logs are acknowledged, by uid.
+    /// The pods whose logs are acknowledged, by uid.
     pub(super) drained: HashSet<String>,
     told: HashMap<(String, u32), Notified>,
     ledger: Ledger,
-    /// What otto-handler took since it was looked at: uid of the task, index.
+    /// The transitions that otto-handler has received and that are not checked yet, by the uid
+    /// of the task and the index.
     pub(super) heard: Vec<((String, u32), Notified)>,
-    /// The earliest time that a plan waits for.
+    /// The earliest time at which a plan wants to be made again.
     pub(super) wake_at: Option<i64>,
 }
 
@@ -195,13 +198,13 @@ impl Leader {
         }
     }
 
-    /// An answer that arrives with no call of the loop's: ScaleUp, ScaleDown.
+    /// Queues an answer to a write of ScaleUp or ScaleDown, which are no calls of the loop.
     pub(super) fn answered(&mut self, answer: Answer) {
         let key = String::new();
         self.calls.push(Call::Answered { key, answer });
     }
 
-    /// Lets the server do a call, or the index take its answer.
+    /// Lets the server execute a call, or the index take its answer.
     pub(super) fn step(&mut self, at: usize, server: &mut Server, index: &Index) {
         match self.calls.swap_remove(at) {
             Call::Sent { work, term } => {
@@ -287,7 +290,7 @@ impl Leader {
         ends
     }
 
-    /// What `Engine::sweep` does.
+    /// Deletes what is left over, as the sweep of the worker manager does.
     pub(super) fn sweep(&mut self, index: &Index) {
         let left_over = {
             let (tasks, unread) = (index.tasks(), index.unread_tasks());

@@ -1,27 +1,27 @@
-//! A replica: an index, and the two watches that fill it, run event by event.
+//! A replica: an index and the two watches that feed it, run event by event.
 use std::collections::BTreeSet;
 
 use kube::Resource;
 
 use super::{
     super::{Index, PodFeed, TaskFeed},
-    Seen,
+    Counts,
     server::{Event, Kind, Server, is_broken, is_terminal, uid},
 };
 use crate::{cluster::watch::WatchHandler, domain::unread::Unread};
 
-pub(super) fn kept<H: WatchHandler<K>, K>(all: Vec<K>) -> Vec<H::Item> {
+pub(super) fn projected<H: WatchHandler<K>, K>(all: Vec<K>) -> Vec<H::Item> {
     all.into_iter().filter_map(H::project).collect()
 }
 
-/// What a list finds: what is kept of it, and what cannot be decoded.
+/// Returns the projected objects of a list and those that cannot be decoded.
 pub(super) fn listed<H, K>(all: Vec<K>) -> (Vec<H::Item>, Vec<Unread>)
 where
     K: Resource<DynamicType = ()>,
     H: WatchHandler<K>,
 {
     let (broken, all): (Vec<K>, Vec<K>) = all.into_iter().partition(|o| is_broken(o.meta()));
-    (kept::<H, _>(all), broken.iter().map(unread).collect())
+    (projected::<H, _>(all), broken.iter().map(unread).collect())
 }
 
 fn unread<K: Resource<DynamicType = ()>>(object: &K) -> Unread {
@@ -35,10 +35,10 @@ fn unread<K: Resource<DynamicType = ()>>(object: &K) -> Unread {
     }
 }
 
-/// A watch as `cluster/watch.rs` runs it, event by event.
+/// A watch that behaves as in `cluster/watch.rs`, run event by event.
 struct Watch<H> {
     handler: H,
-    /// None: it lists next.
+    /// The version up to which it has received all changes; without one, it lists next.
     from: Option<u64>,
 }
 
@@ -50,8 +50,8 @@ impl<H> Watch<H> {
         }
     }
 
-    /// One step; false: nothing to tell.
-    fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Seen) -> bool
+    /// Takes one step; returns false when there is nothing to receive.
+    fn step<K>(&mut self, kind: &Kind<K>, version: u64, seen: &mut Counts) -> bool
     where
         K: Resource<DynamicType = ()> + Clone,
         H: WatchHandler<K>,
@@ -100,7 +100,7 @@ pub(super) struct Replica {
     pub(super) index: Index,
     tasks: Watch<TaskFeed>,
     pods: Watch<PodFeed>,
-    /// Pods whose end the watch has told, by uid.
+    /// The pods whose end the watch has reported, by uid.
     pub(super) ended: BTreeSet<String>,
 }
 
@@ -115,7 +115,7 @@ impl Replica {
         }
     }
 
-    pub(super) fn step(&mut self, tasks: bool, server: &Server, seen: &mut Seen) -> bool {
+    pub(super) fn step(&mut self, tasks: bool, server: &Server, seen: &mut Counts) -> bool {
         if tasks {
             return self.tasks.step(&server.tasks, server.version, seen);
         }
@@ -125,9 +125,9 @@ impl Replica {
                 self.ended.insert(uid(&pod.metadata).to_owned());
             }
         }
-        let before = self.index.read().tombstones();
+        let before = self.index.read().tombstone_count();
         let more = self.pods.step(&server.pods, server.version, seen);
-        let after = self.index.read().tombstones();
+        let after = self.index.read().tombstone_count();
         seen.tombstones += after.saturating_sub(before);
         more
     }

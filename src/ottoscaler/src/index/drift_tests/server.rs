@@ -1,5 +1,6 @@
-//! The API server's own truth: objects, one count of versions, what its watches
-//! tell. It judges each of the leader's writes by what it has.
+//! A simulated API server: objects, one sequence of versions, and the events of watches.
+//!
+//! It executes or refuses each write by the stored objects, and asserts what no leader may do.
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -27,15 +28,15 @@ pub(super) enum Event<K> {
     Deleted(K),
 }
 
-/// The version asked for is no longer kept: 410 Gone.
+/// The requested version is no longer kept (410 Gone).
 #[derive(Debug)]
 pub(super) struct Expired;
 
-/// All objects of a kind, and what happened to them.
+/// The objects of a kind and their history.
 pub(super) struct Kind<K> {
     pub(super) objects: BTreeMap<String, K>,
     events: VecDeque<(u64, Event<K>)>,
-    /// Events up to here are forgotten.
+    /// The version up to which events are dropped.
     compacted: u64,
 }
 
@@ -65,7 +66,7 @@ impl<K: Resource + Clone> Kind<K> {
         self.events.push_back((version, Event::Deleted(last)));
     }
 
-    /// The first event after `version`.
+    /// Returns the first event after `version`.
     pub(super) fn after(&self, version: u64) -> Result<Option<(u64, Event<K>)>, Expired> {
         if version < self.compacted {
             return Err(Expired);
@@ -90,26 +91,28 @@ impl<K: Resource + Clone> Kind<K> {
 pub(super) struct Server {
     pub(super) version: u64,
     pub(super) now: i64,
-    /// The Lease's: writes of another one are refused.
+    /// The term of the Lease; writes of another term are refused.
     pub(super) term: String,
     pub(super) tasks: Kind<WorkerTask>,
     pub(super) pods: Kind<PodView>,
     uids: u64,
-    /// (uid of the task, index, attempt) of each pod that ever was.
+    /// The task uid, index and attempt of each pod that was ever created.
     made: BTreeSet<(String, u32, u32)>,
-    /// The version of the task for which each pod, by uid, was asked for.
+    /// The version of the task from which each pod was created, by the uid of the pod.
     born: BTreeMap<String, u64>,
-    /// The version at which ScaleDown last took a worker, by its task's uid and its index.
+    /// The version at which ScaleDown last removed a worker, by the uid of its task and its index.
     taken: BTreeMap<(String, u32), u64>,
-    /// Pods, by uid, whose logs otto-handler has; and when those that ended did.
+    /// The pods whose logs otto-handler has acknowledged, by uid.
     pub(super) acked: BTreeSet<String>,
+    /// The times at which pods ended, by uid.
     ended: BTreeMap<String, i64>,
-    /// Pods, by uid, on nodes that are not heard of; and since when they first were.
+    /// The pods on nodes that send no heartbeats, by uid.
     pub(super) lost: BTreeSet<String>,
+    /// The time at which the node of each pod first sent no heartbeats, by uid.
     first_lost: BTreeMap<String, i64>,
 }
 
-/// Within so long otto-handler has to take a log.
+/// The time within which otto-handler has to acknowledge a log, in seconds.
 pub(super) const LOG_DRAIN: i64 = 900;
 
 pub(super) fn uid(meta: &ObjectMeta) -> &str {
@@ -120,13 +123,13 @@ fn owner(pod: &PodView) -> &OwnerReference {
     &pod.metadata.owner_references.as_ref().unwrap()[0]
 }
 
-/// The index and attempt of its name: its labels are anybody's to change.
+/// Returns the index and attempt in the name of a pod, because anybody may change its labels.
 fn index_and_attempt(pod: &PodView) -> (u32, u32) {
     let name = pod.metadata.name.as_deref().unwrap();
     names::parse_pod_name(&owner(pod).name, name).unwrap()
 }
 
-/// A task with this annotation is one that no replica can decode.
+/// The annotation of a task that no replica can decode.
 const BROKEN: &str = "broken";
 
 pub(super) fn is_broken(meta: &ObjectMeta) -> bool {
@@ -198,7 +201,7 @@ impl Server {
         self.tasks.put(version, task)
     }
 
-    /// The stored task that this one was read from.
+    /// Returns the stored version of a task.
     fn task(&self, task: &Task) -> Option<&WorkerTask> {
         let stored = self.tasks.objects.get(&task.name);
         stored.filter(|t| uid(&t.metadata) == task.uid)
@@ -251,7 +254,7 @@ impl Server {
         self.tasks.remove(version, name);
     }
 
-    /// As `workers/create.rs` asks: the pod that has the name, whoever made it.
+    /// Creates a pod, or returns the one that has its name, whoever created it.
     pub(super) fn create(&mut self, task: &Task, which: Attempt, term: &str) -> Option<PodView> {
         if term != self.term {
             return None;
@@ -262,7 +265,7 @@ impl Server {
             return Some(there.clone());
         }
         let first = self.made.insert((task.uid.clone(), index, attempt));
-        // A task that went takes its pods along: what is made for it late goes too.
+        // A late create for a deleted task is harmless: the garbage collector deletes the pod.
         assert!(
             first || self.task(task).is_none(),
             "{name} is made a second time"
@@ -321,10 +324,11 @@ impl Server {
         Some(pod)
     }
 
-    /// How long a pod has been on a node that is not heard of, or its deletion has taken.
+    /// Returns the time since the node of a pod sent no heartbeats or its deletion began, in
+    /// seconds.
     pub(super) fn silent_for(&self, asked: &str) -> i64 {
         let mut pods = self.pods.objects.values();
-        // It may have gone meanwhile.
+        // The pod may have been deleted meanwhile.
         let Some(pod) = pods.find(|p| uid(&p.metadata) == asked) else {
             return i64::MAX;
         };
@@ -339,7 +343,7 @@ impl Server {
         since.min().map_or(0, |at| self.now - at)
     }
 
-    /// A worker's attempt ever had a pod.
+    /// Reports whether an attempt of a worker ever had a pod.
     pub(super) fn made_pod(&self, task_uid: &str, index: u32, attempt: u32) -> bool {
         self.made.contains(&(task_uid.to_owned(), index, attempt))
     }
@@ -349,7 +353,7 @@ impl Server {
         self.pods.put(version, pod)
     }
 
-    /// A delete of ours: only what the stored record is done with.
+    /// Executes a delete of the leader. Its pod must be one that the stored record no longer needs.
     pub(super) fn delete(&mut self, name: &str, asked: &str) {
         let Some(pod) = self.pods.objects.get(name) else {
             return;
@@ -379,20 +383,20 @@ impl Server {
         self.end(name);
     }
 
-    /// ScaleDown took its worker when this very attempt was there.
+    /// Reports whether ScaleDown removed the worker while exactly this attempt existed.
     fn is_taken(&self, pod: &PodView) -> bool {
         let worker = (owner(pod).uid.clone(), index_and_attempt(pod).0);
         self.taken.get(&worker) > self.born.get(uid(&pod.metadata))
     }
 
-    /// A delete of ours of a pod that lived when it was asked for: it names the version.
+    /// Executes a delete that requires the pod to be alive still; the real one names the version.
     pub(super) fn delete_living(&mut self, name: &str, asked: &str) {
         if self.pods.objects.get(name).is_some_and(|p| !is_terminal(p)) {
             self.delete(name, asked);
         }
     }
 
-    /// The node controller does not hear of the pod's node any more, or again.
+    /// Lets the heartbeats of the pod's node stop or return.
     pub(super) fn set_lost(&mut self, name: &str, lost: bool) {
         let mut pod = self.pods.objects[name].clone();
         let uid = uid(&pod.metadata).to_owned();
@@ -412,7 +416,7 @@ impl Server {
         }
     }
 
-    /// Somebody takes a pod's labels and annotations away, or writes others.
+    /// Removes a pod's labels and annotations, or overwrites them, as a user could.
     pub(super) fn relabel(&mut self, name: &str, text: Option<&str>) {
         let mut pod = self.pods.objects[name].clone();
         let all = [&mut pod.metadata.labels, &mut pod.metadata.annotations];
@@ -425,7 +429,7 @@ impl Server {
         self.put_pod(pod);
     }
 
-    /// Somebody makes a task one that no replica can decode, or mends it.
+    /// Makes a task undecodable, or decodable again.
     pub(super) fn set_broken(&mut self, name: &str, is_broken: bool) {
         let mut task = self.tasks.objects[name].clone();
         let annotations = task.metadata.annotations.get_or_insert_default();
@@ -437,7 +441,7 @@ impl Server {
         self.put_task(task);
     }
 
-    /// The pod with this key, if it has ended; whether there was one.
+    /// Deletes the pod with this key if it has ended; reports whether there was one.
     pub(super) fn delete_ended(&mut self, key: &str) -> bool {
         let has_key = |p: &PodView| {
             p.metadata
@@ -454,7 +458,7 @@ impl Server {
         false
     }
 
-    /// A pod on a node gets its time to end; another one goes at once.
+    /// Deletes a pod: with a grace period if it is on a node, else at once.
     pub(super) fn end(&mut self, name: &str) {
         let mut pod = self.pods.objects[name].clone();
         if pod.spec.node_name.is_empty() || is_terminal(&pod) {
@@ -481,8 +485,8 @@ impl Server {
         stored.filter(|t| uid(&t.metadata) == owner(pod).uid)
     }
 
-    /// Whether the stored record of the pod's worker names it, or will never need it.
-    /// The loss of another one cannot be told from a pod that was never made.
+    /// Reports whether the stored record of the pod's worker names the pod, or will never need it.
+    /// If another pod is lost, that looks the same as if it had never been created.
     pub(super) fn is_recorded(&self, pod: &PodView) -> bool {
         self.task_of(pod).is_none_or(|t| {
             let mut records = t.status.iter().flat_map(|s| &s.workers);
@@ -508,7 +512,7 @@ impl Server {
         self.put_pod(pod);
     }
 
-    /// Its container ends by itself, or the kubelet evicts it.
+    /// Lets the container end by itself, or the kubelet evict the pod.
     pub(super) fn terminate(&mut self, name: &str, exit_code: i32, evicted: bool) {
         let mut pod = self.pods.objects[name].clone();
         let phase = if exit_code == 0 && !evicted {
@@ -534,7 +538,7 @@ impl Server {
         self.put_pod(pod);
     }
 
-    /// The garbage collector: pods whose task is gone.
+    /// Runs the garbage collector, which deletes the pods whose task is gone.
     pub(super) fn collect(&mut self) {
         let orphans = self
             .pods

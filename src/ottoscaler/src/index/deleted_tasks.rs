@@ -1,9 +1,13 @@
-//! Tasks that were deleted before they had finished, or while their pods were there, and the last that is known of their
-//! pods: whoever leads tells otto-handler their workers' ends, also where another replica
-//! led, or none, when the task went.
+//! The tasks that were deleted before they had finished or before their pods were gone, with
+//! the last known states of their pods.
 //!
-//! What holds: they are kept for [`KEPT`], and in all no more than [`MAX_WORKERS`]
-//! workers, the newest tasks first; nothing is planned by them.
+//! The leader reports the ends of their workers to otto-handler, also where another replica
+//! led, or none, at the time of the deletion.
+//!
+//! Invariants:
+//! - A task is kept for [`RETENTION`]. All of them together have at most [`MAX_WORKERS`]
+//!   workers; beyond that, the oldest task is dropped first.
+//! - No work is planned for these tasks.
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -16,39 +20,43 @@ use crate::domain::{
     task::{Task, TaskSpec},
 };
 
-/// Long enough for pods to end in their grace periods and for leaders to change. Each new
-/// leader tells the ends again, with the same event ids.
-const KEPT: Duration = Duration::from_secs(3_600);
+/// The time for which a task is kept. It covers the grace periods of pods and changes of
+/// leader: each new leader reports the ends again, with the same event ids.
+const RETENTION: Duration = Duration::from_secs(3_600);
+/// The maximum number of workers of all tasks that are kept.
 const MAX_WORKERS: usize = 20_000;
 
 #[derive(Debug)]
-struct Entry {
-    /// Without what only new pods need.
+struct DeletedTask {
+    /// The task without the fields that only new pods need.
     task: Arc<Task>,
-    /// Last states, by uid.
+    /// The last known states of its pods, by uid.
     pods: BTreeMap<String, Arc<Pod>>,
-    since: Instant,
+    added_at: Instant,
 }
 
-impl Entry {
+impl DeletedTask {
     fn workers(&self) -> usize {
         self.task.status.workers.len().max(self.pods.len())
     }
 }
 
+/// The deleted tasks, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Departed(VecDeque<Entry>);
+pub(super) struct DeletedTasks(VecDeque<DeletedTask>);
 
-/// What a replica remembers is no part of what replicas agree on.
-impl PartialEq for Departed {
+/// Deleted tasks are not compared: replicas that agree on all existing objects may have seen
+/// different deletions.
+impl PartialEq for DeletedTasks {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Departed {
+impl DeletedTasks {
+    /// Adds a task with the last states of its pods, unless it is here already.
     pub(super) fn add(&mut self, task: &Task, pods: impl IntoIterator<Item = Arc<Pod>>) {
-        self.forget_old();
+        self.remove_expired();
         if self.0.iter().any(|e| e.task.uid == task.uid) {
             return;
         }
@@ -63,19 +71,20 @@ impl Departed {
             spec,
             ..task.clone()
         };
-        self.0.push_back(Entry {
+        self.0.push_back(DeletedTask {
             task: Arc::new(task),
             pods: pods.into_iter().map(|p| (p.uid.clone(), p)).collect(),
-            since: Instant::now(),
+            added_at: Instant::now(),
         });
         while self.0.len() > 1 && self.workers() > MAX_WORKERS {
             self.0.pop_front();
         }
     }
 
-    /// A pod of a task that is gone. Of a task that went unseen only its pods are known.
+    /// Adds a pod whose task is gone. If this replica never saw the task, what is known of it
+    /// comes from the pod.
     pub(super) fn add_orphan(&mut self, pod: &Arc<Pod>) {
-        if self.note(pod) {
+        if self.update_pod(pod) {
             return;
         }
         let task = Task {
@@ -94,8 +103,8 @@ impl Departed {
         self.add(&task, [pod.clone()]);
     }
 
-    /// Takes the newest state of a pod, if it is of such a task.
-    pub(super) fn note(&mut self, pod: &Arc<Pod>) -> bool {
+    /// Stores the newest state of a pod, and reports whether it belongs to a deleted task.
+    pub(super) fn update_pod(&mut self, pod: &Arc<Pod>) -> bool {
         let mut entries = self.0.iter_mut();
         let Some(entry) = entries.find(|e| *e.task.uid == *pod.task_uid) else {
             return false;
@@ -104,7 +113,7 @@ impl Departed {
         true
     }
 
-    /// The tasks that had this name, with all pods that are known of them.
+    /// Returns the tasks that had this name, each with the last states of its pods.
     pub(super) fn named(&self, name: &str) -> Vec<(Arc<Task>, Vec<Arc<Pod>>)> {
         let named = self.0.iter().filter(|e| e.task.name == name);
         named
@@ -120,14 +129,19 @@ impl Departed {
         self.0.iter().map(|e| &e.task)
     }
 
-    pub(super) fn forget_old(&mut self) {
-        while self.0.front().is_some_and(|e| e.since.elapsed() > KEPT) {
+    /// Drops the tasks whose [`RETENTION`] is over.
+    pub(super) fn remove_expired(&mut self) {
+        while self
+            .0
+            .front()
+            .is_some_and(|e| e.added_at.elapsed() > RETENTION)
+        {
             self.0.pop_front();
         }
     }
 
     fn workers(&self) -> usize {
-        self.0.iter().map(Entry::workers).sum()
+        self.0.iter().map(DeletedTask::workers).sum()
     }
 }
 
@@ -149,14 +163,14 @@ mod tests {
 
     #[test]
     fn tasks_that_went_are_kept_up_to_a_number_of_workers() {
-        let mut departed = Departed::default();
-        (0..50).for_each(|n| departed.add(&task(n, 1_000), []));
-        let kept: Vec<&str> = departed.tasks().map(|t| t.uid.as_str()).collect();
+        let mut deleted = DeletedTasks::default();
+        (0..50).for_each(|n| deleted.add(&task(n, 1_000), []));
+        let kept: Vec<&str> = deleted.tasks().map(|t| t.uid.as_str()).collect();
         assert_eq!((kept.len(), kept[0], kept[19]), (20, "30", "49"));
-        assert!(departed.tasks().all(|t| t.spec.build_config.is_empty()));
-        // One that is told of twice is the same.
-        departed.add(&task(49, 1_000), []);
-        assert_eq!(departed.tasks().count(), 20);
+        assert!(deleted.tasks().all(|t| t.spec.build_config.is_empty()));
+        // A task that is added twice is kept once.
+        deleted.add(&task(49, 1_000), []);
+        assert_eq!(deleted.tasks().count(), 20);
     }
 
     #[test]
@@ -169,11 +183,11 @@ mod tests {
                 ..Pod::default()
             })
         };
-        let mut departed = Departed::default();
-        departed.add(&task(1, 1), [pod("p", "1", None)]);
-        departed.note(&pod("p", "1", Some(3)));
-        departed.note(&pod("q", "2", Some(4)));
-        let named = departed.named("t");
+        let mut deleted = DeletedTasks::default();
+        deleted.add(&task(1, 1), [pod("p", "1", None)]);
+        deleted.update_pod(&pod("p", "1", Some(3)));
+        deleted.update_pod(&pod("q", "2", Some(4)));
+        let named = deleted.named("t");
         let pods = &named[0].1;
         assert_eq!((pods.len(), pods[0].exit_code), (1, Some(3)));
     }

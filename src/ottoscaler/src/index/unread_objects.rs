@@ -1,4 +1,7 @@
-//! Objects that this version cannot decode, as the index knows them.
+//! The objects of one kind that this version cannot decode.
+//!
+//! Invariant: an object is here from the version that could not be decoded until a later
+//! version could be, or until it is deleted.
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -6,16 +9,14 @@ use std::{
 
 use crate::domain::unread::Unread;
 
-/// Objects of one kind, by name.
-///
-/// What holds: an object is here from the version that could not be decoded until a later
-/// one could, or until it is deleted.
+/// The objects that cannot be decoded, by name.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Unreads(BTreeMap<Arc<str>, Unread>);
+pub(super) struct UnreadObjects(BTreeMap<Arc<str>, Unread>);
 
-impl Unreads {
-    /// Takes an object unless a later version of it is known; whether that was news.
-    pub(super) fn take(&mut self, object: Unread) -> bool {
+impl UnreadObjects {
+    /// Adds an object unless this version of it or a later one is known. Reports whether it was
+    /// added.
+    pub(super) fn insert(&mut self, object: Unread) -> bool {
         let known = self.0.get(&object.name);
         if known.is_some_and(|known| known.version >= object.version) {
             return false;
@@ -24,8 +25,8 @@ impl Unreads {
         true
     }
 
-    /// One of this version could be decoded.
-    pub(super) fn read(&mut self, name: &str, version: u64) {
+    /// Removes the object of this name if a later `version` of it could be decoded.
+    pub(super) fn remove_older_than(&mut self, name: &str, version: u64) {
         if self
             .0
             .get(name)
@@ -35,16 +36,16 @@ impl Unreads {
         }
     }
 
-    /// It was deleted; whether it was here.
-    pub(super) fn forget(&mut self, name: &str, uid: &str) -> bool {
-        let is_here = self.has(name, uid);
+    /// Removes a deleted object and reports whether it was here.
+    pub(super) fn remove(&mut self, name: &str, uid: &str) -> bool {
+        let is_here = self.contains(name, uid);
         if is_here {
             self.0.remove(name);
         }
         is_here
     }
 
-    pub(super) fn has(&self, name: &str, uid: &str) -> bool {
+    pub(super) fn contains(&self, name: &str, uid: &str) -> bool {
         self.0.get(name).is_some_and(|known| known.uid == uid)
     }
 
@@ -56,7 +57,7 @@ impl Unreads {
         self.0.values()
     }
 
-    /// Drops those that a complete list as of `version` no longer has.
+    /// Removes and returns the objects that are missing from a complete list as of `version`.
     pub(super) fn retain(&mut self, listed: &BTreeSet<String>, version: u64) -> Vec<Unread> {
         let missing = |object: &Unread| object.version <= version && !listed.contains(&object.uid);
         let names: Vec<_> = self
