@@ -43,7 +43,7 @@ else
   parts=$((total / 12))
   mapfile -t run < <(seq 0 $((parts - 1)))
   # Of what is broken and of what its tests run through.
-  parts_of=(src/ottoscaler/src/election src/fenced-lease src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs .cargo Cargo.lock tests/mutants.sh)
+  parts_of=(src/ottoscaler/src/election src/fenced-lease src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs src/ottoscaler/src/cluster/list.rs .cargo Cargo.lock tests/mutants.sh)
   out=$work/$(git ls-files -z --cached --others --exclude-standard "${parts_of[@]}" |
     sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi
