@@ -105,7 +105,7 @@ fn a_worker_runs_while_injected_containers_cannot_start() {
         (outcome(&p), p.waits()),
         ((PodPhase::Pending, None, ""), true)
     );
-    // And it has not begun because others run.
+    // Running containers of others do not mean that the worker has begun.
     let p = decode(json!({"phase": "Running",
         "containerStatuses": [runs("mesh"), waits("worker", "ContainerCreating")]}));
     assert_eq!(outcome(&p), (PodPhase::Pending, None, ""));
@@ -132,13 +132,13 @@ fn a_worker_that_succeeded_stays_so_whatever_its_pod_comes_to() {
         assert_eq!(outcome(&p), (PodPhase::Succeeded, Some(0), ""), "{reason}");
         assert_eq!((p.message.as_str(), p.disruption.as_deref()), ("", None));
     }
-    // One that failed before keeps its own reason too.
+    // A worker that failed before keeps its own reason too.
     let p = decode(
         json!({"phase": "Failed", "reason": "Evicted", "conditions": evicted,
         "containerStatuses": [ended("mesh", 137, 21), ended("worker", 7, 5)]}),
     );
     assert_eq!(outcome(&p), (PodPhase::Failed, Some(7), "Error"));
-    // What the eviction itself ended did not succeed.
+    // A worker that the eviction itself ended did not succeed.
     for exit in [0, 143] {
         let p = decode(
             json!({"phase": "Failed", "reason": "Evicted", "conditions": evicted,
@@ -172,11 +172,11 @@ fn a_native_sidecar_is_never_the_init_container_that_failed() {
     let after = decode("Succeeded", ended("mesh", 137, 9), ended("worker", 0, 5));
     assert_eq!(outcome(&after), (PodPhase::Succeeded, Some(0), ""));
     assert_eq!(after.container(), "worker");
-    // Its restarts are not the worker's.
+    // The sidecar's restarts are not the worker's.
     let mut mesh = runs("mesh");
     mesh["restartCount"] = json!(3);
     assert_eq!(decode("Running", mesh, runs("worker")).restart_count, 0);
-    // What cannot be pulled holds the start up, and is named as what it is.
+    // An image of a sidecar that cannot be pulled holds up the start, and is reported.
     let held = decode(
         "Pending",
         waits("mesh", "ImagePullBackOff"),
@@ -199,7 +199,7 @@ fn an_ordinary_init_container_counts_only_when_it_ends_the_pods_start() {
     let p = decode(status("Pending"));
     assert_eq!(outcome(&p), (PodPhase::Failed, Some(3), "Init:Error"));
     assert!(p.others_run && p.container() == "setup");
-    // It is tried again.
+    // The kubelet tries the init container again.
     for spec in [
         json!({"restartPolicy": "OnFailure"}),
         json!({"initContainers": [{"name": "setup", "restartPolicy": "OnFailure"}]}),
@@ -210,7 +210,7 @@ fn an_ordinary_init_container_counts_only_when_it_ends_the_pods_start() {
         assert_eq!(outcome(&p), (PodPhase::Pending, None, ""));
         assert!(!p.has_logs());
     }
-    // The kubelet evicted the pod meanwhile: that is why.
+    // The kubelet evicted the pod meanwhile, which is the reason of its end.
     let mut evicted = status("Failed");
     evicted["reason"] = json!("Evicted");
     let p = decode(evicted);
@@ -227,10 +227,11 @@ fn a_worker_that_its_kubelet_lost_sight_of_may_have_had_logs() {
             "reason": "ContainerStatusUnknown", "startedAt": null, "finishedAt": null}}}]}));
     assert_eq!(outcome(&p), (PodPhase::Failed, Some(137), "Evicted"));
     assert!(p.started.is_none() && p.has_logs() && p.container() == "worker");
-    // Refused by its node, it had none.
+    // A pod that its node refused has no logs.
     let p = decode(json!({"phase": "Failed", "reason": "OutOfcpu"}));
     assert!(!p.has_logs());
-    // Nor where it was deleted before its image was there; with an image it may have run.
+    // A pod that was deleted before its image was pulled has none either. With an image, the
+    // container may have run.
     for (image, may_have_run) in [("", false), ("sha256:1", true)] {
         let p = decode(
             json!({"phase": "Failed", "containerStatuses": [{"name": "worker",
@@ -320,7 +321,7 @@ fn a_pod_without_our_owner_or_term_is_not_ours() {
     assert_eq!(decode(&named, ""), None);
     assert_eq!(decode(&named, "example.com/v1 WorkerTask"), None);
     assert!(decode(&named, "ottoscaler.io/v1alpha1 WorkerTask").is_some());
-    // A copy of a worker's metadata, as in somebody's Job.
+    // A Job may copy the metadata of a worker.
     let left = json!({"ottoscaler.io/task-id": "t", "ottoscaler.io/term": "u/1/h"});
     assert_eq!(decode(&left, "batch/v1 Job"), None);
     let left = decode(&left, "").unwrap();
@@ -383,7 +384,7 @@ fn whose_pod_it_is_no_label_and_no_annotation_can_change() {
             assert!(held <= 1_024 && p.traceparent.is_none_or(|t| t.len() <= 256));
         }
     }
-    // A key that is another pod's is known as such.
+    // A key that belongs to another pod is recognized.
     let keyed = |key: &str| decode(json!({"ottoscaler.io/pod-key": key}), json!(null)).foreign_key;
     assert_eq!(keyed("tu-2-2"), None);
     assert_eq!(keyed("tu-1-1").as_deref(), Some("tu-1-1"));

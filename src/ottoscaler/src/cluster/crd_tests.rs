@@ -1,5 +1,5 @@
-//! The chart's definition, applied as the API server does: each bound, and that whatever
-//! this version writes is within them.
+//! Tests of the bounds in the chart's definition, which are applied as the API server does it.
+//! Whatever this version writes must be within them.
 #![expect(clippy::unwrap_used)]
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -11,14 +11,14 @@ use crate::domain::{
     task::{MAX_TASK_WORKERS, testing::longest},
 };
 
-/// The schema of a WorkerTask in the chart.
+/// Returns the schema of a WorkerTask in the chart.
 pub(crate) fn schema() -> Value {
     let chart = include_str!("../../../../charts/ottoscaler/crds/workertasks.yaml");
     let chart: Value = serde_json::from_str(chart).unwrap();
     chart["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone()
 }
 
-/// What of a value a schema refuses, by path.
+/// Returns what a schema refuses in a value, each with its path.
 pub(crate) fn violations(schema: &Value, value: &Value) -> Vec<String> {
     let mut found = Vec::new();
     check(schema, value, "", &mut found);
@@ -100,7 +100,8 @@ fn is_match(pattern: &str, text: &str) -> bool {
     regex.is_match(text)
 }
 
-/// Drops what the schema does not know, as the API server does before it stores.
+/// Removes the fields that the schema does not know, as the API server does before it stores an
+/// object.
 pub(crate) fn prune(schema: &Value, value: &mut Value) {
     match value {
         Value::Array(all) => all
@@ -125,7 +126,7 @@ pub(crate) fn prune(schema: &Value, value: &mut Value) {
     }
 }
 
-/// Everything at its longest.
+/// Returns a task in which everything has its maximum size.
 fn largest() -> Value {
     let (spec, status) = longest();
     let mut spec = serde_json::to_value(spec).unwrap();
@@ -142,12 +143,12 @@ fn the_largest_task_is_taken() {
     let mut pruned = largest();
     prune(&schema(), &mut pruned);
     assert_eq!(pruned, largest());
-    // Without a status, too.
+    // A task without a status is valid too.
     let bare = json!({"spec": largest()["spec"]});
     assert_eq!(violations(&schema(), &bare), [""; 0]);
 }
 
-/// What a request may carry may be stored.
+/// Whatever a request may carry can be stored.
 #[test]
 fn the_bounds_are_those_of_a_request() {
     let text = |n| "x".repeat(n);
@@ -266,7 +267,7 @@ fn each_bound_is_held() {
     }
 }
 
-/// A definition of this version takes, and keeps, what a newer version writes.
+/// The definition of this version accepts and keeps the fields that a newer version writes.
 #[test]
 fn what_a_newer_version_adds_is_taken_and_kept() {
     let mut task = largest();

@@ -121,7 +121,7 @@ fn a_pod_that_went_leaves_a_tombstone_until_its_record_is_final() {
     s.apply_pod(pod(5, PodPhase::Succeeded));
     s.delete_pod(pod(6, PodPhase::Succeeded));
     assert_eq!((s.pods_of("t").len(), s.tombstones_of("t").len()), (0, 1));
-    // A late event does not bring it back.
+    // A late event does not restore the pod.
     assert!(s.apply_pod(pod(4, PodPhase::Running)).is_none());
     let mut task = Task {
         name: "t".into(),
@@ -157,7 +157,7 @@ fn a_tombstone_whose_task_is_gone_too_is_not_kept() {
     let mut s = IndexState::default();
     s.apply_pod(pod(5, PodPhase::Running));
     s.delete_pod(pod(6, PodPhase::Running));
-    // The tasks' watch may be behind.
+    // The watch of tasks may lag behind.
     s.prune_unclaimed_tombstones(5);
     assert_eq!(s.tombstones_of("t").len(), 1);
     s.prune_unclaimed_tombstones(6);
@@ -253,7 +253,7 @@ fn a_task_that_cannot_be_decoded_keeps_its_last_picture_until_it_can_be_or_goes(
     );
     assert_eq!(s.tasks["t"].resource_version, 5);
     assert_eq!(s.unread_of("t").map(|u| u.version), Some(6));
-    // What was on its way says nothing of the newer one.
+    // A version that was in flight says nothing of the newer one.
     s.apply_task(known_task(5));
     assert!(s.unread_of("t").is_some());
     s.apply_task(known_task(7));
@@ -262,7 +262,7 @@ fn a_task_that_cannot_be_decoded_keeps_its_last_picture_until_it_can_be_or_goes(
     s.apply_unread_task(unread("t", "tu", 8));
     assert!(s.delete_task("t", "another").is_none());
     assert!(s.delete_task("t", "tu").is_some());
-    // It was never good.
+    // The task could never be decoded.
     assert!(s.apply_unread_task(unread("t", "tv", 10)).is_some());
     s.retain_tasks(&BTreeSet::new(), 9);
     assert!(s.unread_of("t").is_some());
@@ -308,7 +308,7 @@ fn a_pod_that_cannot_be_decoded_stays_and_holds_its_task() {
     s.delete_unread_pod(&unread("p", "u", 9));
     assert!(s.unread_of("t").is_none() && s.pods.is_empty());
     assert_eq!(s.tombstones_of("t").len(), 1);
-    // One that nobody knew before is its owner's.
+    // A pod that was not known before belongs to its owner.
     let owned = |version| Unread {
         task: Some(("t".into(), "tu".into())),
         ..unread("q", "v", version)
@@ -335,7 +335,7 @@ fn maps_that_nobody_asks_an_index_for_are_not_held_and_what_all_tasks_take_is_kn
     let spec = |s: &IndexState| s.tasks["t"].spec.clone();
     assert!(spec(&s).metadata.is_empty() && spec(&s).build_config.len() == 1);
     assert!(spec(&s).reason.is_empty());
-    // A running task counts as what it may come to.
+    // A running task counts with the size that it may grow to.
     let taken = s.bytes;
     assert!((23_500..30_000).contains(&taken.unfinished), "{taken:?}");
     s.apply_task(task(2, TaskPhase::Running));
@@ -357,7 +357,7 @@ fn history_makes_room_before_a_request_is_refused() {
     assert_eq!(held.room(11, 100), Room::OnceShed);
     assert_eq!(held.room(40, 100), Room::OnceShed);
     assert_eq!(held.room(41, 100), Room::No);
-    // What is there already is never refused.
+    // A change that takes no more bytes is never refused.
     assert_eq!(held.room(0, 10), Room::Now);
 }
 
@@ -379,7 +379,7 @@ fn whose_a_pod_is_its_task_says_whatever_its_annotations_do() {
         let held = (&*pod.task_id == "T_1", &*pod.repository == "org/r");
         held == (true, true) && pod.traceparent.is_none() && s.pods_of_repository("org/r") == 1
     };
-    // Whichever watch is ahead.
+    // The order of the two watches does not matter.
     let mut s = IndexState::default();
     s.apply_pod(told(5, "forged"));
     s.apply_task(task.clone());
