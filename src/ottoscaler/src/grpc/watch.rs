@@ -28,7 +28,7 @@ use crate::{
         request::Selection,
         view::{ClientState, WorkerView},
     },
-    index::{Change, Index, TaskSnapshot},
+    index::{Index, TaskChanged, TaskSnapshot},
     proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
 };
 
@@ -55,7 +55,7 @@ pub(super) struct WorkerWatch {
     selection: Selection,
     /// The name of the selected task, when the selection names one.
     only_task: Option<Arc<str>>,
-    changes: broadcast::Receiver<Change>,
+    changes: broadcast::Receiver<TaskChanged>,
     drain: CancellationToken,
     known: BTreeMap<WorkerKey, KnownWorker>,
     /// The names of tasks to compare with what the client knows.
@@ -141,7 +141,7 @@ impl WorkerWatch {
     }
 
     /// Marks the task of a change to be compared, if the client can see it.
-    fn enqueue(&mut self, change: Change) {
+    fn enqueue(&mut self, change: TaskChanged) {
         if self
             .only_task
             .as_ref()

@@ -115,7 +115,7 @@ fn a_snapshot_comes_first_then_each_change_once() {
     let [first, second] = [(Type::Updated, 1, 6), (Type::Updated, 2, 6)];
     assert_eq!(kinds(&snapshot), [first, second, (Type::Synced, 0, 0)]);
     // These changes are invisible to a client.
-    index.announce("t".into(), true);
+    index.announce("t".into(), crate::index::ChangeKind::Other);
     let mut same = task("t", 2, 2, WorkerPhase::Pending);
     same.status.workers[0].failures = 1;
     index.wrote_task(same);

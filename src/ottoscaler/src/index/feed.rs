@@ -1,7 +1,7 @@
 //! The feeds through which the two watches, and lists beside them, fill the index.
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use super::{Change, Index, IndexState, WatchProgress};
+use super::{ChangeKind, Index, IndexState, TaskChanged, WatchProgress};
 use crate::{
     cluster::{
         convert::{self, PodView},
@@ -44,7 +44,7 @@ impl WatchHandler<PodView> for PodFeed {
             None
         });
         lost.into_iter()
-            .for_each(|task| self.0.announce(task, true));
+            .for_each(|task| self.0.announce(task, ChangeKind::Other));
         self.0.0.pods.synced.store(true, Ordering::Release);
         self.synced_to(version);
     }
@@ -112,7 +112,7 @@ impl WatchHandler<WorkerTask> for TaskFeed {
             None
         });
         lost.into_iter()
-            .for_each(|task| self.0.announce(task, true));
+            .for_each(|task| self.0.announce(task, ChangeKind::Other));
         self.0.0.tasks.synced.store(true, Ordering::Release);
         self.synced_to(version);
     }
@@ -151,7 +151,7 @@ impl WatchHandler<WorkerTask> for TaskFeed {
                 None
             });
             for task in orphaned {
-                self.0.announce(task, true);
+                self.0.announce(task, ChangeKind::Other);
             }
         }
     }
@@ -166,7 +166,7 @@ impl Index {
         &self,
         object: Unread,
         is_late: impl FnOnce() -> bool,
-        apply: impl FnOnce(&mut IndexState, Unread) -> Option<Change>,
+        apply: impl FnOnce(&mut IndexState, Unread) -> Option<TaskChanged>,
     ) {
         let logged = object.clone();
         self.change(|s| {

@@ -31,9 +31,9 @@ use tokio::sync::{broadcast, watch};
 
 pub use feed::{PodFeed, TaskFeed};
 use metrics::UndecodableObjects;
-pub use state::Change;
 use state::IndexState;
-pub use stored_bytes::{Room, StoredBytes};
+pub use state::{ChangeKind, TaskChanged};
+pub use stored_bytes::{StorageRoom, StoredBytes};
 
 use crate::domain::{
     names,
@@ -56,7 +56,7 @@ pub struct Index(Arc<Inner>);
 struct Inner {
     /// The objects. The feeds and the answers to writes change them.
     state: RwLock<IndexState>,
-    changes: broadcast::Sender<Change>,
+    changes: broadcast::Sender<TaskChanged>,
     /// A channel for each task that somebody follows. Without them, every change of any task
     /// would wake each of hundreds of waiting calls.
     followed: Mutex<HashMap<Arc<str>, watch::Sender<()>>>,
@@ -94,7 +94,7 @@ pub struct TaskWithPods {
 
 /// A task that is being deleted, or that was deleted before it had finished.
 #[derive(Debug, Clone)]
-pub struct Ending {
+pub struct TaskDeletion {
     pub task: Arc<Task>,
     /// The pods of the task that still exist.
     pub live: Vec<Arc<Pod>>,
@@ -130,7 +130,7 @@ impl Index {
     }
 
     /// Changes the state, then announces the task that changed.
-    fn change(&self, change: impl FnOnce(&mut IndexState) -> Option<Change>) {
+    fn change(&self, change: impl FnOnce(&mut IndexState) -> Option<TaskChanged>) {
         let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
         if let Some(change) = changed {
             self.notify(change);
@@ -138,7 +138,7 @@ impl Index {
     }
 
     /// Notifies the followers of the task and all subscribers.
-    fn notify(&self, change: Change) {
+    fn notify(&self, change: TaskChanged) {
         let mut followed = self.followed();
         if let Some(followers) = followed.get(&change.task)
             && followers.send(()).is_err()
@@ -201,9 +201,9 @@ impl Index {
         self.0.undecodable.register(registry);
     }
 
-    /// Reports whether [`Self::ending`] may return anything. It is cheap, because there mostly is
+    /// Reports whether [`Self::deletions`] may return anything. It is cheap, because there mostly is
     /// nothing.
-    pub fn may_end(&self, name: &str) -> bool {
+    pub fn may_have_deletions(&self, name: &str) -> bool {
         let state = self.read();
         let task = state.tasks.get(name).filter(|t| !t.deleting);
         state.deleted_tasks.has_name(name) || task.is_none_or(|t| state.has_pods_of_others(t))
@@ -211,7 +211,7 @@ impl Index {
 
     /// Returns the tasks of this name that end by a deletion. What is known of a task that was
     /// deleted before this replica started comes from its pods.
-    pub fn ending(&self, name: &str) -> Vec<Ending> {
+    pub fn deletions(&self, name: &str) -> Vec<TaskDeletion> {
         let version = self.synced_versions().0;
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         state.remember_orphans(name, version);
@@ -224,7 +224,7 @@ impl Index {
             let live: Vec<_> = live.iter().filter(of_task).cloned().collect();
             let is_gone = |p: &&Arc<Pod>| !live.iter().any(|l| l.uid == p.uid);
             let gone = known.iter().filter(of_task).filter(is_gone).cloned();
-            Ending {
+            TaskDeletion {
                 gone: gone.collect(),
                 task,
                 live,
@@ -235,7 +235,7 @@ impl Index {
 
     /// Returns the names of the tasks that may end by a deletion: those that are deleted or being
     /// deleted, and those of pods whose task is not known.
-    pub fn ending_names(&self) -> BTreeSet<Arc<str>> {
+    pub fn deletion_names(&self) -> BTreeSet<Arc<str>> {
         let state = self.read();
         let going = state.tasks.values().filter(|t| t.deleting);
         let going = going.chain(state.deleted_tasks.tasks());
@@ -246,7 +246,7 @@ impl Index {
 
     /// Returns the uids of all tasks that exist or were deleted recently, and drops those that
     /// were deleted long ago.
-    pub fn remembered(&self) -> HashSet<String> {
+    pub fn recent_task_uids(&self) -> HashSet<String> {
         let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
         state.deleted_tasks.remove_expired();
         let tasks = state.tasks.values().chain(state.deleted_tasks.tasks());
@@ -336,7 +336,7 @@ impl Index {
 
     /// Subscribes to the changes of all tasks. A subscriber that lags too far must look at all
     /// tasks again.
-    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+    pub fn subscribe(&self) -> broadcast::Receiver<TaskChanged> {
         self.0.changes.subscribe()
     }
 
@@ -351,8 +351,8 @@ impl Index {
     }
 
     /// Notifies subscribers of a task that they should look at again.
-    pub fn announce(&self, task: Arc<str>, soon: bool) {
-        self.notify(Change { task, soon });
+    pub fn announce(&self, task: Arc<str>, kind: ChangeKind) {
+        self.notify(TaskChanged { task, kind });
     }
 
     /// Reports whether both watches have listed once.
@@ -394,7 +394,7 @@ impl Index {
     }
 
     /// Returns the version up to which the watch of pods has reported all changes.
-    pub fn pods_told(&self) -> u64 {
+    pub fn pods_version(&self) -> u64 {
         self.synced_versions().1
     }
 
@@ -483,15 +483,15 @@ mod tests {
         let index = Index::default();
         let mut mine = index.follow("mine");
         let also = index.follow("mine");
-        index.announce(Arc::from("other"), true);
+        index.announce(Arc::from("other"), ChangeKind::Other);
         assert!(!mine.has_changed().unwrap_or(true));
-        index.announce(Arc::from("mine"), false);
+        index.announce(Arc::from("mine"), ChangeKind::PodWaits);
         assert!(mine.has_changed().unwrap_or(false) && also.has_changed().unwrap_or(false));
         mine.mark_unchanged();
         assert!(!mine.has_changed().unwrap_or(true));
         drop((mine, also));
         assert_eq!(index.followed().len(), 1);
-        index.announce(Arc::from("mine"), true);
+        index.announce(Arc::from("mine"), ChangeKind::Other);
         assert_eq!(index.followed().len(), 0);
     }
 

@@ -19,19 +19,31 @@ use super::{
 };
 use crate::domain::{pod::Pod, task::Task, unread::Unread};
 
-/// A task that changed, or one of its pods.
+/// A `TaskChanged` says that a task changed, or one of its pods.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct TaskChanged {
+    /// The name of the task.
     pub task: Arc<str>,
-    /// Whether somebody may wait for the change. Three changes can wait: a pod was created that
-    /// has yet to start, a pod was deleted whose end was known, and otto-handler acknowledged a
-    /// start.
-    pub soon: bool,
+    pub kind: ChangeKind,
 }
 
-impl Change {
-    pub(super) fn soon(task: Arc<str>) -> Self {
-        Self { task, soon: true }
+/// What changed, as far as a reader may treat changes differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// A pod was created or changed that has yet to start, and that nothing holds up.
+    PodWaits,
+    /// A pod was deleted after the end of its worker was known.
+    EndedPodDeleted,
+    /// otto-handler acknowledged a transition that is not an end.
+    ProgressAcknowledged,
+    /// Anything else.
+    Other,
+}
+
+impl TaskChanged {
+    fn other(task: Arc<str>) -> Self {
+        let kind = ChangeKind::Other;
+        Self { task, kind }
     }
 }
 
@@ -65,7 +77,7 @@ pub(super) struct IndexState {
 
 impl IndexState {
     /// Stores a task; returns `None` if this version of it or a later one is known.
-    pub(super) fn apply_task(&mut self, mut task: Task) -> Option<Change> {
+    pub(super) fn apply_task(&mut self, mut task: Task) -> Option<TaskChanged> {
         let name: Arc<str> = Arc::from(task.name.as_str());
         if let Some(known) = self.tasks.get(&name)
             && known.resource_version >= task.resource_version
@@ -92,11 +104,11 @@ impl IndexState {
         if let Some(old) = replaced.filter(|old| !self.knows_task(old)) {
             self.remove_tombstones(&name, |pod| *pod.task_uid == *old.uid);
         }
-        Some(Change::soon(name))
+        Some(TaskChanged::other(name))
     }
 
     /// Removes a task and its tombstones; returns `None` if the task is not known.
-    pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<Change> {
+    pub(super) fn delete_task(&mut self, name: &str, uid: &str) -> Option<TaskChanged> {
         let was_unread = self.unread_tasks.remove(name, uid);
         let is_known = self.tasks.get(name).is_some_and(|t| t.uid == uid);
         if !is_known && !was_unread {
@@ -108,7 +120,7 @@ impl IndexState {
         }
         let name = Arc::from(name);
         self.remove_tombstones(&name, |pod| *pod.task_uid == *uid);
-        Some(Change::soon(name))
+        Some(TaskChanged::other(name))
     }
 
     /// Adds a task to the deleted ones if it has not finished or its pods are not gone.
@@ -168,7 +180,7 @@ impl IndexState {
     }
 
     /// Stores a pod; returns `None` if this version of it or a later one is known.
-    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<Change> {
+    pub(super) fn apply_pod(&mut self, mut pod: Pod) -> Option<TaskChanged> {
         if self.tombstones.contains_key(&pod.uid) {
             return self.update_tombstone(pod);
         }
@@ -200,7 +212,12 @@ impl IndexState {
         if let Some((_, other)) = of_task.first_key_value() {
             pod.share(other);
         }
-        let (task, soon) = (pod.task.clone(), !pod.waits());
+        let kind = if pod.waits() {
+            ChangeKind::PodWaits
+        } else {
+            ChangeKind::Other
+        };
+        let task = pod.task.clone();
         let pod = Arc::new(pod);
         self.deleted_tasks.update_pod(&pod);
         of_task.insert(pod.name.clone(), pod.clone());
@@ -211,24 +228,27 @@ impl IndexState {
         if let Some(old) = self.pods.insert(pod.name.clone(), pod) {
             self.decrement_count(&old);
         }
-        Some(Change { task, soon })
+        Some(TaskChanged { task, kind })
     }
 
     /// Removes a deleted pod and leaves a tombstone; `last` is its state as the deletion
     /// reported it.
-    pub(super) fn delete_pod(&mut self, last: Pod) -> Option<Change> {
+    pub(super) fn delete_pod(&mut self, last: Pod) -> Option<TaskChanged> {
         self.unread_pods.remove(&last.name, &last.uid);
         let Some(known) = self.pods.get(&last.name).filter(|p| p.uid == last.uid) else {
             return self.update_tombstone(last);
         };
         // A forced deletion may report an older status than the known one.
-        let soon = !known.worker_has_ended();
-        let last = if soon { Arc::new(last) } else { known.clone() };
+        let (last, kind) = if known.worker_has_ended() {
+            (known.clone(), ChangeKind::EndedPodDeleted)
+        } else {
+            (Arc::new(last), ChangeKind::Other)
+        };
         self.deleted_tasks.update_pod(&last);
         let task = last.task.clone();
         self.remove_pod(&last.name, &task);
         self.add_tombstone(&last);
-        Some(Change { task, soon })
+        Some(TaskChanged { task, kind })
     }
 
     /// Removes the pods that are missing from a complete list as of `version`. Returns the names

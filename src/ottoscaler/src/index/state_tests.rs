@@ -4,7 +4,7 @@ use crate::{
         pod::PodPhase,
         task::{TaskPhase, WorkerPhase, WorkerRecord},
     },
-    index::Room,
+    index::StorageRoom,
 };
 
 fn pod(version: u64, phase: PodPhase) -> Pod {
@@ -31,20 +31,35 @@ fn the_highest_version_wins_whatever_the_order() {
 #[test]
 fn a_pod_that_has_yet_to_start_and_one_that_went_as_told_can_wait() {
     let mut s = IndexState::default();
-    let soon = |change: Option<Change>| change.map(|c| c.soon);
+    let kind = |change: Option<TaskChanged>| change.map(|c| c.kind);
     let why = Pod {
         reason: "ImagePullBackOff".into(),
         ..pod(2, PodPhase::Pending)
     };
-    assert_eq!(soon(s.apply_pod(pod(1, PodPhase::Pending))), Some(false));
-    assert_eq!(soon(s.apply_pod(why)), Some(true));
-    assert_eq!(soon(s.apply_pod(pod(3, PodPhase::Running))), Some(true));
-    assert_eq!(soon(s.apply_pod(pod(4, PodPhase::Succeeded))), Some(true));
-    assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(false));
+    assert_eq!(
+        kind(s.apply_pod(pod(1, PodPhase::Pending))),
+        Some(ChangeKind::PodWaits)
+    );
+    assert_eq!(kind(s.apply_pod(why)), Some(ChangeKind::Other));
+    assert_eq!(
+        kind(s.apply_pod(pod(3, PodPhase::Running))),
+        Some(ChangeKind::Other)
+    );
+    assert_eq!(
+        kind(s.apply_pod(pod(4, PodPhase::Succeeded))),
+        Some(ChangeKind::Other)
+    );
+    assert_eq!(
+        kind(s.delete_pod(pod(5, PodPhase::Succeeded))),
+        Some(ChangeKind::EndedPodDeleted)
+    );
     // The deletion itself reports the end.
     let mut s = IndexState::default();
     s.apply_pod(pod(3, PodPhase::Running));
-    assert_eq!(soon(s.delete_pod(pod(5, PodPhase::Succeeded))), Some(true));
+    assert_eq!(
+        kind(s.delete_pod(pod(5, PodPhase::Succeeded))),
+        Some(ChangeKind::Other)
+    );
 }
 
 #[test]
@@ -353,12 +368,12 @@ fn history_makes_room_before_a_request_is_refused() {
         unfinished: 60,
         finished: 30,
     };
-    assert_eq!(held.room(10, 100), Room::Now);
-    assert_eq!(held.room(11, 100), Room::OnceShed);
-    assert_eq!(held.room(40, 100), Room::OnceShed);
-    assert_eq!(held.room(41, 100), Room::No);
+    assert_eq!(held.room(10, 100), StorageRoom::Available);
+    assert_eq!(held.room(11, 100), StorageRoom::AfterCleanup);
+    assert_eq!(held.room(40, 100), StorageRoom::AfterCleanup);
+    assert_eq!(held.room(41, 100), StorageRoom::Exhausted);
     // A change that takes no more bytes is never refused.
-    assert_eq!(held.room(0, 10), Room::Now);
+    assert_eq!(held.room(0, 10), StorageRoom::Available);
 }
 
 #[test]

@@ -12,23 +12,25 @@ pub struct StoredBytes {
 
 /// The answer to whether more tasks may be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub enum StorageRoom {
     /// There is room.
-    Now,
+    Available,
     /// There will be room when finished tasks have been deleted.
-    OnceShed,
+    AfterCleanup,
     /// There is no room: unfinished tasks take too much.
-    No,
+    Exhausted,
 }
 
 impl StoredBytes {
     /// Reports whether there is room for `more` bytes, where all tasks together may take
     /// `limit` bytes. There is always room for a change that takes no more bytes.
-    pub fn room(self, more: usize, limit: usize) -> Room {
+    pub fn room(self, more: usize, limit: usize) -> StorageRoom {
         match () {
-            () if more == 0 || self.unfinished + self.finished + more <= limit => Room::Now,
-            () if self.unfinished + more <= limit => Room::OnceShed,
-            () => Room::No,
+            () if more == 0 || self.unfinished + self.finished + more <= limit => {
+                StorageRoom::Available
+            }
+            () if self.unfinished + more <= limit => StorageRoom::AfterCleanup,
+            () => StorageRoom::Exhausted,
         }
     }
 

@@ -111,7 +111,7 @@ impl Engine {
 
     pub(super) async fn run(
         &mut self,
-        mut changes: Receiver<index::Change>,
+        mut changes: Receiver<index::TaskChanged>,
         drain: &CancellationToken,
     ) {
         self.everything_is_due();
@@ -204,7 +204,7 @@ impl Engine {
     }
 
     /// Takes what has been told already; missed changes are as bad here as in `recv`.
-    fn take_all(&mut self, changes: &mut Receiver<index::Change>) {
+    fn take_all(&mut self, changes: &mut Receiver<index::TaskChanged>) {
         loop {
             match changes.try_recv() {
                 Ok(change) => self.changed(Ok(change)),
@@ -214,9 +214,9 @@ impl Engine {
         }
     }
 
-    fn changed(&mut self, change: Result<index::Change, RecvError>) {
+    fn changed(&mut self, change: Result<index::TaskChanged, RecvError>) {
         match change {
-            Ok(change) => self.look_at(change.task, change.soon),
+            Ok(change) => self.look_at(change.task, !can_wait(change.kind)),
             Err(_) => self.everything_is_due(),
         }
     }
@@ -239,7 +239,7 @@ impl Engine {
         for task in self.shared.index.unread_tasks() {
             self.due.by(task.name, now);
         }
-        for name in self.shared.index.ending_names() {
+        for name in self.shared.index.deletion_names() {
             self.due.by(name, now);
         }
     }
@@ -252,10 +252,10 @@ impl Engine {
         for task in tasks.iter().filter(|t| !t.status.phase.is_finished()) {
             self.due.by(Arc::from(task.name.as_str()), now);
         }
-        for name in self.shared.index.ending_names() {
+        for name in self.shared.index.deletion_names() {
             self.due.by(name, now);
         }
-        let remembered = self.shared.index.remembered();
+        let remembered = self.shared.index.recent_task_uids();
         self.outbox.retain(|uid| remembered.contains(uid));
         self.shared
             .notified()
@@ -286,6 +286,17 @@ async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Reports whether the plan for this change can be delayed, so that several changes share one
+/// plan: nobody waits for what it would decide.
+fn can_wait(change: index::ChangeKind) -> bool {
+    match change {
+        index::ChangeKind::PodWaits
+        | index::ChangeKind::EndedPodDeleted
+        | index::ChangeKind::ProgressAcknowledged => true,
+        index::ChangeKind::Other => false,
     }
 }
 

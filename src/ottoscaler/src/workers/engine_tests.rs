@@ -65,7 +65,9 @@ async fn changes_that_were_missed_make_everything_due() {
         ..task("missed", "r", &[])
     });
     for _ in 0..9_999 {
-        shared.index.announce(Arc::from("other"), false);
+        shared
+            .index
+            .announce(Arc::from("other"), index::ChangeKind::PodWaits);
     }
     engine.take_all(&mut changes);
     assert_eq!(engine.due.pop(Instant::now()).as_deref(), Some("missed"));
@@ -125,4 +127,19 @@ async fn what_is_known_is_stored_at_a_drain() {
     leader.manager.shared.drain.cancel();
     sleep(S(1)).await;
     assert_eq!(running(), 2);
+}
+
+#[tokio::test]
+async fn changes_that_nobody_waits_for_share_a_later_plan() {
+    use index::ChangeKind::{EndedPodDeleted, Other, PodWaits, ProgressAcknowledged};
+    let (_set, pause) = Pause::channel(false);
+    let shared = shared(client(|_, _, _| status(404, "", "")), pause, &[]);
+    let (outbox, _inbox) = notify::channel();
+    let mut engine = Engine::new(shared, outbox);
+    for kind in [PodWaits, EndedPodDeleted, ProgressAcknowledged, Other] {
+        let task: Arc<str> = format!("{kind:?}").into();
+        engine.changed(Ok(index::TaskChanged { task, kind }));
+    }
+    assert_eq!(engine.due.pop(Instant::now()).as_deref(), Some("Other"));
+    assert_eq!(engine.due.pop(Instant::now()), None);
 }

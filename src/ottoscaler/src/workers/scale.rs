@@ -30,7 +30,7 @@ use crate::{
         victims,
         view::WorkerView,
     },
-    index::Room,
+    index::StorageRoom,
 };
 
 /// ScaleUp answers when all workers are created, or after this.
@@ -148,9 +148,9 @@ impl Manager {
         loop {
             let held = index.stored_bytes();
             match held.room(more, most) {
-                Room::Now => return Ok(()),
-                Room::OnceShed if Instant::now() < deadline => {}
-                Room::OnceShed | Room::No => {
+                StorageRoom::Available => return Ok(()),
+                StorageRoom::AfterCleanup if Instant::now() < deadline => {}
+                StorageRoom::AfterCleanup | StorageRoom::Exhausted => {
                     let held = held.unfinished + held.finished;
                     return Err(Refusal::Exhausted(format!(
                         "tasks hold {held} bytes of {most} that they may in all \

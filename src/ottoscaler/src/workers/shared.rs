@@ -29,7 +29,7 @@ use crate::{
     },
     election::{Clocks, LeaderClient, Pause},
     handler::Drained,
-    index::Index,
+    index::{ChangeKind, Index},
     telemetry,
 };
 
@@ -215,7 +215,12 @@ impl Shared {
             .or_default()
             .insert(index, told);
         // An end may let a pod go; each plan for the rest would look at all workers.
-        self.index.announce(name.clone(), told.state.is_end());
+        let kind = if told.state.is_end() {
+            ChangeKind::Other
+        } else {
+            ChangeKind::ProgressAcknowledged
+        };
+        self.index.announce(name.clone(), kind);
     }
 }
 

@@ -9,7 +9,7 @@
 //! - There are at most [`MAX_TOMBSTONES`]. The workers of pods beyond that count as lost.
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Change, IndexState};
+use super::{IndexState, TaskChanged};
 use crate::domain::{
     pod::Pod,
     task::{Task, WorkerRecord},
@@ -91,14 +91,14 @@ impl IndexState {
 
     /// Updates a tombstone from an event that is older than the list from which the pod was
     /// missing: the event may show how the pod ended.
-    pub(super) fn update_tombstone(&mut self, late: Pod) -> Option<Change> {
+    pub(super) fn update_tombstone(&mut self, late: Pod) -> Option<TaskChanged> {
         let tombstone = self.tombstones.get_mut(&late.uid)?;
         if tombstone.worker_has_ended() || tombstone.resource_version >= late.resource_version {
             return None;
         }
         let task = late.task.clone();
         *tombstone = Arc::new(late);
-        Some(Change::soon(task))
+        Some(TaskChanged::other(task))
     }
 
     /// Drops the tombstones that are final in the task's new record, and those of older tasks of

@@ -5,20 +5,22 @@
 //! is deleted.
 use std::sync::Arc;
 
-use super::{Change, IndexState};
+use super::{IndexState, TaskChanged};
 use crate::domain::unread::Unread;
 
 impl IndexState {
     /// Notes a task that cannot be decoded; returns `None` if that is known or a later version
     /// could be decoded.
-    pub(in crate::index) fn apply_unread_task(&mut self, object: Unread) -> Option<Change> {
+    pub(in crate::index) fn apply_unread_task(&mut self, object: Unread) -> Option<TaskChanged> {
         let known = self.tasks.get(&object.name);
         if known.is_some_and(|t| t.resource_version >= object.version) {
             return None;
         }
         let name = object.name.clone();
         self.remove_replaced_unread(&name, &object.uid, object.version);
-        self.unread_tasks.insert(object).then(|| Change::soon(name))
+        self.unread_tasks
+            .insert(object)
+            .then(|| TaskChanged::other(name))
     }
 
     /// Removes a task that could not be decoded, and its tombstones, once another task has its
@@ -39,7 +41,7 @@ impl IndexState {
 
     /// Notes a pod that cannot be decoded; returns `None` as for tasks, and for a pod that is not
     /// a worker's.
-    pub(in crate::index) fn apply_unread_pod(&mut self, mut object: Unread) -> Option<Change> {
+    pub(in crate::index) fn apply_unread_pod(&mut self, mut object: Unread) -> Option<TaskChanged> {
         let known = self.pods.get(&object.name);
         let known = known.filter(|p| p.uid == object.uid);
         if known.is_some_and(|p| p.resource_version >= object.version)
@@ -50,12 +52,14 @@ impl IndexState {
         let of_known = || known.map(|p| (p.task.clone(), p.task_uid.clone()));
         object.task = object.task.or_else(of_known);
         let (task, _) = object.task.clone()?;
-        self.unread_pods.insert(object).then(|| Change::soon(task))
+        self.unread_pods
+            .insert(object)
+            .then(|| TaskChanged::other(task))
     }
 
     /// Removes a deleted pod whose last state cannot be decoded. Its tombstone is the last state
     /// that could be.
-    pub(in crate::index) fn delete_unread_pod(&mut self, object: &Unread) -> Option<Change> {
+    pub(in crate::index) fn delete_unread_pod(&mut self, object: &Unread) -> Option<TaskChanged> {
         let unread = self.unread_pods.get(&object.name);
         let unread = unread.filter(|u| u.uid == object.uid);
         let task = unread.and_then(|u| u.task.clone());
@@ -65,9 +69,9 @@ impl IndexState {
             Some(known) => {
                 self.remove_pod(&known.name, &known.task);
                 self.add_tombstone(&known);
-                Some(Change::soon(known.task.clone()))
+                Some(TaskChanged::other(known.task.clone()))
             }
-            None => task.map(|(task, _)| Change::soon(task)),
+            None => task.map(|(task, _)| TaskChanged::other(task)),
         }
     }
 

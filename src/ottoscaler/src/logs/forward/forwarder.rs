@@ -22,7 +22,7 @@ use crate::{
     domain::pod::Pod,
     election::Tenure,
     handler::{Drained, HandlerClient},
-    index::{Change, Index},
+    index::{Index, TaskChanged},
     logs::read::follow::Cluster,
     telemetry,
 };
@@ -95,7 +95,7 @@ impl Forwarder {
                     }
                 }
                 change = changes.recv() => match change {
-                    Ok(Change { task, .. }) => {
+                    Ok(TaskChanged { task, .. }) => {
                         if changed.is_empty() {
                             gathered.as_mut().reset(Instant::now() + GATHER);
                         }

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::{
     domain::{pod::Pod, request::Selection, view::ClientState},
-    index::{Change, Index},
+    index::{Index, TaskChanged},
     logs::read::{
         follow::Cluster,
         pods::PodLookup,
@@ -117,7 +117,7 @@ struct Showing {
     selection: Selection,
     follow: bool,
     drain: CancellationToken,
-    changes: broadcast::Receiver<Change>,
+    changes: broadcast::Receiver<TaskChanged>,
     logs: SelectAll<BoxStream<'static, ShownLine>>,
     /// The uids of pods whose logs were opened.
     seen: HashSet<String>,

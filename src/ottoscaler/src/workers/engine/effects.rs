@@ -50,7 +50,7 @@ pub(super) struct Ended {
 impl Engine {
     /// Starts what waits and has a slot.
     pub(super) fn dispatch(&mut self) {
-        self.watch_lag.shown(self.shared.index.pods_told());
+        self.watch_lag.shown(self.shared.index.pods_version());
         self.shared.scheduler.wake();
         self.dispatch_statuses();
         self.dispatch_creates();

@@ -18,7 +18,7 @@ use crate::{
         unread::Unread,
         urgency::{self, WriteUrgency},
     },
-    index::{self, Ending},
+    index::{self, TaskDeletion},
 };
 
 impl Engine {
@@ -30,7 +30,7 @@ impl Engine {
                 self.leave(&name, &unread);
                 continue;
             }
-            if self.shared.caught_up.is_cancelled() && self.shared.index.may_end(&name) {
+            if self.shared.caught_up.is_cancelled() && self.shared.index.may_have_deletions(&name) {
                 self.say_last_words(&name).await;
             }
             let task = self.shared.index.task(&name).filter(|t| !t.deleting);
@@ -52,7 +52,7 @@ impl Engine {
 
     /// Offers what there is to tell of tasks of this name that end by a deletion.
     async fn say_last_words(&mut self, name: &Arc<str>) {
-        for Ending { task, live, gone } in self.shared.index.ending(name) {
+        for TaskDeletion { task, live, gone } in self.shared.index.deletions(name) {
             let workers = {
                 let notified = self.shared.notified();
                 let told = notified.get(&*task.uid);
