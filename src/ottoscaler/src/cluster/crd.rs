@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::domain::task::{TaskPhase, TaskSpec, TaskStatus};
 
-/// A `WorkerTaskSpec` is a [`TaskSpec`] as the spec of a custom resource.
+/// The spec of a WorkerTask says what its clients asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "ottoscaler.io",
