@@ -18,19 +18,13 @@ flock 9
 started=$SECONDS
 
 # A copy at a place that stays, so that cargo builds again only what a break touches.
-# Of the modules it keeps those that the leadership needs: seconds for each break.
 tree=$work/tree
 rm -rf "$tree"
 mkdir -p "$tree"
 git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --ignore-failed-read -c | tar -x --touch -C "$tree"
-keep() { # file modules…: its other modules are taken out
-  sed -i -E "/^pub use api as proto;/d; /^pub mod ($2);/!{/^pub mod /d}" "$tree/src/ottoscaler/src/$1"
-}
-keep lib.rs 'args|cluster|election'
-keep cluster/mod.rs 'convert|crd|error|events|object|watch'
 
 export CARGO_PROFILE_DEV_DEBUG=0 CARGO_TERM_COLOR=never RUST_BACKTRACE=0
-mutants() { ${WITH:-} cargo mutants --dir "$tree" --package ottoscaler --package fenced-lease "$@"; }
+mutants() { ${WITH:-} cargo mutants --dir "$tree" --package fenced-lease "$@"; }
 
 total=$(WITH='' mutants --list | wc -l)
 if [ "${1:-}" = sample ]; then
@@ -43,13 +37,13 @@ else
   parts=$((total / 12))
   mapfile -t run < <(seq 0 $((parts - 1)))
   # Of what is broken and of what its tests run through.
-  parts_of=(src/ottoscaler/src/election src/fenced-lease src/ottoscaler/src/args src/ottoscaler/src/cluster/watch.rs src/ottoscaler/src/cluster/list.rs .cargo Cargo.lock tests/mutants.sh)
+  parts_of=(src/fenced-lease .cargo Cargo.lock tests/mutants.sh)
   out=$work/$(git ls-files -z --cached --others --exclude-standard "${parts_of[@]}" |
     sort -z | xargs -0 cat | sha256sum | cut -c1-16)
 fi
 
 # Without a break all is green.
-${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package ottoscaler --package fenced-lease --lib -- election:: candidate:: lease:: term:: timings:: --skip an_hour
+${WITH:-} cargo test --quiet --manifest-path "$tree/Cargo.toml" --package fenced-lease --lib -- --skip an_hour
 for part in "${run[@]}"; do
   [ ! -e "$out/$part/done" ] || continue
   rm -rf "${out:?}/$part"

@@ -53,6 +53,8 @@ deploy/local/build.sh
 # beside them the real node, and then the rest. More would take the time that elections need:
 # with three, leaders lost terms to the load.
 cargo test --test e2e --no-run
+cargo build --package fenced-lease --examples
+cargo test --quiet --package fenced-lease --doc
 [ -n "$only" ] || tests/cases.sh
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use fenced_lease::Timings;
 use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Container, Pod, PodSpec},
@@ -24,8 +25,8 @@ use kube::{
 };
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 use ottoscaler::{
-    config,
-    election::{Clients, Clock, Contender, Metrics, Reign, Tenure},
+    args::{LeaseOptions, ReplicaOptions},
+    election::{Clients, Clock, Election, LeaderContext, LeaderWork, Metrics},
     supervisor::Supervisor,
 };
 use serde_json::json;
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     faults::judge,
-    processes::{Cell, SOON},
+    processes::{Cell, SOON, fence_policy},
     support::{is_full, wait_for},
 };
 
@@ -58,22 +59,23 @@ pub async fn client(kubeconfig: &str) -> Client {
     Client::try_from(config.unwrap()).unwrap()
 }
 
-/// A lease of 6 s, validity 4 s, a try each second: as in production.
+/// As in production, with a short handover.
 fn contender(
     name: &str,
     namespace: &str,
     client: &Client,
     metrics: &Metrics,
     clock: Clock,
-) -> Contender {
-    let lease = config::Lease {
+) -> Election {
+    let lease = LeaseOptions {
         name: LEASE.to_owned(),
-        duration: Duration::from_secs(6),
-        renew_deadline: Duration::from_secs(4),
-        retry_period: Duration::from_secs(1),
-        handover_timeout: Duration::from_secs(1),
+        timings: Timings {
+            handover_timeout: Duration::from_secs(1),
+            ..Timings::default()
+        },
+        fence_policy: Some(fence_policy(namespace)),
     };
-    let replica = config::Replica {
+    let replica = ReplicaOptions {
         pod_name: name.to_owned(),
         pod_uid: None,
         address: "127.0.0.1:1".to_owned(),
@@ -83,7 +85,15 @@ fn contender(
         work: client.clone(),
         runtime: None,
     };
-    Contender::new(lease, replica, namespace, clients, metrics.clone(), clock).0
+    Election::new(&lease, &replica, namespace, clients, metrics.clone(), clock).unwrap()
+}
+
+/// Work that the test looks into.
+fn shared(work: Arc<impl LeaderWork>) -> impl LeaderWork {
+    move |leader: LeaderContext| {
+        let work = work.clone();
+        async move { work.run(leader).await }
+    }
 }
 
 /// A contender on its own in `runtime`.
@@ -92,16 +102,16 @@ fn start(
     cell: &Cell,
     name: &str,
     metrics: &Metrics,
-    reign: Arc<dyn Reign>,
+    work: Arc<impl LeaderWork>,
     stop: &CancellationToken,
 ) -> JoinHandle<()> {
     let client = runtime.block_on(client(&cell.kubeconfig));
     let one = contender(name, &cell.namespace, &client, metrics, Clock::default());
-    runtime.spawn(one.run(reign, stop.clone()))
+    runtime.spawn(one.run(shared(work), stop.clone()))
 }
 
 /// A write that the fence judges.
-async fn create_pod(tenure: &Tenure, name: &str) -> kube::Result<Pod> {
+async fn create_pod(leader: &LeaderContext, name: &str) -> kube::Result<Pod> {
     let pod = Pod {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -118,17 +128,17 @@ async fn create_pod(tenure: &Tenure, name: &str) -> kube::Result<Pod> {
         }),
         status: None,
     };
-    tenure
+    leader
         .client
         .pods()
         .create(&PostParams::default(), &pod)
         .await
 }
 
-/// Counts who reigns, and how many at once.
+/// Counts who leads, and how many at once.
 #[derive(Default)]
 struct Court {
-    reigning: AtomicUsize,
+    leading: AtomicUsize,
     most: AtomicUsize,
     /// Terms in the order in which they began, with the number of the contender.
     terms: Mutex<Vec<(usize, i32)>>,
@@ -136,22 +146,21 @@ struct Court {
 
 struct Seat(usize, Arc<Court>);
 
-#[tonic::async_trait]
-impl Reign for Seat {
-    async fn run(&self, tenure: Tenure) {
+impl LeaderWork for Seat {
+    async fn run(&self, leader: LeaderContext) {
         let Self(number, court) = self;
-        let now = court.reigning.fetch_add(1, Ordering::SeqCst) + 1;
+        let now = court.leading.fetch_add(1, Ordering::SeqCst) + 1;
         court.most.fetch_max(now, Ordering::SeqCst);
-        let transitions = tenure.term.transitions;
-        create_pod(&tenure, &format!("of-term-{transitions}"))
+        let transitions = leader.term.transitions;
+        create_pod(&leader, &format!("of-term-{transitions}"))
             .await
             .unwrap();
         court.terms.lock().unwrap().push((*number, transitions));
         tokio::select! {
-            () = tenure.drain.cancelled() => {}
-            () = tenure.lost.cancelled() => {}
+            () = leader.drain.cancelled() => {}
+            () = leader.lost.cancelled() => {}
         }
-        court.reigning.fetch_sub(1, Ordering::SeqCst);
+        court.leading.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -194,7 +203,7 @@ impl Contest {
             Clock::default(),
         );
         let seat = Seat(n, self.court.clone());
-        self.all.spawn(one.run(Arc::new(seat), stop.clone()));
+        self.all.spawn(one.run(seat, stop.clone()));
         self.stops.push(stop);
     }
 
@@ -287,9 +296,8 @@ fn the_bare_crate_lets_contenders_acquire_together() {
 /// Work that nothing ends, as a blocked thread.
 struct Stuck(Mutex<mpsc::Receiver<()>>, AtomicUsize);
 
-#[tonic::async_trait]
-impl Reign for Stuck {
-    async fn run(&self, _: Tenure) {
+impl LeaderWork for Stuck {
+    async fn run(&self, _: LeaderContext) {
         self.1.store(1, Ordering::SeqCst);
         tokio::task::block_in_place(|| self.0.lock().unwrap().recv().ok());
     }
@@ -299,7 +307,7 @@ impl Reign for Stuck {
 fn while_work_lives_the_lease_is_not_released() {
     let cell = Cell::without_replicas("stuck", &[]);
     let (free, blocked) = mpsc::channel();
-    let reign = Arc::new(Stuck(Mutex::new(blocked), AtomicUsize::new(0)));
+    let work = Arc::new(Stuck(Mutex::new(blocked), AtomicUsize::new(0)));
     let stop = CancellationToken::new();
     let runtime = runtime();
     let run = start(
@@ -307,11 +315,11 @@ fn while_work_lives_the_lease_is_not_released() {
         &cell,
         "stuck",
         &Metrics::default(),
-        reign.clone(),
+        work.clone(),
         &stop,
     );
     wait_for("it leads", SOON, || {
-        (reign.1.load(Ordering::SeqCst) == 1).then_some(())
+        (work.1.load(Ordering::SeqCst) == 1).then_some(())
     });
     let holder = cell.holder();
     stop.cancel();
@@ -331,10 +339,9 @@ struct Saturated {
     late: Arc<Mutex<Option<String>>>,
 }
 
-#[tonic::async_trait]
-impl Reign for Saturated {
-    async fn run(&self, tenure: Tenure) {
-        create_pod(&tenure, "in-time").await.unwrap();
+impl LeaderWork for Saturated {
+    async fn run(&self, leader: LeaderContext) {
+        create_pod(&leader, "in-time").await.unwrap();
         let mut hogs = JoinSet::new();
         for _ in 0..self.threads {
             let (gate, blocked) = (self.gate.clone(), self.blocked.clone());
@@ -345,7 +352,7 @@ impl Reign for Saturated {
             });
         }
         hogs.join_all().await;
-        let late = create_pod(&tenure, "too-late").await;
+        let late = create_pod(&leader, "too-late").await;
         *self.late.lock().unwrap() =
             Some(late.map_or_else(|e| chain(&e), |_| "written".to_owned()));
     }
@@ -361,7 +368,7 @@ fn after_a_saturated_runtime_the_clock_stops_the_write() {
     let cell = Cell::without_replicas("saturated", &[]);
     let (open, gate) = mpsc::channel::<()>();
     let (blocked, late) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-    let reign = Saturated {
+    let work = Saturated {
         threads: 2,
         gate: Arc::new(Mutex::new(gate)),
         blocked: blocked.clone(),
@@ -370,7 +377,7 @@ fn after_a_saturated_runtime_the_clock_stops_the_write() {
     let stop = CancellationToken::new();
     let (old, new) = (runtime(), runtime());
     let metrics = Metrics::default();
-    let first = start(&old, &cell, "old", &metrics, Arc::new(reign), &stop);
+    let first = start(&old, &cell, "old", &metrics, Arc::new(work), &stop);
     wait_for("the runtime stands still", SOON, || {
         (blocked.load(Ordering::SeqCst) == 2).then_some(())
     });
@@ -400,16 +407,15 @@ fn after_a_saturated_runtime_the_clock_stops_the_write() {
 /// Panics in its first term.
 struct Panics(AtomicUsize);
 
-#[tonic::async_trait]
-impl Reign for Panics {
-    async fn run(&self, tenure: Tenure) {
+impl LeaderWork for Panics {
+    async fn run(&self, leader: LeaderContext) {
         assert!(
             self.0.fetch_add(1, Ordering::SeqCst) > 0,
             "as a test told it to"
         );
         tokio::select! {
-            () = tenure.drain.cancelled() => {}
-            () = tenure.lost.cancelled() => {}
+            () = leader.drain.cancelled() => {}
+            () = leader.lost.cancelled() => {}
         }
     }
 }
@@ -417,7 +423,7 @@ impl Reign for Panics {
 #[test]
 fn work_that_panics_ends_its_term_and_the_next_one_begins() {
     let cell = Cell::without_replicas("panics", &[]);
-    let (reign, stop) = (
+    let (work, stop) = (
         Arc::new(Panics(AtomicUsize::new(0))),
         CancellationToken::new(),
     );
@@ -427,11 +433,11 @@ fn work_that_panics_ends_its_term_and_the_next_one_begins() {
         &cell,
         "panics",
         &Metrics::default(),
-        reign.clone(),
+        work.clone(),
         &stop,
     );
     wait_for("a second term", SOON, || {
-        (reign.0.load(Ordering::SeqCst) == 2).then_some(())
+        (work.0.load(Ordering::SeqCst) == 2).then_some(())
     });
     assert_eq!(cell.lease().unwrap()["spec"]["leaseTransitions"], 1);
     stop.cancel();
@@ -463,7 +469,7 @@ fn an_election_task_that_panics_begins_the_shutdown() {
         let mut tasks = Supervisor::new(shutdown.clone());
         let told = shutdown.clone();
         tasks.essential("election", async move {
-            one.run(Arc::new(Panics(AtomicUsize::new(1))), told).await;
+            one.run(Panics(AtomicUsize::new(1)), told).await;
             Ok(())
         });
         tasks.watch(&until).await

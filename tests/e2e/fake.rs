@@ -1,5 +1,6 @@
 //! On the fake cluster: a real control plane, replicas as processes, pods that
 //! nobody runs.
+mod examples;
 mod failures;
 mod logs;
 mod removal;

@@ -459,3 +459,8 @@ pub fn put(cell: &Cell, verb: &[&str], object: &Value) {
         .unwrap();
     assert!(put.wait().unwrap().success());
 }
+
+/// The fence policy that the chart installs into this namespace.
+pub fn fence_policy(namespace: &str) -> String {
+    format!("{namespace}.ottoscaler-fence")
+}

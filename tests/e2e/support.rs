@@ -262,10 +262,14 @@ pub fn cluster_sh(args: &[&str]) -> Command {
     command
 }
 
+pub fn target_dir() -> PathBuf {
+    let target = std::env::var("CARGO_TARGET_DIR").expect("CARGO_TARGET_DIR: run by `make test`");
+    PathBuf::from(target)
+}
+
 /// A release program that `make build` made.
 pub fn program(name: &str) -> String {
-    let target = std::env::var("CARGO_TARGET_DIR").expect("CARGO_TARGET_DIR: run by `make test`");
-    let path = PathBuf::from(target).join("release").join(name);
+    let path = target_dir().join("release").join(name);
     assert!(path.exists(), "{} is not built: make build", path.display());
     path.to_string_lossy().into_owned()
 }

@@ -18,7 +18,7 @@ use crate::{
         crd::WorkerTask,
         watch::{self, Select},
     },
-    election::{self, Clients, Clock, Clocks, Contender, PauseSwitch},
+    election::{self, Clients, Clock, Clocks, Election, PauseSwitch},
     grpc::{self, ConnectionLimits, Health, Probe, Router, Server},
     handler::HandlerClient,
     index::{Index, PodFeed, TaskFeed},
@@ -115,7 +115,7 @@ async fn serve_with(
     lease.log_timings();
     let (metrics, mut registry) = (election::Metrics::default(), Registry::default());
     metrics.register(&mut registry);
-    clocks.register(&mut registry);
+    election::register_skew(&clocks, &mut registry);
     telemetry::metrics::register(&mut registry);
     index.register(&mut registry);
     let logs = logs::Context::new(&handler, &namespace, limits.log_drain_timeout);
@@ -123,9 +123,9 @@ async fn serve_with(
     let worker_metrics = workers::Metrics::default();
     worker_metrics.register(&mut registry);
     let switch = PauseSwitch::new(work_client.clone(), &namespace, &lease.name);
-    let (contender, leadership) = Contender::new(
-        lease,
-        replica.clone(),
+    let election = Election::new(
+        &lease,
+        &replica,
         &namespace,
         Clients {
             lease: lease_client,
@@ -134,13 +134,17 @@ async fn serve_with(
         },
         metrics.clone(),
         Clock::default(),
-    );
-    let router = Arc::new(Router::new(leadership, &replica.pod_name, &replica.address));
-    let pause = contender.pause(paused);
+    )?;
+    let router = Arc::new(Router::new(
+        election.leadership(),
+        &replica.pod_name,
+        &replica.address,
+    ));
+    let pause = election.pause(paused);
     let health = Health::default();
     let probe = Probe {
         index: index.clone(),
-        beat: contender.beat(),
+        heartbeat: election.heartbeat(),
         drain: shutdown.clone(),
     };
     let policy = Arc::new(worker);
@@ -209,7 +213,7 @@ async fn serve_with(
     // Also when it panics: the shutdown must not wait for it then.
     let (told, done) = (shutdown.clone(), contended.clone().drop_guard());
     tasks.essential_on(&apart, "election", async move {
-        Box::pin(contender.run(Arc::new(controllers), told)).await;
+        Box::pin(election.run(controllers, told)).await;
         drop(done);
         // Ends with the others.
         Ok(())

@@ -17,7 +17,7 @@ use crate::{
         watch::{self, WatchHandler},
     },
     domain::template::Policy,
-    election::{Clocks, Pause, Reign, Tenure},
+    election::{Clocks, LeaderContext, LeaderWork, Pause},
     grpc::Router,
     handler::{Drained, HandlerClient, NoHandler, NotificationSink},
     index::{Index, PodFeed, TaskFeed},
@@ -42,13 +42,12 @@ pub(crate) struct Controllers {
     pub(crate) clocks: Clocks,
 }
 
-#[tonic::async_trait]
-impl Reign for Controllers {
-    async fn run(&self, tenure: Tenure) {
+impl LeaderWork for Controllers {
+    async fn run(&self, leader: LeaderContext) {
         let caught_up = CancellationToken::new();
         let drained = Drained::default();
         let manager = Manager::new(&Parts {
-            client: tenure.client.clone(),
+            client: leader.client.clone(),
             index: self.index.clone(),
             drained: drained.clone(),
             policy: self.policy.clone(),
@@ -57,8 +56,8 @@ impl Reign for Controllers {
             pause: self.pause.clone(),
             clocks: self.clocks.clone(),
             caught_up: caught_up.clone(),
-            drain: tenure.drain.clone(),
-            lost: tenure.lost.clone(),
+            drain: leader.drain.clone(),
+            lost: leader.lost.clone(),
         });
         let forwarder = self.handler.clone().map(|handler| Forwarder {
             handler,
@@ -73,21 +72,21 @@ impl Reign for Controllers {
         self.router.lead(Arc::new(manager.clone()));
         let ended = async {
             tokio::select! {
-                () = tenure.drain.cancelled() => {}
-                () = tenure.lost.cancelled() => {}
+                () = leader.drain.cancelled() => {}
+                () = leader.lost.cancelled() => {}
             }
             self.router.follow();
         };
         // What is new can begin at once; what was there before, only once known.
         let forward = async {
             tokio::select! {
-                () = self.catch_up(&tenure) => {}
-                () = tenure.drain.cancelled() => return,
-                () = tenure.lost.cancelled() => return,
+                () = self.catch_up(&leader) => {}
+                () = leader.drain.cancelled() => return,
+                () = leader.lost.cancelled() => return,
             }
             caught_up.cancel();
             if let Some(forwarder) = forwarder {
-                forwarder.run(&tenure).await;
+                forwarder.run(&leader).await;
             }
         };
         futures::future::join3(ended, manager.run(tell), forward).await;
@@ -99,10 +98,10 @@ impl Controllers {
     /// watches may lag behind. Of tasks it lists those that are not finished; a
     /// thousand of the past would only hold up the first pods. One that it takes for
     /// unfinished in error is sealed, and the answer is what became of it.
-    async fn catch_up(&self, tenure: &Tenure) {
+    async fn catch_up(&self, leader: &LeaderContext) {
         self.index.wait_synced().await;
-        let tasks = tenure.client.api::<WorkerTask>();
-        let pods = tenure.client.api::<PodView>();
+        let tasks = leader.client.api::<WorkerTask>();
+        let pods = leader.client.api::<PodView>();
         let (tasks, pods) = futures::future::join(
             list(
                 &tasks,

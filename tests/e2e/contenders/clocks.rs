@@ -11,12 +11,12 @@ use std::{
 use http_body_util::BodyExt as _;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Client, client::Body};
-use ottoscaler::election::{Clock, Metrics, Reign, System, Tenure, Time};
+use ottoscaler::election::{Clock, LeaderContext, LeaderWork, Metrics, System, Time};
 use serde_json::{Value, json};
 use tokio::{runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{Court, Seat, chain, client, contender, create_pod, runtime};
+use super::{Court, Seat, chain, client, contender, create_pod, runtime, shared};
 use crate::{
     faults::judge,
     processes::{Cell, SOON},
@@ -119,7 +119,7 @@ impl Side {
         name: &str,
         warp: Arc<Warp>,
         rules: Vec<Rule>,
-        reign: Arc<dyn Reign>,
+        work: Arc<impl LeaderWork>,
     ) -> Self {
         let proxy = Proxy::start(&cell.kubeconfig, cell.dir(), name);
         proxy.set(rules);
@@ -129,7 +129,7 @@ impl Side {
         let kubeconfig = proxy.kubeconfig.to_string_lossy();
         let client = runtime.block_on(async { by_the_wall_of(&warp, client(&kubeconfig).await) });
         let one = contender(name, &cell.namespace, &client, &metrics, clock);
-        let run = runtime.spawn(one.run(reign, stop.clone()));
+        let run = runtime.spawn(one.run(shared(work), stop.clone()));
         Self {
             warp,
             proxy,
@@ -242,18 +242,17 @@ struct Jumps {
     court: Arc<Court>,
 }
 
-#[tonic::async_trait]
-impl Reign for Jumps {
-    async fn run(&self, tenure: Tenure) {
-        if tenure.term.transitions == 0 {
-            create_pod(&tenure, "in-time").await.unwrap();
+impl LeaderWork for Jumps {
+    async fn run(&self, leader: LeaderContext) {
+        if leader.term.transitions == 0 {
+            create_pod(&leader, "in-time").await.unwrap();
             self.warp.jump();
-            let late = create_pod(&tenure, "too-late").await;
+            let late = create_pod(&leader, "too-late").await;
             *self.late.lock().unwrap() =
                 Some(late.map_or_else(|e| chain(&e), |_| "written".to_owned()));
-            return tenure.lost.cancelled().await;
+            return leader.lost.cancelled().await;
         }
-        Seat(0, self.court.clone()).run(tenure).await;
+        Seat(0, self.court.clone()).run(leader).await;
     }
 }
 
@@ -261,15 +260,13 @@ impl Reign for Jumps {
 fn a_leader_whose_boot_clock_jumps_sends_nothing_more_and_contends_again() {
     let cell = Cell::without_replicas("jump-lead", &[]);
     let (warp, court) = (Warp::new(1.0), Arc::new(Court::default()));
-    let reign = Arc::new(Jumps {
+    let work = Arc::new(Jumps {
         warp: warp.clone(),
         late: Mutex::default(),
         court: court.clone(),
     });
-    let side = Side::start(&cell, "jumps", warp, counted(), reign.clone());
-    let said = wait_for("the late write", SOON, || {
-        reign.late.lock().unwrap().clone()
-    });
+    let side = Side::start(&cell, "jumps", warp, counted(), work.clone());
+    let said = wait_for("the late write", SOON, || work.late.lock().unwrap().clone());
     assert!(said.contains("no longer leads"), "{said}");
     assert!(side.metrics.refused_by_clock() >= 1);
     wait_terms(&court, 1);
@@ -302,7 +299,7 @@ fn a_follower_whose_boot_clock_jumps_takes_the_lease_of_a_silent_leader_only() {
     assert_eq!(terms(&court), [(0, 0)]);
     leader.proxy.set(vec![Rule::all(Fault::RequestLost)]);
     wait_for("the leader stopped by itself", SOON, || {
-        (court.reigning.load(Ordering::SeqCst) == 0).then_some(())
+        (court.leading.load(Ordering::SeqCst) == 0).then_some(())
     });
     follower.warp.jump();
     wait_terms(&court, 2);

@@ -1,12 +1,9 @@
 //! The Lease that the replicas compete for, and which of its timings are safe.
 use std::time::Duration;
 
-use super::{Invalid, values};
+use fenced_lease::{InvalidTimings, Timings};
 
-/// The longest LEASE_DURATION: a crash must not leave the work undone for longer.
-const LONGEST_LEASE: Duration = Duration::from_secs(3_600);
-/// The shortest LEASE_RETRY_PERIOD: below it a slow answer of the API server costs the term.
-const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+use super::{Invalid, values};
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Election")]
@@ -32,84 +29,74 @@ pub(super) struct LeaseArgs {
     /// Time to drain before the Lease is released.
     #[arg(long, env, default_value = "20s", value_name = "a duration", value_parser = values::duration)]
     handover_timeout: Duration,
+    /// ValidatingAdmissionPolicy that refuses what a former leader writes;
+    /// NAMESPACE.ottoscaler-fence if not given.
+    #[arg(long, env, value_name = "a name")]
+    fence_policy: Option<String>,
 }
 
-/// The Lease and its timings.
+/// The Lease, its timings and its fence.
 #[derive(Debug, Clone)]
 pub struct LeaseOptions {
     pub name: String,
-    /// Whole seconds.
-    pub duration: Duration,
-    pub renew_deadline: Duration,
-    pub retry_period: Duration,
-    pub handover_timeout: Duration,
+    pub timings: Timings,
+    pub fence_policy: Option<String>,
 }
 
 impl LeaseArgs {
     /// A leader must stop acting before anyone else may start, with room for more than one
     /// renewal.
     pub(super) fn options(self) -> Result<LeaseOptions, Invalid> {
-        let Self {
-            lease_name,
-            lease_duration,
-            lease_renew_deadline,
-            lease_retry_period,
-            handover_timeout,
-        } = self;
-        let bad = |name: &str, value: Duration, takes: String| {
-            Err(Invalid::new(
-                name,
-                &format!("{}ms", value.as_millis()),
-                &takes,
-            ))
+        let timings = Timings {
+            lease_duration: self.lease_duration,
+            renew_deadline: self.lease_renew_deadline,
+            retry_period: self.lease_retry_period,
+            handover_timeout: self.handover_timeout,
         };
-        if lease_duration.subsec_nanos() != 0
-            || lease_duration.is_zero()
-            || lease_duration > LONGEST_LEASE
-        {
-            return bad(
-                "LEASE_DURATION",
-                lease_duration,
-                format!("whole seconds, from 1 to {}", LONGEST_LEASE.as_secs()),
-            );
-        }
-        if lease_renew_deadline >= lease_duration {
-            return bad(
-                "LEASE_RENEW_DEADLINE",
-                lease_renew_deadline,
-                format!("less than LEASE_DURATION ({} s)", lease_duration.as_secs()),
-            );
-        }
-        if lease_retry_period < SHORTEST_RETRY || lease_retry_period * 2 > lease_renew_deadline {
-            return bad(
-                "LEASE_RETRY_PERIOD",
-                lease_retry_period,
-                format!(
-                    "from {} ms to half of LEASE_RENEW_DEADLINE ({} ms)",
-                    SHORTEST_RETRY.as_millis(),
-                    lease_renew_deadline.as_millis()
-                ),
-            );
-        }
+        timings.validate().map_err(|invalid| named(&invalid))?;
         Ok(LeaseOptions {
-            name: lease_name,
-            duration: lease_duration,
-            renew_deadline: lease_renew_deadline,
-            retry_period: lease_retry_period,
-            handover_timeout,
+            name: self.lease_name,
+            timings,
+            fence_policy: self.fence_policy,
         })
     }
+}
+
+/// Names the setting that is not taken.
+fn named(invalid: &InvalidTimings) -> Invalid {
+    let (name, value, takes) = match invalid {
+        InvalidTimings::LeaseDuration(value) => (
+            "LEASE_DURATION",
+            value,
+            "whole seconds, from 1 to 3600".to_owned(),
+        ),
+        InvalidTimings::RenewDeadline(value, lease) => (
+            "LEASE_RENEW_DEADLINE",
+            value,
+            format!("less than LEASE_DURATION ({} s)", lease.as_secs()),
+        ),
+        InvalidTimings::RetryPeriod(value, renew) => (
+            "LEASE_RETRY_PERIOD",
+            value,
+            format!(
+                "from 100 ms to half of LEASE_RENEW_DEADLINE ({} ms)",
+                renew.as_millis()
+            ),
+        ),
+    };
+    Invalid::new(name, &format!("{}ms", value.as_millis()), &takes)
 }
 
 impl LeaseOptions {
     /// Logs what these timings mean, for whoever set them.
     pub fn log_timings(&self) {
+        let timings = &self.timings;
         tracing::info!(
-            lease_s = self.duration.as_secs(),
+            lease_s = timings.lease_duration.as_secs(),
             // Of the API server, with the leader staying leader.
-            outage_tolerated_ms = (self.renew_deadline - self.retry_period).as_millis(),
+            outage_tolerated_ms = (timings.renew_deadline - timings.retry_period).as_millis(),
             // After a leader that neither released nor was proved dead.
-            worst_takeover_ms = (self.duration + self.retry_period / 2).as_millis(),
+            worst_takeover_ms = (timings.lease_duration + timings.retry_period / 2).as_millis(),
             "lease timings"
         );
     }

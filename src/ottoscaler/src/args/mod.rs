@@ -42,7 +42,7 @@ pub use logs::{AckMode, HandlerOptions};
 pub use parse::{Invocation, parse};
 pub use replica::ReplicaOptions;
 pub use serving::ServingOptions;
-pub use telemetry::{LogFormat, OWN_TARGET, TelemetryOptions};
+pub use telemetry::{LogFormat, OWN_TARGETS, TelemetryOptions};
 
 /// Runs CI/CD workers as Kubernetes pods for otto-handler.
 ///

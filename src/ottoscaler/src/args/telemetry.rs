@@ -5,8 +5,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::values::NotTaken;
 
-/// The targets of our own events and spans begin with it.
-pub const OWN_TARGET: &str = "ottoscaler";
+/// The targets of our own events and spans begin with one of these: the program's, and
+/// those of its crates that log.
+pub const OWN_TARGETS: [&str; 2] = ["ottoscaler", "fenced_lease"];
 
 /// The log and traces.
 #[derive(Debug, Clone, clap::Args)]
@@ -82,9 +83,11 @@ fn target(part: &str) -> Option<&str> {
 }
 
 fn is_own(target: &str) -> bool {
-    target
-        .strip_prefix(OWN_TARGET)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    OWN_TARGETS.iter().any(|own| {
+        target
+            .strip_prefix(own)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    })
 }
 
 /// A URL with a scheme that gRPC has, and a host.

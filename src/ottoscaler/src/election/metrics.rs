@@ -1,4 +1,4 @@
-//! What an operator sees of leadership, in numbers.
+//! The metrics of leadership.
 use std::{
     fmt,
     sync::{
@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use fenced_lease::{AcquireReason, Barrier, Clock, Clocks, Event};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _},
@@ -20,12 +21,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::Clock;
-use fenced_lease::lease::AcquireReason;
-
-use super::Term;
-
-/// Shared by the contender and the clients of its terms.
+/// Cheap to clone. Written by the events of the contender, which the clients of its terms
+/// report too.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     leader: Gauge<i64, AtomicI64>,
@@ -55,13 +52,24 @@ struct Refused {
 
 /// What stopped a write that came too late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub(super) enum Wall {
+enum Wall {
     /// Not sent: validity was over.
     Clock,
     /// Refused by the fence policy.
     Policy,
     /// Its object had changed.
     Version,
+}
+
+impl Wall {
+    fn of(barrier: Barrier) -> Option<Self> {
+        match barrier {
+            Barrier::Clock => Some(Self::Clock),
+            Barrier::Policy => Some(Self::Policy),
+            Barrier::Version => Some(Self::Version),
+            _ => None,
+        }
+    }
 }
 
 /// When validity ends.
@@ -136,64 +144,89 @@ impl Metrics {
         registry.register_collector(Box::new(m.deadline));
     }
 
-    pub(super) fn acquired(&self, term: &Term, why: Option<AcquireReason>) {
-        self.leader.set(1);
-        self.term.set(term.transitions.into());
-        self.count(Turn::Acquired, why.map_or("unknown", AcquireReason::as_str));
-    }
-
-    pub(super) fn lost(&self, cause: &'static str) {
-        self.leader.set(0);
-        self.deadline.until.store(0, Ordering::Relaxed);
-        self.count(Turn::Lost, cause);
+    pub(super) fn observe(&self, event: Event<'_>) {
+        match event {
+            Event::Acquired { term, reason } => {
+                self.leader.set(1);
+                self.term.set(term.transitions.into());
+                let cause = reason.map_or("unknown", AcquireReason::as_str);
+                self.count(Turn::Acquired, cause);
+            }
+            Event::Renewed {
+                latency,
+                valid_until,
+            } => {
+                self.renewed.observe(latency.as_secs_f64());
+                let until = u64::try_from(valid_until.as_millis()).unwrap_or(0);
+                self.deadline.until.store(until, Ordering::Relaxed);
+            }
+            Event::Ended { reason, .. } => {
+                self.leader.set(0);
+                self.deadline.until.store(0, Ordering::Relaxed);
+                self.count(Turn::Lost, reason.as_str());
+            }
+            Event::WriteRefused(barrier) => {
+                if let Some(wall) = Wall::of(barrier) {
+                    self.refused.get_or_create(&Refused { wall }).inc();
+                }
+            }
+            _ => {}
+        }
     }
 
     fn count(&self, change: Turn, cause: &'static str) {
         self.changes.get_or_create(&Change { change, cause }).inc();
     }
 
-    /// Acknowledged after `took`; we may act until then.
-    pub(super) fn renewed(&self, took: Duration, valid_until: Duration) {
-        self.renewed.observe(took.as_secs_f64());
-        self.deadline.until.store(
-            u64::try_from(valid_until.as_millis()).unwrap_or(0),
-            Ordering::Relaxed,
-        );
-    }
-
-    /// Writes that were not sent, for validity was over.
+    /// Returns how many writes were not sent because validity was over.
     pub fn refused_by_clock(&self) -> u64 {
-        self.refused_by(Wall::Clock)
-    }
-
-    pub(super) fn refused_by(&self, wall: Wall) -> u64 {
+        let wall = Wall::Clock;
         self.refused.get_or_create(&Refused { wall }).get()
     }
+}
 
-    pub(super) fn refused(&self, wall: Wall) {
-        self.refused.get_or_create(&Refused { wall }).inc();
+/// Registers how far the API server's clock is ahead.
+pub fn register_skew(clocks: &Clocks, registry: &mut Registry) {
+    registry.register_collector(Box::new(Skew(clocks.clone())));
+}
+
+#[derive(Debug)]
+struct Skew(Clocks);
+
+impl Collector for Skew {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let skew = ConstGauge::new(self.0.skew().as_secs_f64());
+        let encoder = encoder.encode_descriptor(
+            "ottoscaler_clock_skew",
+            "How far the API server's clock is ahead of this replica's, at least; 0 where they may agree",
+            Some(&Unit::Seconds),
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        skew.encode(encoder)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used)]
+    use fenced_lease::EndReason;
+
     use super::*;
 
     #[test]
     fn an_operator_sees_who_leads_for_how_long_and_what_was_refused() {
         let (metrics, mut registry) = (Metrics::default(), Registry::default());
         metrics.register(&mut registry);
-        let term = Term {
-            lease_uid: "u".into(),
-            transitions: 7,
-            holder: "h".into(),
-        };
-        metrics.acquired(&term, Some(AcquireReason::Released));
-        metrics.renewed(
-            Duration::from_millis(3),
-            Clock::default().boot() + Duration::from_secs(60),
-        );
-        metrics.refused(Wall::Policy);
+        let clocks = Clocks::default();
+        register_skew(&clocks, &mut registry);
+        let term = &"u/7/h".parse().unwrap();
+        let reason = Some(AcquireReason::Released);
+        metrics.observe(Event::Acquired { term, reason });
+        metrics.observe(Event::Renewed {
+            latency: Duration::from_millis(3),
+            valid_until: Clock::default().boot() + Duration::from_secs(60),
+        });
+        metrics.observe(Event::WriteRefused(Barrier::Policy));
         let text = || {
             let mut text = String::new();
             assert!(prometheus_client::encoding::text::encode(&mut text, &registry).is_ok());
@@ -207,12 +240,16 @@ mod tests {
             "ottoscaler_refused_writes_total{wall=\"Policy\"} 1",
             "ottoscaler_lease_renew_seconds_count 1",
             "ottoscaler_lease_validity_seconds 59.",
+            "ottoscaler_clock_skew_seconds 0.0",
         ] {
             assert!(now.contains(line), "no {line} in {now}");
         }
-        metrics.lost("handed over");
+        let reason = EndReason::HandedOver;
+        metrics.observe(Event::Ended { term, reason });
         let now = text();
         assert!(now.contains("ottoscaler_leader 0"), "{now}");
+        let lost = "ottoscaler_leader_changes_total{change=\"Lost\",cause=\"handed over\"} 1";
+        assert!(now.contains(lost), "{now}");
         assert!(
             now.contains("ottoscaler_lease_validity_seconds 0.0"),
             "{now}"

@@ -5,6 +5,7 @@
 //! The contest never looks at it.
 use std::{sync::Arc, time::Duration};
 
+use fenced_lease::Event;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api,
@@ -29,7 +30,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    pub(super) fn new(configured: bool, annotation: watch::Receiver<Option<Arc<str>>>) -> Self {
+    fn new(configured: bool, annotation: watch::Receiver<Option<Arc<str>>>) -> Self {
         Self {
             configured,
             annotation,
@@ -63,7 +64,35 @@ impl Pause {
     }
 }
 
-pub(super) fn of(lease: Option<&Lease>) -> Option<Arc<str>> {
+/// Takes the pause out of what the contender observes of the Lease.
+#[derive(Debug)]
+pub(super) struct PauseSource(watch::Sender<Option<Arc<str>>>);
+
+impl Default for PauseSource {
+    fn default() -> Self {
+        Self(watch::channel(None).0)
+    }
+}
+
+impl PauseSource {
+    pub(super) fn pause(&self, configured: bool) -> Pause {
+        Pause::new(configured, self.0.subscribe())
+    }
+
+    pub(super) fn observe(&self, event: Event<'_>) {
+        let Event::LeaseObserved(lease) = event else {
+            return;
+        };
+        let paused = of(lease);
+        self.0.send_if_modified(|shown| {
+            let changed = *shown != paused;
+            *shown = paused;
+            changed
+        });
+    }
+}
+
+fn of(lease: Option<&Lease>) -> Option<Arc<str>> {
     let annotations = lease?.metadata.annotations.as_ref()?;
     Some(match annotations.get(PAUSED)?.as_str() {
         "" => NO_REASON.into(),

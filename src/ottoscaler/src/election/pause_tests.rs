@@ -95,3 +95,21 @@ async fn a_switch_changes_one_annotation_and_says_what_went_wrong() {
     assert!(matches!(switch(500).0.set(None).await, Err(NotSet::Api(_))));
     assert!(matches!(switch(0).0.set(None).await, Err(NotSet::Timeout)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_is_told_when_the_lease_begins_or_ends_it_and_only_then() {
+    let source = PauseSource::default();
+    let mut pause = source.pause(false);
+    let second = Duration::from_secs(1);
+    for (why, is_news) in [
+        (None, false),
+        (Some("x"), true),
+        (Some("x"), false),
+        (None, true),
+        (None, false),
+    ] {
+        source.observe(Event::LeaseObserved(Some(&lease(why))));
+        let told = timeout(second, pause.changed()).await.is_ok();
+        assert_eq!((told, pause.why().as_deref()), (is_news, why));
+    }
+}

@@ -89,13 +89,16 @@ impl ForwardingClient {
 
     /// Sends a call to the leader. It waits for a connection without a limit of its own: the
     /// caller bounds it.
-    #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = leader.address))]
+    #[tracing::instrument(level = "info", name = "forward to leader", skip_all, fields(otel.kind = "client", server.address = leader.address.as_deref()))]
     pub(super) async fn send(
         &self,
         leader: &Leader,
         call: &ScaleCall,
     ) -> Result<RoutedResponse, Status> {
-        let (address, term) = (leader.address.as_str(), leader.term.to_string());
+        let (address, term) = (
+            leader.address.as_deref().unwrap_or_default(),
+            leader.term.to_string(),
+        );
         let (channel, attempt) = self.channel(address).await?;
         let mut client = OttoscalerServiceClient::new(channel);
         let mut request = Request::new(call.request.clone());

@@ -11,7 +11,7 @@ use tonic_health::pb::{
 };
 
 use super::errors;
-use crate::{election::Beat, index::Index};
+use crate::{election::Heartbeat, index::Index};
 
 pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
 /// The age of the election's heartbeat from which on the replica is not alive. The election beats
@@ -26,13 +26,13 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub struct Probe {
     pub index: Index,
-    pub beat: Beat,
+    pub heartbeat: Heartbeat,
     pub drain: CancellationToken,
 }
 
 impl Probe {
     fn is_alive(&self) -> bool {
-        self.beat.silence() < LIVENESS_TIMEOUT
+        self.heartbeat.age() < LIVENESS_TIMEOUT
     }
 
     /// Reports whether the replica can serve. Once synced it stays ready until it drains: a fault
@@ -202,7 +202,7 @@ mod tests {
         let probe = Probe {
             // As in an outage of the API server, the index has received nothing.
             index: Index::default(),
-            beat: Beat::new(Clock::new(at.clone())),
+            heartbeat: Heartbeat::new(Clock::new(at.clone())),
             drain: CancellationToken::new(),
         };
         for (now, is_alive) in [(5_000, true), (24_999, true), (25_000, false)] {
@@ -210,7 +210,7 @@ mod tests {
             assert_eq!(probe.is_alive(), is_alive, "at {now} ms");
             assert!(!probe.is_ready());
         }
-        probe.beat.strike();
+        probe.heartbeat.tick();
         assert!(probe.is_alive());
         // A replica that drains is alive.
         probe.drain.cancel();
@@ -222,7 +222,7 @@ mod tests {
         let (health, index) = (Health::default(), Index::default());
         let probe = Probe {
             index: index.clone(),
-            beat: Beat::new(Clock::default()),
+            heartbeat: Heartbeat::new(Clock::default()),
             drain: CancellationToken::new(),
         };
         let drain = probe.drain.clone();

@@ -126,7 +126,7 @@ impl Router {
         let Some(leader) = self
             .leadership
             .current()
-            .filter(|l| !l.here && l.address != self.address)
+            .filter(|l| !l.is_local && l.address.as_ref().is_some_and(|a| *a != self.address))
         else {
             return RouteAttempt::Unavailable(errors::not_leader(
                 "there is no leader yet; try again",
@@ -157,7 +157,7 @@ impl Router {
 
     fn no_leader_in_time(&self) -> Status {
         let leader = self.leadership.current();
-        let why = leader.and_then(|l| self.forwarding_client.last_error(&l.address));
+        let why = leader.and_then(|l| self.forwarding_client.last_error(l.address.as_deref()?));
         errors::not_leader(match why {
             Some(why) => format!("no leader answered in time ({why}); try again"),
             None => "no leader answered in time; try again".to_owned(),
@@ -169,7 +169,7 @@ impl Router {
     fn is_for_local_term(&self, call: &ScaleCall) -> bool {
         call.target_term.as_ref().is_none_or(|term| {
             let current = self.leadership.current();
-            current.is_some_and(|l| l.here && l.term.to_string() == *term)
+            current.is_some_and(|l| l.is_local && l.term.to_string() == *term)
         })
     }
 
@@ -178,7 +178,7 @@ impl Router {
     async fn local_leader(&self) -> Option<Arc<dyn Scale>> {
         let mut local = self.local.subscribe();
         let now = local.borrow_and_update().clone();
-        if now.is_some() || !self.leadership.current().is_some_and(|l| l.here) {
+        if now.is_some() || !self.leadership.current().is_some_and(|l| l.is_local) {
             return now;
         }
         let begun = timeout(LEADER_POLL_INTERVAL, local.wait_for(Option::is_some));

@@ -103,8 +103,8 @@ fn leader(address: &str, n: i32) -> Option<Arc<Leader>> {
     let term = format!("u/{n}/h").parse().unwrap();
     Some(Arc::new(Leader {
         term,
-        address: address.to_owned(),
-        here: false,
+        address: Some(address.to_owned()),
+        is_local: false,
     }))
 }
 
@@ -112,7 +112,7 @@ fn leader(address: &str, n: i32) -> Option<Arc<Leader>> {
 fn leads_here(address: &str, n: i32) -> Option<Arc<Leader>> {
     leader(address, n).map(|l| {
         Arc::new(Leader {
-            here: true,
+            is_local: true,
             ..Leader::clone(&l)
         })
     })

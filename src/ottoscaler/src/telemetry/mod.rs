@@ -30,7 +30,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{Invalid, LogFormat, OWN_TARGET, Telemetry};
+use crate::config::{Invalid, LogFormat, OWN_TARGETS, Telemetry};
 
 pub use propagation::{inject, set_parent_from, set_parent_from_headers, traceparent};
 
@@ -95,7 +95,10 @@ pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Res
 
 /// Returns a filter that keeps the events and spans of this program and drops those of libraries.
 fn own_targets() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
-    filter_fn(|meta| meta.target().starts_with(OWN_TARGET))
+    filter_fn(|meta| {
+        let target = meta.target();
+        OWN_TARGETS.iter().any(|own| target.starts_with(own))
+    })
 }
 
 /// Returns the layer that writes the log.

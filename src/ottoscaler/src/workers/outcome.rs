@@ -73,7 +73,7 @@ pub(super) fn judge(status: &kube::core::Status) -> Refusal {
         reason: &status.reason,
         message: &status.message,
         causes: &causes,
-        is_fenced: is_fenced(&status.message),
+        is_fenced: is_fenced(status),
     })
 }
 

@@ -23,7 +23,7 @@ use super::{Manager, Metrics, Parts};
 use crate::{
     cluster::{POD_KEY, watch::WatchHandler as _},
     config::Config,
-    election::{Clock, Clocks, LeaderClient, Pause, Time},
+    election::{Clock, Clocks, Pause, Time},
     handler::{Drained, NotificationSink},
     index::{Index, PodFeed, TaskFeed},
 };
@@ -486,7 +486,7 @@ impl Leader {
         caught_up.cancel();
         let metrics = Metrics::default();
         let manager = Manager::new(&Parts {
-            client: LeaderClient::for_tests(api.client(&clocks), "n", term),
+            client: crate::election::test_client(api.client(&clocks), "n", term),
             index: api.index(),
             drained: Drained::default(),
             policy: Arc::new(config.worker),

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::Config,
     domain::task::{Task, TaskSpec},
-    election::{Clocks, LeaderClient, Pause},
+    election::{Clocks, Pause},
     handler::Drained,
     index::Index,
 };
@@ -54,7 +54,7 @@ pub(super) fn shared(client: kube::Client, pause: Pause, settings: &[(&str, &str
     let caught_up = CancellationToken::new();
     caught_up.cancel();
     let parts = Parts {
-        client: LeaderClient::for_tests(client, "n", "u/1/h".parse().unwrap()),
+        client: crate::election::test_client(client, "n", "u/1/h".parse().unwrap()),
         index: Index::default(),
         drained: Drained::default(),
         policy: Arc::new(config.worker),

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::pod::Pod,
-    election::Tenure,
+    election::LeaderContext,
     handler::{Drained, HandlerClient},
     index::{Index, TaskChanged},
     logs::read::follow::Cluster,
@@ -52,31 +52,31 @@ pub struct Forwarder {
 impl Forwarder {
     /// Runs until the term drains (sessions finish what is in flight, and their checkpoints are
     /// stored) or is lost (everything stops at once).
-    pub async fn run(self, tenure: &Tenure) {
+    pub async fn run(self, leader: &LeaderContext) {
         tokio::select! {
-            () = tenure.lost.cancelled() => {}
-            () = self.forward(tenure) => {}
+            () = leader.lost.cancelled() => {}
+            () = self.forward(leader) => {}
         }
     }
 
-    async fn forward(&self, tenure: &Tenure) {
-        let adopt = shards::adopt(&tenure.client, &self.context.metrics);
-        let adopted = tenure.drain.run_until_cancelled(adopt).await;
+    async fn forward(&self, leader: &LeaderContext) {
+        let adopt = shards::adopt(&leader.client, &self.context.metrics);
+        let adopted = leader.drain.run_until_cancelled(adopt).await;
         let Some((checkpoints, writers)) = adopted else {
             return;
         };
         let ended = CancellationToken::new();
         let sessions = async {
-            self.run_sessions(tenure, &checkpoints).await;
+            self.run_sessions(leader, &checkpoints).await;
             ended.cancel();
         };
         join(sessions, writers.run(&ended)).await;
     }
 
     /// Starts sessions until the term drains, and returns once they have ended.
-    async fn run_sessions(&self, tenure: &Tenure, checkpoints: &Checkpoints) {
+    async fn run_sessions(&self, leader: &LeaderContext, checkpoints: &Checkpoints) {
         let mut sessions = Sessions::default();
-        let source = Arc::new(Cluster::of_leader(&tenure.client));
+        let source = Arc::new(Cluster::of_leader(&leader.client));
         let mut changes = self.index.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut changed: HashSet<Arc<str>> = HashSet::new();
@@ -84,14 +84,14 @@ impl Forwarder {
         tokio::pin!(gathered);
         loop {
             tokio::select! {
-                () = tenure.drain.cancelled() => break,
+                () = leader.drain.cancelled() => break,
                 _ = look.tick() => {
                     let pods = self.index.pods();
                     let live: HashSet<String> = pods.iter().map(|p| p.uid.clone()).collect();
                     self.drained.retain(|uid| live.contains(uid));
                     checkpoints.retain(&live);
                     for pod in pods {
-                        self.follow(pod, &source, tenure, checkpoints, &mut sessions);
+                        self.follow(pod, &source, leader, checkpoints, &mut sessions);
                     }
                 }
                 change = changes.recv() => match change {
@@ -106,7 +106,7 @@ impl Forwarder {
                 () = &mut gathered, if !changed.is_empty() => {
                     for task in changed.drain() {
                         for pod in self.index.pods_of(&task).0 {
-                            self.follow(pod, &source, tenure, checkpoints, &mut sessions);
+                            self.follow(pod, &source, leader, checkpoints, &mut sessions);
                         }
                     }
                 }
@@ -122,7 +122,7 @@ impl Forwarder {
         &self,
         pod: Arc<Pod>,
         source: &Arc<Cluster>,
-        tenure: &Tenure,
+        leader: &LeaderContext,
         checkpoints: &Checkpoints,
         sessions: &mut Sessions,
     ) {
@@ -151,8 +151,8 @@ impl Forwarder {
             checkpoints: checkpoints.clone(),
             handler: self.handler.clone(),
             context: self.context.clone(),
-            term: tenure.term.clone(),
-            drain: tenure.drain.clone(),
+            term: leader.term.clone(),
+            drain: leader.drain.clone(),
         };
         let uid = pod.uid.clone();
         let run = async move { (pod, session.run().await) };

@@ -50,7 +50,7 @@ impl Error {
     /// The term is over: others store checkpoints now.
     fn is_of_the_fence(&self) -> bool {
         match self {
-            Self::Api(kube::Error::Api(status)) => is_fenced(&status.message),
+            Self::Api(kube::Error::Api(status)) => is_fenced(status),
             Self::Api(kube::Error::Service(error)) => error.is::<NotLeading>(),
             _ => false,
         }

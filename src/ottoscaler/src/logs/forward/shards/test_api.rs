@@ -77,7 +77,7 @@ impl Api {
             }
         });
         let client = kube::Client::new(service, "n");
-        LeaderClient::for_tests(client, "n", term.parse().unwrap())
+        crate::election::test_client(client, "n", term.parse().unwrap())
     }
 
     async fn call(&self, method: &str, name: &str, body: &Value) -> (u16, Value) {

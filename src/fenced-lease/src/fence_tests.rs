@@ -1,28 +1,69 @@
 #![expect(clippy::unwrap_used)]
+use std::sync::Mutex;
+
 use kube::api::{Patch, PostParams};
 use tokio::time::{Instant, sleep};
 
-use super::{
-    super::test_server::{Asked, Fate, Server, paused_clock},
-    *,
-};
+use super::*;
+use crate::test_server::{Asked, Fate, POLICY, Server, TERM, paused_clock};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const TERM_TEXT: &str = "u/1/h";
 
-#[test]
-fn every_write_carries_the_term_where_the_policy_looks() {
-    let mut pod = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}});
-    stamp(&mut pod, "/api/v1/namespaces/n/pods", "t");
-    assert_eq!(pod["metadata"]["annotations"], json!({"a": "b", TERM: "t"}));
-    let mut status = json!({"status": {"phase": "Running"}});
-    stamp(
-        &mut status,
-        "/apis/x/namespaces/n/workertasks/w/status",
-        "t",
+#[tokio::test]
+async fn every_write_carries_the_term_where_the_policy_looks() {
+    let stamped = |mut object: Value, path: &str| {
+        fence().stamp(&mut object, path).unwrap();
+        object
+    };
+    let pod = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}});
+    let pod = stamped(pod, "/api/v1/namespaces/n/pods");
+    assert_eq!(
+        pod["metadata"]["annotations"],
+        json!({"a": "b", TERM: TERM_TEXT})
     );
-    assert_eq!(status["status"]["term"], "t");
+    for metadata in [json!(null), json!({}), json!({"annotations": null})] {
+        let pod = stamped(json!({"metadata": metadata}), "/api/v1/namespaces/n/pods");
+        assert_eq!(pod["metadata"]["annotations"], json!({TERM: TERM_TEXT}));
+    }
+    let path = "/apis/x/namespaces/n/workertasks/w/status";
+    let status = stamped(json!({"status": {"phase": "Running"}}), path);
+    assert_eq!(
+        status["status"],
+        json!({"phase": "Running", "term": TERM_TEXT})
+    );
+    // Of objects without such a field it is left alone.
+    let mut fence = fence();
+    fence.options.policy.status_field = None;
+    let mut status = json!({"status": {}});
+    fence.stamp(&mut status, path).unwrap();
+    assert_eq!(status, json!({"status": {}}));
+}
+
+#[tokio::test]
+async fn what_cannot_carry_the_term_is_not_sent() {
+    let one = valid_for(S(60));
+    let patch = Patch::<Pod>::Json(
+        serde_json::from_value(json!([{"op": "remove", "path": "/metadata/labels"}])).unwrap(),
+    );
+    let (pods, params) = (one.client.pods(), Default::default());
+    let refused = pods.patch("p", &params, &patch).await.unwrap_err();
+    let innermost = std::iter::successors(Some(&refused as &dyn std::error::Error), |e| e.source())
+        .last()
+        .unwrap();
+    assert_eq!(innermost.to_string(), CannotCarryTerm.to_string());
+    for object in [
+        json!({"metadata": "x"}),
+        json!({"metadata": {"annotations": 1}}),
+    ] {
+        assert!(
+            fence().stamp(&mut object.clone(), "/p").is_err(),
+            "{object}"
+        );
+    }
+    assert!(fence().stamp(&mut json!([]), "/p/status").is_err());
+    assert!(one.sent().is_empty());
 }
 
 #[test]
@@ -42,26 +83,50 @@ struct One {
     server: Arc<Server>,
     client: LeaderClient,
     validity: Arc<Validity>,
-    metrics: Metrics,
+    refused: Arc<Mutex<Vec<Barrier>>>,
+}
+
+fn options(observer: Observer) -> FenceOptions {
+    FenceOptions {
+        annotation: TERM.to_owned(),
+        policy: FencePolicy::named(POLICY).with_status_field("term"),
+        observer,
+    }
+}
+
+fn fence() -> Fence {
+    let clock = paused_clock();
+    Fence {
+        inner: Arc::new(Server::default()).client(),
+        options: options(Observer::default()),
+        term: TERM_TEXT.to_owned(),
+        since: clock.boot(),
+        validity: Arc::new(Validity::new(S(4), clock)),
+    }
 }
 
 fn one() -> One {
     let server = Arc::new(Server::default());
-    let clock = paused_clock();
-    let validity = Arc::new(Validity::new(S(4), clock.clone()));
-    let metrics = Metrics::new(clock);
+    let validity = Arc::new(Validity::new(S(4), paused_clock()));
+    let refused: Arc<Mutex<Vec<Barrier>>> = Arc::default();
+    let told = refused.clone();
+    let observer = Observer::new(move |event| {
+        if let Event::WriteRefused(by) = event {
+            told.lock().unwrap().push(by);
+        }
+    });
     let client = LeaderClient::new(
         server.client(),
         "n",
         TERM_TEXT.parse().unwrap(),
         validity.clone(),
-        metrics.clone(),
+        options(observer),
     );
     One {
         server,
         client,
         validity,
-        metrics,
+        refused,
     }
 }
 
@@ -93,8 +158,10 @@ impl One {
         self.server.seen()
     }
 
-    fn refused(&self) -> [u64; 3] {
-        [Wall::Clock, Wall::Policy, Wall::Version].map(|wall| self.metrics.refused_by(wall))
+    fn refused(&self) -> [usize; 3] {
+        let all = self.refused.lock().unwrap();
+        [Barrier::Clock, Barrier::Policy, Barrier::Version]
+            .map(|by| all.iter().filter(|b| **b == by).count())
     }
 }
 
@@ -131,7 +198,6 @@ async fn nothing_is_sent_once_validity_is_over() {
     assert!(all_fail().await && !one.client.is_valid());
     assert_eq!(one.sent().len(), sent);
     assert_eq!(one.refused(), [9, 0, 0]);
-    assert_eq!(one.metrics.refused_by_clock(), 9);
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +255,7 @@ async fn a_new_leaders_write_that_the_policy_refused_is_tried_again() {
     assert!(one.create().await.is_ok());
     let sent = one.sent();
     let gaps = sent.windows(2).map(|s| s[1].at - s[0].at);
-    assert!(gaps.clone().min() >= Some(TRY_AGAIN) && gaps.max() < Some(MS(20)));
+    assert!(gaps.clone().min() >= Some(RETRY_DELAY) && gaps.max() < Some(MS(20)));
     assert_eq!(one.refused(), [0, 0, 0]);
 }
 
@@ -226,7 +292,7 @@ async fn a_term_that_is_renewed_and_refused_is_told_what_helps() {
     for (until, told) in [(S(14), false), (S(16), true)] {
         tokio::time::sleep(until.saturating_sub(one.server.now())).await;
         let refused = one.create().await.unwrap_err().to_string();
-        assert_eq!(refused.contains(STUCK), told, "{refused}");
+        assert_eq!(refused.contains(STALE_POLICY), told, "{refused}");
     }
 }
 
@@ -251,18 +317,32 @@ async fn other_refusals_are_the_callers_and_only_a_changed_object_is_counted() {
 }
 
 /// As the API server 1.37 words them, the second under load (code 422).
-#[test]
-fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
-    let denied = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n-ottoscaler-fence' with binding 'n-ottoscaler-fence-pods' denied request: ";
-    assert!(is_fenced(&format!(
-        "{denied}ottoscaler fence: the term a is over, the Lease says b"
-    )));
-    assert!(is_fenced(&format!(
-        "{denied}failed to configure binding: context deadline exceeded"
-    )));
-    assert!(!is_fenced(
-        "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity"
-    ));
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_cannot_be_judged_is_no_refusal_for_good() {
+    let denied = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n.o-fence' with binding 'n.o-fence-pods' denied request: ";
+    let over = format!("{denied}ottoscaler fence: the term a is over, the Lease says b");
+    let unjudged = format!("{denied}failed to configure binding: context deadline exceeded");
+    // Another policy whose name ends likewise.
+    let other = denied.replace("'n.o-fence'", "'another-fence'");
+    let pods = "pods \"otto-agent-fence-1\" is forbidden: violates PodSecurity".to_owned();
+    for (code, message, fenced) in [
+        (403, over, true),
+        (422, unjudged, true),
+        (403, other, false),
+        (403, pods, false),
+    ] {
+        let one = valid_for(S(60));
+        tokio::time::advance(LEASE_UNSEEN).await;
+        let said = message.clone();
+        one.server
+            .on(move |_| Fate::Said(code, said.clone().leak()));
+        let refused = one.create().await.unwrap_err();
+        let kube::Error::Api(status) = refused else {
+            unreachable!("{refused:?}");
+        };
+        assert_eq!((status.code, &*status.message), (code, &*message));
+        assert_eq!(crate::is_fenced(&status), fenced, "{message}");
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 #![expect(clippy::unwrap_used)]
 use serde_json::{Value, json};
 
-use fenced_lease::lease::{AcquireReason, Standing};
-
 use super::*;
-use crate::election::Clock;
+use crate::{
+    Clock, Timings,
+    lease::{AcquireReason, Standing},
+    test_server::{HOLDER_CONTAINER_ID, HOLDER_POD_UID, test_keys},
+};
 
 const HOLDER: &str = "otto-0_10.0.0.1:9090_0000abcd";
 
@@ -39,26 +41,27 @@ fn published_lease() -> Lease {
     lease(json!({HOLDER_POD_UID: "u", HOLDER_CONTAINER_ID: "c1"}))
 }
 
-/// What a follower, told of this pod, holds of the Lease.
-fn standing_after(tell: impl FnOnce(&Witness)) -> Standing {
-    let (long, renew) = (Duration::from_secs(6), Duration::from_secs(4));
-    let guard = Arc::new(Guard::new("l", long, renew, long, Clock::default()));
+/// What a follower to whom this was reported holds of the Lease.
+fn standing_after(change: Change<Pod>) -> Standing {
+    let long = Duration::from_secs(6);
+    let guard = Guard::new(&Timings::default(), long, test_keys(), Clock::default());
     guard.become_identity("me");
     let lease = published_lease();
     guard.observe(Some(&lease));
-    let (holder, _, proof) = published(&lease).unwrap();
-    tell(&Witness {
+    let (holder, _, proof) = published(&lease, &test_keys()).unwrap();
+    let witness = Witness {
         holder,
         proof,
-        guard: guard.clone(),
-        wake: watch::channel(()).0,
-    });
+        guard: &guard,
+        wake: &watch::channel(()).0,
+    };
+    witness.look(&change);
     guard.standing()
 }
 
 fn is_proof(pod: Pod) -> bool {
     matches!(
-        standing_after(|witness| witness.apply(pod)),
+        standing_after(Change::Present(pod)),
         Standing::Free(AcquireReason::Dead)
     )
 }
@@ -70,7 +73,7 @@ fn the_published_container_terminated_is_a_proof() {
     assert!(is_proof(pod("u", runs(), ended("c1", "OOMKilled"))));
     // And when the pod goes with it.
     let gone = pod("u", ended("c1", "Completed"), json!({}));
-    let standing = standing_after(|witness| witness.delete(gone));
+    let standing = standing_after(Change::Deleted(gone));
     assert!(matches!(standing, Standing::Free(AcquireReason::Dead)));
 }
 
@@ -97,10 +100,10 @@ fn a_pod_failed_by_the_pod_garbage_collector_is_no_proof() {
 #[test]
 fn a_pod_deleted_by_force_while_it_runs_is_no_proof() {
     let running = || pod("u", runs(), json!({}));
-    let standing = standing_after(|witness| witness.delete(running()));
+    let standing = standing_after(Change::Deleted(running()));
     assert!(matches!(standing, Standing::HeldUntil(_)));
     // Nor that there is none any more.
-    let standing = standing_after(|witness| witness.reset(vec![], 9));
+    let standing = standing_after(Change::Absent);
     assert!(matches!(standing, Standing::HeldUntil(_)));
 }
 
@@ -132,12 +135,12 @@ fn where_no_id_is_published_nothing_is_a_proof() {
         json!({HOLDER_POD_UID: "", HOLDER_CONTAINER_ID: "c1"}),
     ] {
         assert_eq!(
-            published(&lease(annotations.clone())),
+            published(&lease(annotations.clone()), &test_keys()),
             None,
             "{annotations}"
         );
     }
-    assert!(published(&published_lease()).is_some());
+    assert!(published(&published_lease(), &test_keys()).is_some());
 }
 
 fn started(at: &str) -> Timestamp {

@@ -17,16 +17,36 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::clock::{Clock, Time};
+use crate::{
+    clock::{Clock, Time},
+    keys::Keys,
+};
+
+/// The names under which Ottoscaler has always written.
+pub(crate) const PREFIX: &str = "ottoscaler.io";
+pub(crate) const FIELD_MANAGER: &str = "ottoscaler";
+pub(crate) const RELEASED_BY: &str = "ottoscaler.io/released-by";
+pub(crate) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";
+pub(crate) const HOLDER_CONTAINER_ID: &str = "ottoscaler.io/holder-container-id";
+pub(crate) const TERM: &str = "ottoscaler.io/term";
+/// The fence policy, and how the API server begins to tell of it.
+pub(crate) const POLICY: &str = "n.o-fence";
+const DENIED: &str = "pods \"p\" is forbidden: ValidatingAdmissionPolicy 'n.o-fence' with binding 'n.o-fence-pods' denied request";
+
+pub(crate) fn test_keys() -> Keys {
+    Keys::new(PREFIX, FIELD_MANAGER)
+}
 
 /// What becomes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     Answered,
     /// Refused with this status code.
     Refused(u16),
-    /// Refused as the fence's policy does.
+    /// Refused by the fence policy.
     Fenced,
+    /// Refused with this status code and message.
+    Said(u16, &'static str),
     /// Takes effect, answered after this time.
     Late(Duration),
     /// Takes no effect, never answered.
@@ -35,33 +55,33 @@ pub(super) enum Fate {
 
 /// One request, as it came in.
 #[derive(Debug, Clone)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// Since the server began.
-    pub(super) at: Duration,
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) query: String,
+    pub(crate) at: Duration,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
     /// Null: none.
-    pub(super) body: Value,
-    pub(super) length: Option<String>,
+    pub(crate) body: Value,
+    pub(crate) length: Option<String>,
 }
 
 impl Asked {
-    pub(super) fn is_watch(&self) -> bool {
+    pub(crate) fn is_watch(&self) -> bool {
         self.query.contains("watch=true")
     }
 
     /// Of the Lease, save watches and lists.
-    pub(super) fn is_lease_call(&self) -> bool {
+    pub(crate) fn is_lease_call(&self) -> bool {
         self.path.contains("/leases") && !self.query.contains("fieldSelector=")
     }
 
-    pub(super) fn is_write(&self) -> bool {
+    pub(crate) fn is_write(&self) -> bool {
         self.method != "GET"
     }
 
     /// Of the Lease: a step-down.
-    pub(super) fn is_release(&self) -> bool {
+    pub(crate) fn is_release(&self) -> bool {
         self.is_write() && self.body["spec"]["holderIdentity"] == ""
     }
 }
@@ -84,7 +104,7 @@ struct State {
     lag: Duration,
 }
 
-pub(super) struct Server {
+pub(crate) struct Server {
     began: Instant,
     state: Mutex<State>,
 }
@@ -102,7 +122,7 @@ impl Default for Server {
 type Answer = Option<(u16, Value)>;
 
 impl Server {
-    pub(super) fn client(self: &Arc<Self>) -> kube::Client {
+    pub(crate) fn client(self: &Arc<Self>) -> kube::Client {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = server.clone();
@@ -153,8 +173,9 @@ impl Server {
     async fn meet(&self, fate: Fate, asked: &Asked) -> Answer {
         match fate {
             Fate::Answered => Some(self.answer(asked)),
+            Fate::Said(code, message) => Some(status(code, message)),
             Fate::Refused(code) => Some(status(code, "Refused")),
-            Fate::Fenced => Some(status(403, "ottoscaler fence: another term")),
+            Fate::Fenced => Some(status(403, &format!("{DENIED}: another term"))),
             Fate::Late(by) => {
                 let answer = self.answer(asked);
                 tokio::time::sleep(by).await;
@@ -236,14 +257,14 @@ impl Server {
     }
 
     /// As somebody else writes the Lease.
-    pub(super) fn put(&self, spec: Value, annotations: Value) {
+    pub(crate) fn put(&self, spec: Value, annotations: Value) {
         let lease = json!({"metadata": {"name": "l", "uid": "lease-uid", "annotations": annotations},
             "spec": spec});
         self.state.lock().unwrap().store("MODIFIED", lease);
     }
 
     /// Somebody else's merge patch of the Lease, unconditional.
-    pub(super) fn patch(&self, patch: &Value) {
+    pub(crate) fn patch(&self, patch: &Value) {
         let mut state = self.state.lock().unwrap();
         let mut lease = state.lease.clone().unwrap();
         merge(&mut lease, patch);
@@ -251,12 +272,12 @@ impl Server {
     }
 
     /// As if it had been made anew just now.
-    pub(super) fn rename_uid(&self, uid: &str) {
+    pub(crate) fn rename_uid(&self, uid: &str) {
         let mut state = self.state.lock().unwrap();
         state.lease.as_mut().unwrap()["metadata"]["uid"] = json!(uid);
     }
 
-    pub(super) fn delete(&self) {
+    pub(crate) fn delete(&self) {
         let mut state = self.state.lock().unwrap();
         let lease = state.lease.clone().unwrap();
         state.store("DELETED", lease);
@@ -264,11 +285,11 @@ impl Server {
     }
 
     /// Null: none.
-    pub(super) fn lease(&self) -> Value {
+    pub(crate) fn lease(&self) -> Value {
         self.state.lock().unwrap().lease.clone().unwrap_or_default()
     }
 
-    pub(super) fn put_pod(&self, name: &str, mut pod: Value) {
+    pub(crate) fn put_pod(&self, name: &str, mut pod: Value) {
         pod["metadata"]["name"] = json!(name);
         let mut state = self.state.lock().unwrap();
         pod["metadata"]["resourceVersion"] = json!(state.next());
@@ -277,29 +298,29 @@ impl Server {
     }
 
     /// What becomes of the requests from now on.
-    pub(super) fn on(&self, judge: impl FnMut(&Asked) -> Fate + Send + 'static) {
+    pub(crate) fn on(&self, judge: impl FnMut(&Asked) -> Fate + Send + 'static) {
         self.state.lock().unwrap().judge = Some(Box::new(judge));
     }
 
     /// Watches opened from now on lag behind.
-    pub(super) fn lag(&self, by: Duration) {
+    pub(crate) fn lag(&self, by: Duration) {
         self.state.lock().unwrap().lag = by;
     }
 
-    pub(super) fn seen(&self) -> Vec<Asked> {
+    pub(crate) fn seen(&self) -> Vec<Asked> {
         self.state.lock().unwrap().asked.clone()
     }
 
-    pub(super) fn seen_where(&self, of: impl Fn(&Asked) -> bool) -> Vec<Asked> {
+    pub(crate) fn seen_where(&self, of: impl Fn(&Asked) -> bool) -> Vec<Asked> {
         self.seen().into_iter().filter(of).collect()
     }
 
     /// Since the server began.
-    pub(super) fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    pub(super) fn began(&self) -> Instant {
+    pub(crate) fn began(&self) -> Instant {
         self.began
     }
 }
@@ -381,13 +402,13 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 /// A record of the Lease that `holder` wrote; its renewTime is years ago.
-pub(super) fn held_by(holder: &str) -> Value {
+pub(crate) fn held_by(holder: &str) -> Value {
     json!({"holderIdentity": holder, "leaseDurationSeconds": 6, "leaseTransitions": 3,
         "renewTime": "2020-01-01T00:00:00.000000Z", "acquireTime": "2020-01-01T00:00:00.000000Z"})
 }
 
 /// What the wall says when a contender starts.
-pub(super) const STARTED: &str = "2026-01-01T12:00:00Z";
+pub(crate) const STARTED: &str = "2026-01-01T12:00:00Z";
 
 /// The runtime's clock, which a test pauses: both move together.
 struct Paused(Instant);
@@ -402,6 +423,6 @@ impl Time for Paused {
     }
 }
 
-pub(super) fn paused_clock() -> Clock {
+pub(crate) fn paused_clock() -> Clock {
     Clock::new(Arc::new(Paused(Instant::now())))
 }

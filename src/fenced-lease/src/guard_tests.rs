@@ -1,10 +1,20 @@
 #![expect(clippy::unwrap_used)]
 use kube_leader_election::{LeaseLock, LeaseLockParams, LeaseLockResult};
 
-use super::{
-    super::test_server::{Asked, Fate, Server, held_by, paused_clock},
-    *,
+use super::*;
+use crate::test_server::{
+    Asked, Fate, HOLDER_CONTAINER_ID, HOLDER_POD_UID, RELEASED_BY, Server, held_by, paused_clock,
+    test_keys,
 };
+
+fn guard(duration: Duration, clock: Clock) -> Guard {
+    let timings = Timings {
+        lease_duration: duration,
+        renew_deadline: Duration::from_secs(4),
+        ..Timings::default()
+    };
+    Guard::new(&timings, LONG, test_keys(), clock)
+}
 
 const LONG: Duration = Duration::from_secs(5);
 
@@ -18,13 +28,7 @@ fn contender(server: &Arc<Server>, me: &str) -> One {
 }
 
 fn contender_with(server: &Arc<Server>, me: &str, duration: Duration) -> One {
-    let guard = Arc::new(Guard::new(
-        "l",
-        duration,
-        Duration::from_secs(4),
-        LONG,
-        Clock::default(),
-    ));
+    let guard = Arc::new(self::guard(duration, Clock::default()));
     guard.become_identity(me);
     let params = LeaseLockParams {
         lease_name: "l".into(),
@@ -148,13 +152,7 @@ async fn missing_fields_and_one_field_manager() {
 async fn our_own_old_record_is_taken_by_a_new_term_only() {
     let server = Arc::new(Server::default());
     server.put(held_by("me-1"), json!({}));
-    let guard = Arc::new(Guard::new(
-        "l",
-        Duration::from_secs(6),
-        Duration::from_secs(4),
-        LONG,
-        Clock::default(),
-    ));
+    let guard = Arc::new(self::guard(Duration::from_secs(6), Clock::default()));
     guard.become_identity("me-1");
     guard.become_identity("me-2");
     let params = LeaseLockParams {
@@ -202,7 +200,7 @@ async fn a_lease_that_we_created_bears_no_mark_of_a_release() {
 #[test]
 fn the_field_manager_is_replaced_and_the_rest_kept() {
     let one = |uri: &str| {
-        one_field_manager(&uri.parse().unwrap())
+        one_field_manager(&uri.parse().unwrap(), "ottoscaler")
             .unwrap()
             .to_string()
     };
@@ -365,7 +363,7 @@ async fn a_new_holder_publishes_its_own_proof_and_takes_the_former_away() {
 
 #[tokio::test(start_paused = true)]
 async fn what_we_saw_decides_and_for_how_long() {
-    let guard = Guard::new("l", LONG, Duration::from_secs(4), LONG, paused_clock());
+    let guard = self::guard(LONG, paused_clock());
     guard.become_identity("me");
     let lease = |version: &str| -> Lease {
         serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": version},
@@ -380,14 +378,13 @@ async fn what_we_saw_decides_and_for_how_long() {
     assert!(!is_free(), "not strictly after");
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert!(is_free());
-    assert_eq!(guard.lease_name(), "l");
 }
 
 #[tokio::test(start_paused = true)]
 async fn validity_counts_from_when_the_write_was_sent() {
     let server = Arc::new(Server::default());
     server.put(held_by(""), json!({RELEASED_BY: "x"}));
-    let guard = Guard::new("l", LONG, Duration::from_secs(4), LONG, paused_clock());
+    let guard = self::guard(LONG, paused_clock());
     let guard = Arc::new(guard);
     guard.become_identity("me");
     let params = LeaseLockParams {

@@ -1,14 +1,13 @@
-//! This replica's clock and the API server's, side by side.
+//! This process's clock and the API server's, side by side.
 //!
-//! What holds: a leader's time is the wall clock as its term began, and moves on with the
-//! time since boot, so no step of any clock moves it. The API server's time is the `Date` of
-//! an answer, and moves on likewise. They are compared by each answer that a client gets
-//! anyway; where they differ people are told, by a metric and once by a warning. Only the
-//! history of finished tasks is judged by them, and by both.
+//! Invariants: a leader's time is the wall clock as its term began, and moves on with the
+//! time since boot, so that no step of any clock moves it. The API server's time is the
+//! `Date` of an answer, and moves on likewise. They are compared by each answer that a
+//! client gets anyway.
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,23 +15,20 @@ use std::{
 use http::{HeaderMap, Request, Response, header::DATE};
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822::DateTimeParser};
 use kube::client::ClientBuilder;
-use prometheus_client::{
-    metrics::gauge::Gauge,
-    registry::{Registry, Unit},
-};
 use tower::{Layer, Service};
 
-use super::Clock;
+use crate::Clock;
 
-/// Clocks that differ by more are not the same. A `Date` has whole seconds, and clocks that
-/// anything keeps in step differ by milliseconds; the shortest deadline is 45 s.
+/// Clocks that differ by more are reported. A `Date` has whole seconds, and clocks that are
+/// synchronized differ by milliseconds.
 const TOLERANCE: Duration = Duration::from_secs(5);
-/// For so long no answer may have told otherwise, before people are told that clocks which
-/// differed agree again: of several API servers one may be wrong. Answers come every few
-/// seconds, for each watch is opened again every 15 s.
+/// How long every answer must agree before clocks that differed count as equal again: of
+/// several API servers one may be wrong. Each watch is opened again every 15 s, so answers
+/// come every few seconds.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// Cheap to clone. Written by the clients' answers; read by the worker manager.
+/// Compares this process's clock with the API server's. Cheap to clone; written by the
+/// answers of its clients.
 #[derive(Debug, Clone, Default)]
 pub struct Clocks(Arc<Inner>);
 
@@ -40,19 +36,20 @@ pub struct Clocks(Arc<Inner>);
 struct Inner {
     clock: Clock,
     state: Mutex<State>,
-    skew: Gauge<f64, AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     last: Option<Sample>,
-    /// When an answer last told that they differ (since boot).
+    /// How far the API server's clock was ahead at the last answer, at least.
+    skew: SignedDuration,
+    /// When an answer last showed that they differ, since boot.
     differed: Option<Duration>,
-    /// People know that they differ.
+    /// A warning was logged.
     warned: bool,
 }
 
-/// One answer's `Date`, and when it came (since boot).
+/// One answer's `Date`, and when it came, since boot.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     date: Timestamp,
@@ -60,6 +57,7 @@ struct Sample {
 }
 
 impl Clocks {
+    /// Creates one that compares `clock`.
     pub fn new(clock: Clock) -> Self {
         Self(Arc::new(Inner {
             clock,
@@ -67,16 +65,7 @@ impl Clocks {
         }))
     }
 
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register_with_unit(
-            "ottoscaler_clock_skew",
-            "How far the API server's clock is ahead of this replica's, at least; 0 where they may agree",
-            Unit::Seconds,
-            self.0.skew.clone(),
-        );
-    }
-
-    /// A client whose answers tell the API server's time.
+    /// Creates a client whose answers tell the API server's time.
     ///
     /// # Errors
     /// The credentials cannot be used (unreadable certificate …).
@@ -84,7 +73,7 @@ impl Clocks {
         Ok(ClientBuilder::try_from(config)?.with_layer(self).build())
     }
 
-    /// The time of a term that begins now.
+    /// Returns the time of a term that begins now.
     pub fn leader_time(&self) -> LeaderTime {
         LeaderTime {
             clock: self.0.clock.clone(),
@@ -93,7 +82,13 @@ impl Clocks {
         }
     }
 
-    /// The API server's time in Unix seconds; None: no answer told it yet.
+    /// Returns how far the API server's clock is ahead of this process's, at least; zero
+    /// where they may agree.
+    pub fn skew(&self) -> SignedDuration {
+        self.state().skew
+    }
+
+    /// Returns the API server's time in Unix seconds; `None` before the first answer.
     pub fn api_now(&self) -> Option<i64> {
         let last = self.state().last?;
         let passed = self.0.clock.boot().saturating_sub(last.at);
@@ -104,7 +99,7 @@ impl Clocks {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an answer's `Date`; its request was sent at `sent` (since boot).
+    /// Takes the `Date` of an answer whose request was sent at `sent`, since boot.
     fn answered(&self, headers: &HeaderMap, sent: Duration) {
         static PARSER: DateTimeParser = DateTimeParser::new();
         let date = headers.get(DATE).and_then(|date| date.to_str().ok());
@@ -114,17 +109,17 @@ impl Clocks {
         let (wall, at) = (self.0.clock.wall(), self.0.clock.boot());
         let took = at.saturating_sub(sent);
         if took > TOLERANCE {
-            // It may have been stamped at any moment of that.
+            // The answer may have been stamped at any moment of that.
             return;
         }
-        // The API server's time, as the answer came, lies between these two.
+        // The API server's time at the arrival of the answer lies between these two.
         let least = date.duration_since(wall);
         let most = least + SignedDuration::from_secs(1) + signed(took);
         let skew = SignedDuration::ZERO.clamp(least, most);
-        self.0.skew.set(skew.as_secs_f64());
         let differ = skew.unsigned_abs() > TOLERANCE;
         let mut state = self.state();
         state.last = Some(Sample { date, at });
+        state.skew = skew;
         if differ {
             state.differed = Some(at);
         }
@@ -138,8 +133,7 @@ impl Clocks {
         match (warned, warns) {
             (false, true) => tracing::warn!(
                 skew_s = skew.as_secs_f64(),
-                "the API server's clock and this replica's differ; finished tasks are kept until both \
-                 say that their time is over, and times that are told are wrong: set one of them right"
+                "the API server's clock and this replica's differ: set one of them right"
             ),
             (true, false) => {
                 tracing::info!("the API server's clock and this replica's agree again")
@@ -157,18 +151,18 @@ fn after(time: Timestamp, passed: Duration) -> Timestamp {
     time.checked_add(passed).unwrap_or(Timestamp::MAX)
 }
 
-/// A leader's time: what its deadlines run on.
+/// A leader's time, for deadlines that outlive it: it never steps within a term.
 #[derive(Debug, Clone)]
 pub struct LeaderTime {
     clock: Clock,
-    /// As the term began.
+    /// The clocks as the term began.
     wall: Timestamp,
     boot: Duration,
 }
 
 impl LeaderTime {
-    /// In seconds, which are Unix seconds as far as the wall clock was right as the term
-    /// began. They never step.
+    /// Returns seconds, which are Unix seconds as far as the wall clock was right when the
+    /// term began.
     pub fn now(&self) -> i64 {
         let passed = self.clock.boot().saturating_sub(self.boot);
         after(self.wall, passed).as_second()
@@ -186,7 +180,7 @@ impl<S> Layer<S> for Clocks {
     }
 }
 
-/// A client's service that takes down the `Date` of each answer.
+/// The service of a client that takes down the `Date` of each answer.
 #[derive(Debug, Clone)]
 pub struct Dated<S> {
     inner: S,

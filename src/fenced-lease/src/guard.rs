@@ -1,79 +1,79 @@
 //! Makes kube-leader-election safe, from below its own client.
 //!
-//! What holds: a PATCH goes out only with uid and resourceVersion of the GET just
-//! before it, each used once, so of two racing contenders one gets a 409; what
-//! the crate takes for an expired Lease is one that [`fenced_lease::lease::ObservedLease`] calls free, for
-//! the renewTime it is shown says how long *we* saw the record unchanged; one
-//! field manager writes. The crate runs one operation at a time: its lock is
-//! owned by the contender's loop.
+//! Invariants:
+//! - A PATCH goes out only with the uid and the resourceVersion of the GET just before it,
+//!   each used once, so of two racing contenders one gets a 409.
+//! - What kube-leader-election takes for an expired Lease is one that
+//!   [`ObservedLease`](crate::lease::ObservedLease) calls free: the renewTime that it is shown
+//!   says how long *we* have seen the record unchanged.
+//! - One field manager writes the Lease.
+//!
+//! kube-leader-election runs one operation at a time: its lock is owned by the contender's loop.
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use fenced_lease::{
-    candidate::Candidate,
-    lease::{Record, Standing},
-};
 use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::client::Body;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use super::Clock;
+use crate::{
+    Clock, Timings,
+    candidate::Candidate,
+    keys::Keys,
+    lease::{Record, Standing},
+};
 
-pub(super) const RELEASED_BY: &str = "ottoscaler.io/released-by";
-pub(super) const HOLDER_POD_UID: &str = "ottoscaler.io/holder-pod-uid";
-pub(super) const HOLDER_CONTAINER_ID: &str = "ottoscaler.io/holder-container-id";
-
-const FIELD_MANAGER: &str = "ottoscaler";
-/// The crate compares these with its wall clock, which may say anything.
+/// kube-leader-election compares these with its wall clock, which may say anything.
 const LONG_AGO: &str = "1970-01-01T00:00:00.000000Z";
 const FAR_AHEAD: &str = "9000-01-01T00:00:00.000000Z";
 
-/// What proves a holder's death later: published with the Lease.
+/// What proves a holder's death later; published with the Lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Proof {
-    pub(super) pod_uid: String,
-    pub(super) container_id: String,
+pub(crate) struct Proof {
+    pub(crate) pod_uid: String,
+    pub(crate) container_id: String,
 }
 
-/// Shared by the client's requests and the contender.
+/// Shared by the requests of kube-leader-election and the contender.
 #[derive(Debug)]
-pub(super) struct Guard {
-    name: String,
-    duration: Duration,
+pub(crate) struct Guard {
+    lease_duration: Duration,
     request_timeout: Duration,
+    keys: Keys,
     clock: Clock,
+    /// Written by requests, the watch and the contender; never locked across an await.
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     candidate: Candidate,
+    /// What is to be published.
     proof: Option<Proof>,
     /// What our last acknowledged write left on the Lease.
     written: Option<Proof>,
 }
 
 impl Guard {
-    /// A Lease call takes at most `request_timeout`.
-    pub(super) fn new(
-        name: &str,
-        duration: Duration,
-        renew_deadline: Duration,
+    /// Each request of the Lease takes at most `request_timeout`.
+    pub(crate) fn new(
+        timings: &Timings,
         request_timeout: Duration,
+        keys: Keys,
         clock: Clock,
     ) -> Self {
         Self {
-            name: name.to_owned(),
-            duration,
+            lease_duration: timings.lease_duration,
             request_timeout,
+            keys,
             clock,
             state: Mutex::new(State {
-                candidate: Candidate::new(duration, renew_deadline),
+                candidate: Candidate::new(timings.lease_duration, timings.renew_deadline),
                 proof: None,
                 written: None,
             }),
@@ -84,45 +84,44 @@ impl Guard {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on as `me`; the identity before is one of the past.
-    pub(super) fn become_identity(&self, me: &str) {
+    /// Takes a new identity; the one before becomes a former one.
+    pub(crate) fn become_identity(&self, me: &str) {
         let mut state = self.state();
         state.candidate.become_identity(me);
         state.written = None;
     }
 
-    pub(super) fn publish(&self, proof: Option<Proof>) {
+    /// Publishes the proof with the next write.
+    pub(crate) fn publish(&self, proof: Option<Proof>) {
         self.state().proof = proof;
     }
 
-    pub(super) fn proved_dead(&self, holder: String) {
+    pub(crate) fn proved_dead(&self, holder: String) {
         self.state().candidate.proved_dead(holder);
     }
 
-    /// What the watch told.
-    pub(super) fn observe(&self, lease: Option<&Lease>) {
-        let mut state = self.state();
-        state
-            .candidate
-            .observe(lease.map(record), self.clock.boot());
+    /// Takes what the watch reported.
+    pub(crate) fn observe(&self, lease: Option<&Lease>) {
+        let record = lease.map(|lease| self.record(lease));
+        self.state().candidate.observe(record, self.clock.boot());
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(crate) fn standing(&self) -> Standing {
         self.state().candidate.standing(self.clock.boot())
     }
 
-    /// When the last write was sent.
-    pub(super) fn sent(&self) -> Duration {
+    /// Returns when the last write was sent.
+    pub(crate) fn sent(&self) -> Duration {
         self.state().candidate.sent()
     }
 
-    /// What the last write, now acknowledged, allows.
-    pub(super) fn valid_until(&self) -> Duration {
+    /// Returns until when the last write, now acknowledged, allows to act.
+    pub(crate) fn valid_until(&self) -> Duration {
         self.state().candidate.valid_until()
     }
 
-    /// The client to give to the crate.
-    pub(super) fn client(self: &Arc<Self>, inner: kube::Client, namespace: &str) -> kube::Client {
+    /// Creates the client that kube-leader-election is given.
+    pub(crate) fn client(self: &Arc<Self>, inner: kube::Client, namespace: &str) -> kube::Client {
         let guard = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
             let (guard, inner) = (guard.clone(), inner.clone());
@@ -175,13 +174,14 @@ impl Guard {
             _ => return Ok(Response::from_parts(parts, Body::from(bytes.to_vec()))),
         };
         let standing = {
+            let record = lease.as_ref().map(|lease| self.record(lease));
             let mut state = self.state();
             let now = self.clock.boot();
-            state.candidate.read(lease.as_ref().map(record), now);
+            state.candidate.read(record, now);
             state.candidate.standing(now)
         };
         if lease.is_none() && matches!(standing, Standing::Free(_)) {
-            // The crate creates it; two creates cannot both succeed.
+            // kube-leader-election creates it; two creates cannot both succeed.
             return Ok(Response::from_parts(parts, Body::from(bytes.to_vec())));
         }
         parts.status = StatusCode::OK;
@@ -203,81 +203,83 @@ impl Guard {
         let mut patch: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
         patch["metadata"]["uid"] = json!(uid);
         patch["metadata"]["resourceVersion"] = json!(version);
-        let seconds = self.duration.as_secs();
+        let seconds = self.lease_duration.as_secs();
         match patch["spec"]["holderIdentity"].as_str() {
-            // Renews; a proof that came late goes along.
+            // A renewal. A proof that came late goes along.
             None => {
                 if self.is_proof_late() {
-                    patch["metadata"]["annotations"] = self.annotations();
+                    patch["metadata"]["annotations"] = Value::Object(self.annotations());
                 }
             }
-            // Steps down.
+            // A release.
             Some("") => {
                 patch["spec"]["leaseDurationSeconds"] = json!(seconds);
+                let me = json!(self.state().candidate.me());
                 patch["metadata"]["annotations"] =
-                    json!({ RELEASED_BY: self.state().candidate.me() });
+                    Value::Object(Map::from_iter([(self.keys.released_by(), me)]));
             }
-            Some(_) => patch["metadata"]["annotations"] = self.annotations(),
+            Some(_) => patch["metadata"]["annotations"] = Value::Object(self.annotations()),
         }
-        parts.uri = one_field_manager(&parts.uri)?;
-        parts.headers.remove(http::header::CONTENT_LENGTH);
-        Ok(Request::from_parts(
-            parts,
-            Body::from(serde_json::to_vec(&patch)?),
-        ))
+        self.rewritten(&mut parts, &patch)
     }
 
     async fn post(&self, request: Request<Body>) -> Result<Request<Body>, tower::BoxError> {
         let (mut parts, body) = request.into_parts();
         let mut lease: Value = serde_json::from_slice(&body.collect().await?.to_bytes())?;
         let mut annotations = self.annotations();
-        // In a new object null is no removal: it would be stored as "".
-        if let Some(all) = annotations.as_object_mut() {
-            all.retain(|_, value| !value.is_null());
-        }
-        lease["metadata"]["annotations"] = annotations;
-        parts.uri = one_field_manager(&parts.uri)?;
+        // In a new object null removes nothing: it would be stored as "".
+        annotations.retain(|_, value| !value.is_null());
+        lease["metadata"]["annotations"] = Value::Object(annotations);
+        self.rewritten(&mut parts, &lease)
+    }
+
+    fn rewritten(
+        &self,
+        parts: &mut http::request::Parts,
+        body: &Value,
+    ) -> Result<Request<Body>, tower::BoxError> {
+        parts.uri = one_field_manager(&parts.uri, &self.keys.field_manager)?;
         parts.headers.remove(http::header::CONTENT_LENGTH);
         Ok(Request::from_parts(
-            parts,
-            Body::from(serde_json::to_vec(&lease)?),
+            parts.clone(),
+            Body::from(serde_json::to_vec(body)?),
         ))
     }
 
-    /// Of a new holder: null takes an old value away.
-    fn annotations(&self) -> Value {
+    /// The annotations of a new holder; null removes an old value.
+    fn annotations(&self) -> Map<String, Value> {
         let state = self.state();
-        json!({
-            RELEASED_BY: Value::Null,
-            HOLDER_POD_UID: state.proof.as_ref().map(|p| &p.pod_uid),
-            HOLDER_CONTAINER_ID: state.proof.as_ref().map(|p| &p.container_id),
-        })
+        let proof = state.proof.as_ref();
+        Map::from_iter([
+            (self.keys.released_by(), Value::Null),
+            (self.keys.holder_pod_uid(), json!(proof.map(|p| &p.pod_uid))),
+            (
+                self.keys.holder_container_id(),
+                json!(proof.map(|p| &p.container_id)),
+            ),
+        ])
     }
 
-    pub(super) fn lease_name(&self) -> &str {
-        &self.name
+    /// Reads what contending needs of a Lease, of which fields may be missing.
+    fn record(&self, lease: &Lease) -> Record {
+        let spec = lease.spec.clone().unwrap_or_default();
+        let meta = &lease.metadata;
+        let seconds = spec.lease_duration_seconds.unwrap_or(0);
+        Record {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            holder: spec.holder_identity.unwrap_or_default(),
+            duration: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
+            released: meta
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(&self.keys.released_by()))
+                .is_some_and(|by| !by.is_empty()),
+        }
     }
 }
 
-/// What contending needs of a Lease; fields may be missing.
-pub(super) fn record(lease: &Lease) -> Record {
-    let spec = lease.spec.clone().unwrap_or_default();
-    let meta = &lease.metadata;
-    let seconds = spec.lease_duration_seconds.unwrap_or(0);
-    Record {
-        uid: meta.uid.clone().unwrap_or_default(),
-        resource_version: meta.resource_version.clone().unwrap_or_default(),
-        holder: spec.holder_identity.unwrap_or_default(),
-        duration: Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
-        released: meta
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(RELEASED_BY))
-            .is_some_and(|by| !by.is_empty()),
-    }
-}
-
-/// The Lease as the crate shall see it: held far into the future, or long
+/// The Lease as kube-leader-election shall see it: held far into the future, or long
 /// expired, with no field missing.
 fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
     let mut shown = serde_json::to_value(&lease)?;
@@ -286,7 +288,7 @@ fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
         Standing::Ours | Standing::HeldUntil(_) => FAR_AHEAD,
     };
     let spec = lease.spec.unwrap_or_default();
-    // What is not there is held by nobody, which is not us.
+    // A Lease without a holder is held by nobody, which is not us.
     shown["spec"]["holderIdentity"] = json!(spec.holder_identity.unwrap_or_default());
     shown["spec"]["leaseTransitions"] = json!(spec.lease_transitions.unwrap_or(0));
     shown["spec"]["leaseDurationSeconds"] = json!(1);
@@ -294,16 +296,16 @@ fn show(lease: Lease, standing: Standing) -> serde_json::Result<Value> {
     Ok(shown)
 }
 
-/// The crate writes under its holder's name, which changes; managedFields would
-/// grow with every term.
-fn one_field_manager(uri: &Uri) -> Result<Uri, tower::BoxError> {
+/// kube-leader-election writes under its holder's name, which changes with every term;
+/// managedFields would grow without end.
+fn one_field_manager(uri: &Uri, manager: &str) -> Result<Uri, tower::BoxError> {
     let query = uri.query().unwrap_or_default();
     let kept = query
         .split('&')
         .filter(|p| !p.is_empty() && !p.starts_with("fieldManager="));
     let query: Vec<String> = kept
         .map(str::to_owned)
-        .chain([format!("fieldManager={FIELD_MANAGER}")])
+        .chain([format!("fieldManager={manager}")])
         .collect();
     Ok(format!("{}?{}", uri.path(), query.join("&")).parse()?)
 }

@@ -2,15 +2,15 @@
 #![expect(clippy::unwrap_used)]
 use serde_json::{Value, json};
 
-use super::{
-    super::{
-        guard::{HOLDER_CONTAINER_ID, HOLDER_POD_UID, RELEASED_BY},
-        test_contender::{
-            ME, MS, Manner, OTHER, S, Sight, held, released, settings, start, start_as, start_with,
-        },
-        test_server::{Asked, Fate, STARTED, Server, held_by},
+use super::*;
+use crate::{
+    Timings,
+    test_contender::{
+        ME, MS, Manner, OTHER, S, Sight, held, released, start, start_as, start_with,
     },
-    *,
+    test_server::{
+        Asked, Fate, HOLDER_CONTAINER_ID, HOLDER_POD_UID, RELEASED_BY, STARTED, Server, held_by,
+    },
 };
 
 /// The jitter, and what the runtime's clock rounds up.
@@ -20,20 +20,21 @@ const OBEDIENT: Manner = Manner::Drains(Duration::ZERO);
 #[tokio::test(start_paused = true)]
 async fn a_released_lease_is_taken_at_once_and_renewed_every_retry_period() {
     let one = start(&released(), OBEDIENT);
-    let (began, tenure) = one.tenure_after(0).await;
+    let (began, leader) = one.term_after(0).await;
     assert!(began < AT_ONCE, "{began:?}");
-    assert_eq!((tenure.term.transitions, one.writes().len()), (4, 1));
+    assert_eq!((leader.term.transitions, one.writes().len()), (4, 1));
     sleep(S(600)).await;
     let writes = one.writes();
     let gaps = writes.windows(2).map(|w| w[1].at - w[0].at);
     assert!(writes.len() > 590, "{}", writes.len());
     assert!(gaps.clone().min() >= Some(S(1)) && gaps.max() < Some(S(1) + AT_ONCE));
-    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
-    assert!(one.metric("ottoscaler_leader 1") && one.metric("ottoscaler_term 4"));
+    assert!(leader.client.is_valid() && !leader.lost.is_cancelled());
+    assert!(one.leads());
+    assert_eq!(one.acquired(), [(4, Some(AcquireReason::Released))]);
     assert_eq!(one.server.lease()["spec"]["leaseTransitions"], 4);
     // Answered as soon as sent.
-    let renewed = one.number("ottoscaler_lease_renew_seconds_sum");
-    assert!(renewed < 1.0, "{renewed}");
+    let latency = one.told.lock().unwrap().latency;
+    assert!(latency < S(1), "{latency:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -42,7 +43,7 @@ async fn a_lease_released_later_is_taken_at_once() {
     let one = start(&server, OBEDIENT);
     sleep(S(3)).await;
     server.put(held_by(""), json!({RELEASED_BY: OTHER}));
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began < S(3) + AT_ONCE, "{began:?}");
 }
 
@@ -57,17 +58,16 @@ async fn a_held_lease_is_not_even_asked_for_before_its_time() {
     // The first look may come before the watch.
     let calls = server.seen_where(Asked::is_lease_call);
     assert!(calls.iter().all(|a| a.at < AT_ONCE), "{calls:?}");
-    let (began, tenure) = one.tenure_after(0).await;
+    let (began, leader) = one.term_after(0).await;
     assert!(began > S(66) && began < S(66) + AT_ONCE, "{began:?}");
-    assert_eq!(tenure.term.transitions, 4);
-    let cause = r#"ottoscaler_leader_changes_total{change="Acquired",cause="not renewed"} 1"#;
-    assert!(one.metric(cause));
+    assert_eq!(leader.term.transitions, 4);
+    assert_eq!(one.acquired(), [(4, Some(AcquireReason::Expired))]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
     let one = start(&released(), Manner::Drains(MS(5500)));
-    one.tenure_after(0).await;
+    one.term_after(0).await;
     sleep(S(10)).await;
     one.shutdown.cancel();
     let began = one.server.now();
@@ -94,27 +94,15 @@ async fn the_drain_comes_first_renewed_all_the_while_and_then_the_release() {
         "{lease}"
     );
     assert_eq!(one.leadership.current(), None);
-    assert!(one.metric("ottoscaler_leader 0"));
-    let events = one.events(2).await;
-    assert_eq!(
-        (&events[0]["reason"], &events[1]["reason"]),
-        (&json!("LeaderElected"), &json!("LeaderStopped"))
-    );
-    assert_eq!(events[1]["type"], "Normal");
-    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "name": "l",
-        "namespace": "n", "uid": "lease-uid"});
-    assert_eq!(events[0]["regarding"], lease);
-    assert_eq!(
-        events[0]["note"],
-        "me leads term 4 (the Lease was released)"
-    );
-    assert_eq!(events[1]["note"], "me no longer leads term 4: handed over");
+    assert!(!one.leads());
+    assert_eq!(one.acquired(), [(4, Some(AcquireReason::Released))]);
+    assert_eq!(one.ended(), [(4, EndReason::HandedOver)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_without_end_is_cut_and_the_release_waits_for_the_work() {
     let one = start(&released(), Manner::Deaf);
-    one.tenure_after(0).await;
+    one.term_after(0).await;
     one.shutdown.cancel();
     one.until(|one| one.running.is_finished()).await;
     let (drain, lost) = (one.when(&Sight::Drain).await, one.when(&Sight::Lost).await);
@@ -130,23 +118,24 @@ async fn a_drain_without_end_is_cut_and_the_release_waits_for_the_work() {
 /// On real time: nothing else can run beside a thread that is held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_work_lives_the_lease_is_not_released() {
-    let mut hurried = settings();
-    hurried.handover_timeout = MS(50);
+    let hurried = Timings {
+        handover_timeout: MS(50),
+        ..Timings::default()
+    };
     let one = start_with(&released(), Manner::Stuck, None, hurried, MS(50));
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     one.shutdown.cancel();
     one.until(|one| one.running.is_finished()).await;
     assert!(one.releases().is_empty(), "{:?}", one.releases());
-    assert!(!tenure.client.is_valid());
+    assert!(!leader.client.is_valid());
     assert_eq!(one.leadership.current(), None);
-    let cause = r#"ottoscaler_leader_changes_total{change="Lost",cause="its work does not end"} 1"#;
-    assert!(one.metric(cause));
+    assert_eq!(one.ended(), [(4, EndReason::WorkStuck)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn when_renewing_fails_the_work_is_cancelled_first_and_nothing_is_released() {
     let one = start(&released(), OBEDIENT);
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     sleep(S(10)).await;
     one.server.on(|a| {
         if a.is_lease_call() {
@@ -162,33 +151,25 @@ async fn when_renewing_fails_the_work_is_cancelled_first_and_nothing_is_released
         lost > last.at + S(4) - AT_ONCE && lost < last.at + S(4) + MS(5),
         "{lost:?} {last:?}"
     );
-    assert!(!tenure.client.is_valid());
+    assert!(!leader.client.is_valid());
     assert!(one.all(|s| *s == Sight::Drain).is_empty());
     assert_eq!(one.leadership.current(), None);
     sleep(S(60)).await;
     one.server.on(|_| Fate::Answered);
     let healed = one.server.now();
-    let (began, next) = one.tenure_after(1).await;
+    let (began, next) = one.term_after(1).await;
     assert!(began < healed + S(2), "{began:?} {healed:?}");
     // Another identity, and so another term.
-    assert_ne!(next.term.holder, tenure.term.holder);
-    assert_eq!(next.term.transitions, tenure.term.transitions + 1);
-    assert!(one.releases().is_empty() && !tenure.client.is_valid());
-    let events = one.events(2).await;
-    assert_eq!(
-        (&events[1]["reason"], &events[1]["type"]),
-        (&json!("LeaderStopped"), &json!("Warning"))
-    );
-    assert_eq!(
-        events[1]["note"],
-        "me no longer leads term 4: it could not be renewed in time"
-    );
+    assert_ne!(next.term.holder, leader.term.holder);
+    assert_eq!(next.term.transitions, leader.term.transitions + 1);
+    assert!(one.releases().is_empty() && !leader.client.is_valid());
+    assert_eq!(one.ended(), [(4, EndReason::NotRenewed)]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_failed_is_tried_again_soon() {
     let one = start(&released(), OBEDIENT);
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     sleep(MS(500)).await;
     let mut fails = 3;
     one.server.on(move |a| {
@@ -211,14 +192,14 @@ async fn a_renewal_that_failed_is_tried_again_soon() {
     );
     // Acknowledged: back to the ordinary pace.
     assert!(gaps[3] >= S(1), "{gaps:?}");
-    assert!(tenure.client.is_valid());
+    assert!(leader.client.is_valid());
 }
 
 /// One answer that never comes may not cost the term.
 #[tokio::test(start_paused = true)]
 async fn a_call_without_an_answer_leaves_time_for_another() {
     let one = start(&released(), OBEDIENT);
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     sleep(MS(500)).await;
     let mut first = true;
     one.server.on(move |a| {
@@ -226,14 +207,14 @@ async fn a_call_without_an_answer_leaves_time_for_another() {
         if lost { Fate::Lost } else { Fate::Answered }
     });
     sleep(S(20)).await;
-    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
+    assert!(leader.client.is_valid() && !leader.lost.is_cancelled());
     assert_eq!(one.server.lease()["spec"]["leaseTransitions"], 4);
 }
 
 #[tokio::test(start_paused = true)]
 async fn validity_counts_from_when_the_renewal_was_sent() {
     let one = start(&released(), OBEDIENT);
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     sleep(S(3)).await;
     // One more renewal, acknowledged 1.5 s late; nothing after it.
     let mut answers = 1;
@@ -258,14 +239,14 @@ async fn validity_counts_from_when_the_renewal_was_sent() {
         lost > sent + S(4) - MS(5) && lost < sent + S(4) + MS(5),
         "{sent:?} {lost:?}"
     );
-    assert!(!tenure.client.is_valid());
+    assert!(!leader.client.is_valid());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_somebody_else_wrote_ends_the_term_at_once() {
     for deleted in [false, true] {
         let one = start(&released(), OBEDIENT);
-        let (_, tenure) = one.tenure_after(0).await;
+        let (_, leader) = one.term_after(0).await;
         sleep(MS(4300)).await;
         let written = one.server.now();
         let writes = one.writes().len();
@@ -276,17 +257,15 @@ async fn a_lease_that_somebody_else_wrote_ends_the_term_at_once() {
         }
         let lost = one.when(&Sight::Lost).await;
         assert!(lost < written + MS(5), "{written:?} {lost:?}");
-        assert!(!tenure.client.is_valid());
+        assert!(!leader.client.is_valid());
         sleep(S(5)).await;
         assert_eq!(one.writes().len(), writes, "nothing to release");
-        let cause = if deleted {
-            "the Lease was deleted"
+        let reason = if deleted {
+            EndReason::Deleted
         } else {
-            "somebody else wrote the Lease"
+            EndReason::Overwritten
         };
-        assert!(one.metric(&format!(
-            r#"ottoscaler_leader_changes_total{{change="Lost",cause="{cause}"}} 1"#
-        )));
+        assert_eq!(one.ended(), [(4, reason)]);
     }
 }
 
@@ -296,27 +275,25 @@ async fn a_change_of_the_lease_that_no_watch_told_is_seen_by_the_renewal() {
     let others = [
         (
             json!({"spec": {"holderIdentity": OTHER}}),
-            "somebody else holds the Lease",
+            EndReason::HeldByOther,
         ),
         (
             json!({"spec": {"leaseTransitions": 9}}),
-            "the Lease is another",
+            EndReason::OtherTerm,
         ),
     ];
-    for (patch, cause) in others {
+    for (patch, reason) in others {
         let server = released();
         server.lag(S(60));
         let one = start(&server, OBEDIENT);
-        let (_, tenure) = one.tenure_after(0).await;
+        let (_, leader) = one.term_after(0).await;
         sleep(MS(4300)).await;
         let written = server.now();
         server.patch(&patch);
         let lost = one.when(&Sight::Lost).await;
         assert!(lost < written + S(1), "{written:?} {lost:?}");
-        assert!(!tenure.client.is_valid() && one.releases().is_empty());
-        assert!(one.metric(&format!(
-            r#"ottoscaler_leader_changes_total{{change="Lost",cause="{cause}"}} 1"#
-        )));
+        assert!(!leader.client.is_valid() && one.releases().is_empty());
+        assert_eq!(one.ended(), [(4, reason)]);
     }
 }
 
@@ -330,27 +307,25 @@ async fn what_a_late_watch_tells_of_the_time_before_ends_no_term() {
     sleep(MS(100)).await;
     // Told after the first has made us leader.
     server.patch(&json!({"metadata": {"annotations": {"by": "hand"}}}));
-    let (began, tenure) = one.tenure_after(0).await;
+    let (began, leader) = one.term_after(0).await;
     assert!(began < MS(2390), "{began:?}");
     sleep(S(10)).await;
-    assert!(tenure.client.is_valid() && !tenure.lost.is_cancelled());
+    assert!(leader.client.is_valid() && !leader.lost.is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]
 async fn work_that_ends_by_itself_ends_the_term_and_the_next_has_another_identity() {
     for manner in [Manner::Returns, Manner::Panics] {
         let one = start(&released(), manner);
-        let (_, first) = one.tenure_after(0).await;
+        let (_, first) = one.term_after(0).await;
         one.until(|_| !first.client.is_valid()).await;
-        let (began, next) = one.tenure_after(1).await;
+        let (began, next) = one.term_after(1).await;
         let ended = one.when(&Sight::Ended).await;
         // Our own record of a term that is over need not run out.
         assert!(began < ended + MS(100), "{ended:?} {began:?}");
         assert_ne!(next.term.holder, first.term.holder);
         assert!(one.releases().is_empty());
-        let cause =
-            r#"ottoscaler_leader_changes_total{change="Lost",cause="its work ended by itself"} 1"#;
-        assert!(one.metric(cause));
+        assert_eq!(one.ended(), [(4, EndReason::WorkEnded)]);
     }
 }
 
@@ -361,7 +336,7 @@ async fn everybody_is_told_who_leads_and_where() {
     let shown = || {
         one.leadership
             .current()
-            .map(|l| (l.address.clone(), l.here))
+            .map(|l| (l.address.clone().unwrap(), l.is_local))
     };
     one.until(|_| shown().is_some()).await;
     assert_eq!(shown(), Some(("10.0.0.2:9090".into(), false)));
@@ -374,9 +349,9 @@ async fn everybody_is_told_who_leads_and_where() {
     sleep(S(1)).await;
     assert_eq!(shown(), None);
     server.put(held_by(""), json!({RELEASED_BY: "x"}));
-    let (_, tenure) = one.tenure_after(0).await;
+    let (_, leader) = one.term_after(0).await;
     assert_eq!(shown(), Some((ME.into(), true)));
-    assert_eq!(one.leadership.current().unwrap().term, tenure.term);
+    assert_eq!(one.leadership.current().unwrap().term, leader.term);
     let mut watch = one.leadership.watch();
     watch.mark_unchanged();
     sleep(S(10)).await;
@@ -389,7 +364,7 @@ async fn everybody_is_told_who_leads_and_where() {
 #[tokio::test(start_paused = true)]
 async fn who_leads_is_told_as_long_as_calls_may_come() {
     let one = start(&released(), OBEDIENT);
-    one.tenure_after(0).await;
+    one.term_after(0).await;
     one.shutdown.cancel();
     let released = one.until(|one| !one.releases().is_empty()).await;
     one.until(|one| one.leadership.current().is_none()).await;
@@ -413,18 +388,18 @@ async fn the_beat_tells_life_and_its_silence_death() {
     let mut longest = Duration::ZERO;
     for _ in 0..50 {
         sleep(MS(100)).await;
-        longest = longest.max(one.beat.silence());
+        longest = longest.max(one.heartbeat.age());
     }
     // However long it waits.
     assert!(longest <= S(1) + AT_ONCE, "{longest:?}");
-    one.tenure_after(0).await;
+    one.term_after(0).await;
     for _ in 0..600 {
         sleep(MS(100)).await;
-        assert!(one.beat.silence() < S(1) + AT_ONCE);
+        assert!(one.heartbeat.age() < S(1) + AT_ONCE);
     }
     one.running.abort();
     sleep(S(100)).await;
-    assert!(one.beat.silence() > S(99));
+    assert!(one.heartbeat.age() > S(99));
 }
 
 #[tokio::test(start_paused = true)]
@@ -445,7 +420,7 @@ async fn an_api_server_that_refuses_is_not_stormed() {
     let last = server.seen().pop().unwrap();
     assert!(last.at > S(58));
     server.on(|_| Fate::Answered);
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began < S(62), "{began:?}");
 }
 
@@ -469,7 +444,7 @@ async fn told_to_stop_a_contender_that_does_not_lead_goes_and_writes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_release_that_met_a_conflict_is_tried_again() {
     let one = start(&released(), OBEDIENT);
-    one.tenure_after(0).await;
+    one.term_after(0).await;
     let mut conflicts = 2;
     one.server.on(move |a| {
         conflicts -= i32::from(a.is_release());
@@ -495,7 +470,7 @@ async fn the_proof_of_our_death_is_published_with_the_first_write() {
     let server = released();
     server.put_pod("me", running_pod("c1", STARTED));
     let one = start_as(&server, OBEDIENT, Some("u"));
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began < AT_ONCE, "{began:?}");
     assert_eq!(
         server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID],
@@ -507,7 +482,7 @@ async fn the_proof_of_our_death_is_published_with_the_first_write() {
 async fn a_missing_proof_is_waited_for_but_not_for_long_and_published_late() {
     let server = released();
     let one = start_as(&server, OBEDIENT, Some("u"));
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began >= S(2) && began < S(2) + AT_ONCE, "{began:?}");
     let published = || server.lease()["metadata"]["annotations"][HOLDER_CONTAINER_ID] == "c1";
     // The kubelet tells of the container before this one first.
@@ -535,11 +510,10 @@ async fn a_holder_whose_container_ended_is_succeeded_at_once() {
     sleep(S(1)).await;
     assert_eq!(one.writes().len(), 0);
     server.put_pod("other", ended_pod("c1"));
-    let (began, tenure) = one.tenure_after(0).await;
+    let (began, leader) = one.term_after(0).await;
     assert!(began < S(4) + AT_ONCE, "{began:?}");
-    assert_eq!(tenure.term.transitions, 4);
-    let cause = r#"ottoscaler_leader_changes_total{change="Acquired",cause="its holder's container ended"} 1"#;
-    assert!(one.metric(cause));
+    assert_eq!(leader.term.transitions, 4);
+    assert_eq!(one.acquired(), [(4, Some(AcquireReason::Dead))]);
 }
 
 fn ended_pod(id: &str) -> Value {
@@ -559,7 +533,7 @@ async fn a_holder_whose_container_had_ended_before_we_came_is_succeeded_at_once(
     server.put(held_by(OTHER), publishing("u", "c1"));
     server.put_pod("other", ended_pod("c1"));
     let one = start(&server, OBEDIENT);
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began < AT_ONCE, "{began:?}");
 }
 
@@ -580,7 +554,7 @@ async fn the_holder_of_the_day_is_the_one_watched() {
     sleep(S(1)).await;
     assert_eq!(one.writes().len(), 0);
     server.put_pod("third", ended_pod("c3"));
-    let (began, _) = one.tenure_after(0).await;
+    let (began, _) = one.term_after(0).await;
     assert!(began < S(5) + AT_ONCE, "{began:?}");
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -14,21 +14,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Beat, Clients, Contender, Leadership, Metrics, Reign, Tenure,
-    guard::RELEASED_BY,
-    test_server::{Asked, Server, held_by, paused_clock},
+use crate::{
+    AcquireReason, Contender, EndReason, Event, Heartbeat, Identity, LeaderContext, LeaderWork,
+    Leadership, LeaseRef, Term, Timings,
+    test_server::{Asked, FIELD_MANAGER, PREFIX, RELEASED_BY, Server, held_by, paused_clock},
 };
-use crate::{config, election::Term};
 
-pub(super) const S: fn(u64) -> Duration = Duration::from_secs;
-pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
-pub(super) const ME: &str = "10.0.0.1:9090";
-pub(super) const OTHER: &str = "other_10.0.0.2:9090_00000001";
+pub(crate) const S: fn(u64) -> Duration = Duration::from_secs;
+pub(crate) const MS: fn(u64) -> Duration = Duration::from_millis;
+pub(crate) const ME: &str = "10.0.0.1:9090";
+pub(crate) const OTHER: &str = "other_10.0.0.2:9090_00000001";
 
 /// How the work takes being told to end.
 #[derive(Clone, Copy)]
-pub(super) enum Manner {
+pub(crate) enum Manner {
     /// Returns so long after it was told to drain, at once when it is lost.
     Drains(Duration),
     /// Hears nothing; only dropping it ends it.
@@ -41,7 +40,7 @@ pub(super) enum Manner {
 
 /// What the work saw, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Sight {
+pub(crate) enum Sight {
     Began(Term),
     Drain,
     Lost,
@@ -53,7 +52,7 @@ struct Work {
     manner: Manner,
     began: Instant,
     seen: Arc<Mutex<Vec<(Duration, Sight)>>>,
-    tenure: watch::Sender<Option<Tenure>>,
+    leader: watch::Sender<Option<LeaderContext>>,
     gone: CancellationToken,
 }
 
@@ -72,14 +71,13 @@ impl Drop for AtEnd<'_> {
     }
 }
 
-#[tonic::async_trait]
-impl Reign for Work {
-    async fn run(&self, tenure: Tenure) {
-        self.saw(Sight::Began(tenure.term.clone()));
+impl LeaderWork for Work {
+    async fn run(&self, leader: LeaderContext) {
+        self.saw(Sight::Began(leader.term.clone()));
         let _end = AtEnd(self);
-        self.tenure.send_replace(Some(tenure.clone()));
+        self.leader.send_replace(Some(leader.clone()));
         let drained = async {
-            tenure.drain.cancelled().await;
+            leader.drain.cancelled().await;
             self.saw(Sight::Drain);
             match self.manner {
                 Manner::Drains(takes) => sleep(takes).await,
@@ -87,7 +85,7 @@ impl Reign for Work {
             }
         };
         let lost = async {
-            tenure.lost.cancelled().await;
+            leader.lost.cancelled().await;
             self.saw(Sight::Lost);
             if let Manner::Deaf = self.manner {
                 std::future::pending::<()>().await;
@@ -113,70 +111,61 @@ impl Reign for Work {
 }
 
 /// One contender that runs, and all that it touches.
-pub(super) struct One {
-    pub(super) server: Arc<Server>,
-    pub(super) leadership: Leadership,
-    pub(super) beat: Beat,
-    pub(super) metrics: Metrics,
-    pub(super) seen: Arc<Mutex<Vec<(Duration, Sight)>>>,
-    pub(super) tenure: watch::Receiver<Option<Tenure>>,
-    pub(super) shutdown: CancellationToken,
-    pub(super) running: JoinHandle<()>,
+pub(crate) struct One {
+    pub(crate) server: Arc<Server>,
+    pub(crate) leadership: Leadership,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) told: Arc<Mutex<Told>>,
+    pub(crate) seen: Arc<Mutex<Vec<(Duration, Sight)>>>,
+    pub(crate) leader: watch::Receiver<Option<LeaderContext>>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) running: JoinHandle<()>,
     on_real_time: bool,
 }
 
-pub(super) fn settings() -> config::Lease {
-    config::Lease {
-        name: "l".into(),
-        duration: S(6),
-        renew_deadline: S(4),
-        retry_period: S(1),
-        handover_timeout: S(20),
-    }
-}
-
-pub(super) fn start(server: &Arc<Server>, manner: Manner) -> One {
+pub(crate) fn start(server: &Arc<Server>, manner: Manner) -> One {
     start_as(server, manner, None)
 }
 
-pub(super) fn start_as(server: &Arc<Server>, manner: Manner, pod_uid: Option<&str>) -> One {
-    start_with(server, manner, pod_uid, settings(), S(2))
+pub(crate) fn start_as(server: &Arc<Server>, manner: Manner, pod_uid: Option<&str>) -> One {
+    start_with(server, manner, pod_uid, Timings::default(), S(2))
 }
 
-pub(super) fn start_with(
+pub(crate) fn start_with(
     server: &Arc<Server>,
     manner: Manner,
     pod_uid: Option<&str>,
-    settings: config::Lease,
+    timings: Timings,
     abort_within: Duration,
 ) -> One {
-    let clock = paused_clock();
-    let replica = config::Replica {
-        pod_name: "me".into(),
-        pod_uid: pod_uid.map(str::to_owned),
-        address: ME.into(),
+    let identity = match pod_uid {
+        Some(uid) => Identity::of_pod("me", uid),
+        None => Identity::new("me"),
     };
-    let clients = Clients {
-        lease: server.client(),
-        work: server.client(),
-        runtime: None,
-    };
-    let metrics = Metrics::new(clock.clone());
-    let (mut contender, leadership) =
-        Contender::new(settings, replica, "n", clients, metrics.clone(), clock);
-    contender.abort_within = abort_within;
-    let beat = contender.beat();
+    let told: Arc<Mutex<Told>> = Arc::default();
+    let tell = told.clone();
+    let contender = Contender::builder(server.client(), LeaseRef::new("n", "l"))
+        .identity(identity.with_address(ME))
+        .timings(timings)
+        .names(PREFIX, FIELD_MANAGER)
+        .clock(paused_clock())
+        .abort_timeout(abort_within)
+        .linger(S(2))
+        .on_event(move |event| tell.lock().unwrap().take(event))
+        .build()
+        .unwrap();
+    let (leadership, heartbeat) = (contender.leadership(), contender.heartbeat());
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let (send, tenure) = watch::channel(None);
+    let (send, leader) = watch::channel(None);
     let (shutdown, gone) = (CancellationToken::new(), CancellationToken::new());
     let work = Work {
         manner,
         began: server.began(),
         seen: seen.clone(),
-        tenure: send,
+        leader: send,
         gone: gone.clone(),
     };
-    let run = contender.run(Arc::new(work), shutdown.clone());
+    let run = contender.run(work, shutdown.clone());
     #[expect(clippy::disallowed_methods, reason = "awaited by the test")]
     let running = tokio::spawn(async move {
         let _gone = gone.drop_guard();
@@ -185,10 +174,10 @@ pub(super) fn start_with(
     One {
         server: server.clone(),
         leadership,
-        beat,
-        metrics,
+        heartbeat,
+        told,
         seen,
-        tenure,
+        leader,
         shutdown,
         running,
         on_real_time: matches!(manner, Manner::Stuck),
@@ -198,7 +187,7 @@ pub(super) fn start_with(
 impl One {
     /// The first time from now on, within half a minute (on real time 5 s), at
     /// which it is so.
-    pub(super) async fn until(&self, is_so: impl Fn(&Self) -> bool) -> Duration {
+    pub(crate) async fn until(&self, is_so: impl Fn(&Self) -> bool) -> Duration {
         let patience = if self.on_real_time { 5_000 } else { 30_000 };
         for _ in 0..patience {
             if is_so(self) {
@@ -209,68 +198,76 @@ impl One {
         panic!("never so; seen: {:?}", self.seen.lock().unwrap());
     }
 
-    /// The next tenure after `n` others, and when it began.
-    pub(super) async fn tenure_after(&self, n: usize) -> (Duration, Tenure) {
+    /// The next term after `n` others, and when it began.
+    pub(crate) async fn term_after(&self, n: usize) -> (Duration, LeaderContext) {
         self.until(|one| one.all(|s| matches!(s, Sight::Began(_))).len() > n)
             .await;
         let began = self.all(|s| matches!(s, Sight::Began(_)))[n];
-        (began, self.tenure.borrow().clone().unwrap())
+        (began, self.leader.borrow().clone().unwrap())
     }
 
-    pub(super) fn all(&self, of: impl Fn(&Sight) -> bool) -> Vec<Duration> {
+    pub(crate) fn all(&self, of: impl Fn(&Sight) -> bool) -> Vec<Duration> {
         let seen = self.seen.lock().unwrap();
         seen.iter().filter(|s| of(&s.1)).map(|s| s.0).collect()
     }
 
-    pub(super) async fn when(&self, sight: &Sight) -> Duration {
+    pub(crate) async fn when(&self, sight: &Sight) -> Duration {
         self.until(|one| !one.all(|s| s == sight).is_empty()).await;
         self.all(|s| s == sight)[0]
     }
 
-    pub(super) fn writes(&self) -> Vec<Asked> {
+    pub(crate) fn writes(&self) -> Vec<Asked> {
         self.server
             .seen_where(|a| a.is_lease_call() && a.is_write())
     }
 
-    pub(super) fn releases(&self) -> Vec<Asked> {
+    pub(crate) fn releases(&self) -> Vec<Asked> {
         self.server.seen_where(Asked::is_release)
     }
 
-    pub(super) fn metric(&self, line: &str) -> bool {
-        self.metrics_text().lines().any(|l| l == line)
+    /// It was told that this candidate leads, and not that it no longer does.
+    pub(crate) fn leads(&self) -> bool {
+        let told = self.told.lock().unwrap();
+        told.acquired.len() == told.ended.len() + 1
     }
 
-    pub(super) fn number(&self, metric: &str) -> f64 {
-        let text = self.metrics_text();
-        let value = text.lines().find_map(|l| l.strip_prefix(metric)).unwrap();
-        value.trim().parse().unwrap()
+    pub(crate) fn acquired(&self) -> Vec<(i32, Option<AcquireReason>)> {
+        self.told.lock().unwrap().acquired.clone()
     }
 
-    fn metrics_text(&self) -> String {
-        let mut registry = prometheus_client::registry::Registry::default();
-        self.metrics.register(&mut registry);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        text
-    }
-
-    /// The Events, once so many were published.
-    pub(super) async fn events(&self, count: usize) -> Vec<Value> {
-        let of = |a: &Asked| a.path.contains("/events") && a.is_write();
-        self.until(|one| one.server.seen_where(of).len() >= count)
-            .await;
-        let events = self.server.seen_where(of);
-        events.into_iter().map(|a| a.body).collect()
+    pub(crate) fn ended(&self) -> Vec<(i32, EndReason)> {
+        self.told.lock().unwrap().ended.clone()
     }
 }
 
-pub(super) fn released() -> Arc<Server> {
+/// The events of a contender.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// By their transitions.
+    acquired: Vec<(i32, Option<AcquireReason>)>,
+    ended: Vec<(i32, EndReason)>,
+    /// Of all renewals.
+    pub(crate) latency: Duration,
+}
+
+impl Told {
+    fn take(&mut self, event: Event<'_>) {
+        match event {
+            Event::Acquired { term, reason } => self.acquired.push((term.transitions, reason)),
+            Event::Ended { term, reason } => self.ended.push((term.transitions, reason)),
+            Event::Renewed { latency, .. } => self.latency += latency,
+            _ => {}
+        }
+    }
+}
+
+pub(crate) fn released() -> Arc<Server> {
     let server = Arc::new(Server::default());
     server.put(held_by(""), json!({RELEASED_BY: "x"}));
     server
 }
 
-pub(super) fn held() -> Arc<Server> {
+pub(crate) fn held() -> Arc<Server> {
     let server = Arc::new(Server::default());
     server.put(held_by(OTHER), json!({}));
     server

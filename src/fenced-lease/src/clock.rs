@@ -1,43 +1,45 @@
-//! The clocks that leadership reads; a test may put its own in their place.
+//! The clocks that leadership reads. A test may put its own in their place.
 use std::{fmt, fs, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Where the time comes from.
+/// A source of time.
 pub trait Time: Send + Sync + 'static {
-    /// Since boot, time in suspend included: nobody sets it. All that leadership
-    /// decides is decided by this.
+    /// Returns the time since boot, time in suspend included. Nobody sets this clock, so
+    /// everything that leadership decides is decided by it.
     fn boot(&self) -> Duration;
 
-    /// When this process was forked, by the clock that people set: only compared
-    /// with what this node's kubelet says.
+    /// Returns when this process was forked, by the wall clock. It is only compared with
+    /// what this node's kubelet reports.
     fn started(&self) -> Timestamp;
 
-    /// The clock that people set. It is only compared with the API server's, and told.
+    /// Returns the wall clock. It is only compared with the API server's, and reported.
     fn wall(&self) -> Timestamp {
         Timestamp::now()
     }
 }
 
-/// Cheap to clone; the system's clocks by default.
+/// A shared [`Time`]; the system's clocks by default. Cheap to clone.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Time>);
 
 impl Clock {
+    /// Creates a clock that reads `time`.
     pub fn new(time: Arc<dyn Time>) -> Self {
         Self(time)
     }
 
-    pub(super) fn boot(&self) -> Duration {
+    /// Returns the time since boot; see [`Time::boot`].
+    pub fn boot(&self) -> Duration {
         self.0.boot()
     }
 
-    pub(super) fn started(&self) -> Timestamp {
+    pub(crate) fn started(&self) -> Timestamp {
         self.0.started()
     }
 
-    pub(super) fn wall(&self) -> Timestamp {
+    pub(crate) fn wall(&self) -> Timestamp {
         self.0.wall()
     }
 }
@@ -54,8 +56,8 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// CLOCK_BOOTTIME (CLOCK_MONOTONIC would stop while the machine sleeps), and the
-/// process's age taken from the system's wall clock.
+/// The clocks of a Linux system: `CLOCK_BOOTTIME`, because `CLOCK_MONOTONIC` stops while the
+/// machine sleeps, and the wall clock.
 #[derive(Debug)]
 pub struct System;
 
@@ -66,8 +68,8 @@ impl Time for System {
         Duration::new(s.unwrap_or(0), n.unwrap_or(0))
     }
 
-    /// The runtime forks a container's process before it stamps the container as
-    /// started; where /proc tells nothing, now is near enough.
+    /// The container runtime forks the process before it stamps the container as started.
+    /// Where /proc says nothing, the present is near enough.
     fn started(&self) -> Timestamp {
         let age = fs::read_to_string("/proc/self/stat")
             .ok()
@@ -79,7 +81,8 @@ impl Time for System {
     }
 }
 
-/// Since boot (proc_pid_stat(5), field 22, in hundredths of a second everywhere).
+/// Reads when a process was forked, since boot, from its `stat` (proc_pid_stat(5), field 22,
+/// in hundredths of a second on every architecture).
 fn forked_at(stat: &str) -> Option<Duration> {
     // The second field is the program's name, which may hold anything.
     let (_, fields) = stat.rsplit_once(')')?;
