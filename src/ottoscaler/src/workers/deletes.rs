@@ -25,7 +25,7 @@ use super::{
 };
 use crate::domain::{pod::Pod, task::Task};
 
-/// What is deleted by a call of its own.
+/// A `Removal` is deleted by a call of its own.
 #[derive(Debug)]
 pub(super) enum Removal {
     /// A pod whose worker runs, or did not start.
@@ -71,12 +71,13 @@ impl Removal {
     }
 }
 
+/// The `EndedPods` wait to be deleted together.
 #[derive(Debug, Default)]
 pub(super) struct EndedPods {
     waiting: VecDeque<Arc<Pod>>,
-    /// When those that wait are to go.
+    /// Those that wait are to go then.
     due: Option<Instant>,
-    /// Groups in flight.
+    /// So many groups are in flight.
     in_flight: usize,
 }
 
@@ -89,14 +90,14 @@ impl EndedPods {
         self.due = Some(self.due.map_or(due, |known| known.min(due)));
     }
 
-    /// Others wait for places: nothing that is here waits any longer.
+    /// Lets everything that is here go at once, because others wait for places.
     pub(super) fn hurry(&mut self) {
         if !self.waiting.is_empty() {
             self.due = Some(Instant::now());
         }
     }
 
-    /// Whether a group may go now.
+    /// Reports whether a group may go now.
     pub(super) fn is_ready(&self) -> bool {
         let is_due = self.due.is_some_and(|due| due <= Instant::now());
         self.waiting.len() >= GROUP_SIZE || is_due && self.in_flight == 0
@@ -113,11 +114,12 @@ impl EndedPods {
         group
     }
 
+    /// Takes in that a group has ended.
     pub(super) fn ended(&mut self) {
         self.in_flight -= 1;
     }
 
-    /// When a group is ready though nothing happens until then.
+    /// Returns when a group is ready though nothing happens until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         self.due.filter(|_| self.in_flight == 0)
     }

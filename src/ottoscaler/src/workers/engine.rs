@@ -53,13 +53,13 @@ use crate::{
     index,
 };
 
-/// The loop's own state.
+/// The `Engine` is the loop and its state.
 pub(super) struct Engine {
     shared: Arc<Shared>,
-    /// What deadlines run on.
+    /// Deadlines run on this clock.
     time: LeaderTime,
     ledger: Ledger,
-    /// Of each task, the number of pods on nodes that do not answer.
+    /// This counts, for each task, the pods on nodes that do not answer.
     absent: HashMap<Arc<str>, usize>,
     outbox: Outbox,
     /// Tasks to plan, by when.

@@ -1,4 +1,4 @@
-//! How many calls may be in flight: as many as the API server and its watch take.
+//! The limit of calls in flight follows what the API server and its watch take.
 //!
 //! Slow start doubles the limit with each round of answers in time; from the first answer
 //! that meets congestion on, each round in time adds one (additive increase), and each
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::tuning::{CONGESTED, CONGESTED_RATIO, DECREASE, MAX_IN_FLIGHT, MIN_IN_FLIGHT};
 
+/// A `Limit` says how many calls may be in flight.
 #[derive(Debug, Clone)]
 pub(super) struct Limit {
     limit: f64,
@@ -38,7 +39,7 @@ impl Limit {
         self.limit as usize
     }
 
-    /// Takes in how long a call took; `in_flight` counts it.
+    /// Takes in how long a call took; `in_flight` includes it.
     pub(super) fn answered(&mut self, sent: Instant, now: Instant, in_flight: usize) {
         let took = now - sent;
         self.fastest = self.fastest.min(took);
@@ -55,7 +56,7 @@ impl Limit {
         }
     }
 
-    /// A call was turned away, not answered in time, or shown late by the watch.
+    /// Takes in that a call was turned away, not answered in time, or shown late by the watch.
     pub(super) fn congested(&mut self, sent: Instant, now: Instant) {
         self.is_slow_start = false;
         if self.decreased.is_none_or(|decreased| sent >= decreased) {
@@ -64,7 +65,7 @@ impl Limit {
         }
     }
 
-    /// Nothing is in flight any more: what was learnt of the server grows old.
+    /// Starts anew, because nothing is in flight: what was learnt of the server grows old.
     pub(super) fn idle(&mut self) {
         *self = Self {
             decreased: self.decreased,
@@ -91,12 +92,12 @@ mod tests {
     #[test]
     fn a_round_of_answers_in_time_doubles_it_until_one_meets_congestion() {
         let (mut limit, start) = (Limit::default(), Instant::now());
-        assert_eq!(after(&mut limit, start, 16, MS(10)), 32);
-        assert_eq!(after(&mut limit, start, 32, CONGESTED), 64);
-        limit.answered(start, start + MS(101), 64);
-        assert_eq!(limit.get(), 44);
+        assert_eq!(after(&mut limit, start, 20, MS(10)), 40);
+        assert_eq!(after(&mut limit, start, 40, CONGESTED), 80);
+        limit.answered(start, start + MS(101), 80);
+        assert_eq!(limit.get(), 56);
         let later = start + MS(200);
-        assert_eq!(after(&mut limit, later, 45, MS(10)), 45);
+        assert_eq!(after(&mut limit, later, 57, MS(10)), 57);
         assert_eq!(after(&mut limit, later, 99_999, MS(10)), MAX_IN_FLIGHT);
     }
 
@@ -112,7 +113,7 @@ mod tests {
     #[test]
     fn a_round_that_meets_congestion_is_one_decrease() {
         let (mut limit, start) = (Limit::default(), Instant::now());
-        after(&mut limit, start, 84, MS(10));
+        after(&mut limit, start, 80, MS(10));
         for _ in 0..100 {
             limit.congested(start, start + MS(300));
         }
@@ -128,11 +129,11 @@ mod tests {
     #[test]
     fn a_server_that_is_far_away_is_not_taken_for_busy() {
         let (mut limit, start) = (Limit::default(), Instant::now());
-        assert_eq!(after(&mut limit, start, 16, MS(250)), 32);
-        limit.answered(start, start + MS(750), 32);
-        assert_eq!(limit.get(), 33);
-        limit.answered(start, start + MS(751), 33);
-        assert_eq!(limit.get(), 23);
+        assert_eq!(after(&mut limit, start, 20, MS(250)), 40);
+        limit.answered(start, start + MS(750), 40);
+        assert_eq!(limit.get(), 41);
+        limit.answered(start, start + MS(751), 41);
+        assert_eq!(limit.get(), 28);
     }
 
     /// A server that takes four milliseconds for each call, one after another.
@@ -160,6 +161,6 @@ mod tests {
         limit.idle();
         assert_eq!(limit.get(), MIN_IN_FLIGHT);
         // It knows nothing of how fast the server was.
-        assert_eq!(after(&mut limit, start + MS(100), 16, MS(200)), 32);
+        assert_eq!(after(&mut limit, start + MS(100), 20, MS(200)), 40);
     }
 }

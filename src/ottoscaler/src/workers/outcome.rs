@@ -1,4 +1,4 @@
-//! What the API server's answer to a write means.
+//! The API server's answers to writes are classified here, and nowhere else.
 use std::time::Duration;
 
 use super::tuning::MAX_RETRY_AFTER;
@@ -8,12 +8,12 @@ use crate::{
     election::is_fenced,
 };
 
-/// How a write ended.
+/// A `WriteResult` says how a write ended.
 #[derive(Debug)]
 pub(super) enum WriteResult {
     /// The index knows the result, or its watch will tell.
     Done,
-    /// Something passing is in the way; whoever plans asks again. May be logged.
+    /// Something that passes is in the way; the next plan asks again. The text may be logged.
     Retry(String),
     /// The API server has too much to do, or did not answer in time. `why` may be logged.
     Busy { why: String, retry_after: Duration },
@@ -26,7 +26,7 @@ impl WriteResult {
         matches!(self, Self::Done)
     }
 
-    /// What the log may say of it: refusals quote what the API server answered.
+    /// Returns what the log may say of it; refusals quote what the API server answered.
     pub(super) fn loggable(&self) -> &str {
         match self {
             Self::Retry(why) | Self::Busy { why, .. } => why,
@@ -64,7 +64,7 @@ impl WriteResult {
     }
 }
 
-/// Reads a refusal.
+/// Classifies a refusal.
 pub(super) fn judge(status: &kube::core::Status) -> Refusal {
     let causes = status.details.iter().flat_map(|d| &d.causes);
     let causes: Vec<&str> = causes.map(|cause| cause.reason.as_str()).collect();
@@ -77,7 +77,7 @@ pub(super) fn judge(status: &kube::core::Status) -> Refusal {
     })
 }
 
-/// How long the API server asks to wait, within [`MAX_RETRY_AFTER`].
+/// Returns how long the API server asks to wait, within [`MAX_RETRY_AFTER`].
 fn retry_after(status: &kube::core::Status) -> Duration {
     let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     Duration::from_secs(seconds.into()).min(MAX_RETRY_AFTER)

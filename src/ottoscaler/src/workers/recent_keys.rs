@@ -1,5 +1,5 @@
-//! Which objects have a write in flight, or had one that the watch may not have shown yet.
-//! Whoever plans asks for the same write until the watch has told of its effect.
+//! The objects that have a write in flight, or had one that the watch may not have shown yet,
+//! are known here: a plan asks for the same write until the watch has told of its effect.
 //!
 //! Invariants: of a key at most one write waits or is in flight; a delete is known for
 //! [`WATCH_LAG_TTL`] after its answer, and then asked for again.
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::tuning::WATCH_LAG_TTL;
 use crate::domain::queue::Attempt;
 
-/// The object that is written.
+/// A `Key` names the object that is written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// The pod that an attempt is to get.
@@ -31,6 +31,7 @@ pub(super) enum Key {
     EndedPod(String),
 }
 
+/// The `RecentKeys` are those of writes that wait, are in flight, or were just answered.
 #[derive(Debug, Default)]
 pub(super) struct RecentKeys {
     known: HashSet<Key>,
@@ -39,7 +40,7 @@ pub(super) struct RecentKeys {
 }
 
 impl RecentKeys {
-    /// Returns whether the key was not known.
+    /// Adds a key, and reports whether it was not known.
     pub(super) fn insert(&mut self, key: Key) -> bool {
         self.expire();
         self.known.insert(key)
@@ -49,7 +50,7 @@ impl RecentKeys {
         self.known.contains(key)
     }
 
-    /// The write has ended.
+    /// Takes in that the write has ended, and whether it did what it was to do.
     pub(super) fn remove(&mut self, key: Key, is_done: bool) {
         match &key {
             Key::Task(_) | Key::Pod(_) | Key::EndedPod(_) if is_done => {

@@ -29,15 +29,15 @@ use super::{
     tuning::{CALL_BACKOFF, MAX_WAITERS},
 };
 
-/// What a call is for.
+/// The `Class` of a call says what it is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Tasks that are made or changed by requests, and seals.
+    /// Requests make or change tasks, and a new leader seals them.
     TaskWrite,
     Status,
     Create,
     Delete,
-    /// Orphaned pods and forgotten tasks.
+    /// Orphaned pods and forgotten tasks are deleted.
     Housekeeping,
 }
 
@@ -49,10 +49,11 @@ const CLASSES: [Class; 5] = [
     Class::Housekeeping,
 ];
 
+/// The `Scheduler` is shared by the loop and by the requests that write tasks.
 #[derive(Debug, Default)]
 pub(super) struct Scheduler {
     slots: Mutex<Slots>,
-    /// A slot came free for which the loop has work.
+    /// This is notified when a slot comes free for which the loop has work.
     freed: Notify,
 }
 
@@ -60,11 +61,11 @@ pub(super) struct Scheduler {
 struct Slots {
     limit: Limit,
     classes: [Calls; CLASSES.len()],
-    /// The API server asked for time until then.
+    /// The API server asked to be left alone until then.
     retry_at: Option<Instant>,
 }
 
-/// The calls of one class.
+/// A `Calls` counts the calls of one class.
 #[derive(Debug, Default)]
 struct Calls {
     in_flight: usize,
@@ -93,14 +94,14 @@ impl Slots {
         self.classes.iter().map(|calls| calls.in_flight).sum()
     }
 
-    /// When calls of the class may be sent again, if that is a matter of time.
+    /// Returns when calls of the class may be sent again, if they may not be sent now.
     fn held_until(&self, class: Class, now: Instant) -> Option<Instant> {
         let calls = &self.classes[class as usize];
         let held = self.retry_at.max(calls.backoff_until);
         held.filter(|until| now < *until)
     }
 
-    /// How many calls of the class may be sent now.
+    /// Returns how many calls of the class may be sent now.
     fn room(&self, class: Class, now: Instant) -> usize {
         if self.held_until(class, now).is_some() {
             return 0;
@@ -117,7 +118,7 @@ impl Slots {
         room.max(usize::from(mine == 0))
     }
 
-    /// The next call that waits here and may be sent; it counts as in flight.
+    /// Takes the next call that waits here and may be sent; it counts as in flight.
     fn next(&mut self, now: Instant) -> Option<(Class, oneshot::Sender<Permit>)> {
         for class in CLASSES {
             let waiters = &mut self.calls(class).waiters;
@@ -138,7 +139,7 @@ impl Scheduler {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a slot; None: too many wait already.
+    /// Waits for a slot. Returns None if too many wait already.
     pub(super) async fn enter(self: &Arc<Self>, class: Class) -> Option<Permit> {
         let granted = {
             let mut slots = self.slots();
@@ -157,12 +158,12 @@ impl Scheduler {
         granted.await.ok()
     }
 
-    /// Whether [`Self::enter`] would refuse.
+    /// Reports whether [`Self::enter`] would return None.
     pub(super) fn is_full(&self, class: Class) -> bool {
         self.slots().calls(class).waiters.len() >= MAX_WAITERS
     }
 
-    /// How many calls of a class the loop may send now.
+    /// Returns how many calls of a class the loop may send now.
     pub(super) fn room(&self, class: Class) -> usize {
         self.slots().room(class, Instant::now())
     }
@@ -194,7 +195,7 @@ impl Scheduler {
         }
     }
 
-    /// When there may be a slot though no call leaves until then.
+    /// Returns when there may be a slot though no call leaves until then.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let (slots, now) = (self.slots(), Instant::now());
         let waits = |class: &Class| slots.classes[*class as usize].waits();
@@ -211,7 +212,7 @@ impl Scheduler {
     }
 }
 
-/// A slot of a call; it is free again when this is dropped.
+/// A `Permit` is the slot of a call, which is free again when the permit is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Permit {
@@ -221,7 +222,7 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// The call has ended so. `is_sample`: its time says how busy the server is, for it
+    /// Takes in how the call ended. Its time is a sample of how busy the server is if it
     /// concerned one small object.
     pub(super) fn ended(self, result: &WriteResult, is_sample: bool) {
         let (mut slots, now) = (self.scheduler.slots(), Instant::now());
@@ -249,7 +250,7 @@ impl Permit {
         }
     }
 
-    /// The watch did not show in time what the call did.
+    /// Takes in that the watch did not show in time what the call did.
     pub(super) fn unseen(self) {
         let mut slots = self.scheduler.slots();
         slots.limit.congested(self.sent, Instant::now());

@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::{super::tuning::MIN_IN_FLIGHT, *};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
+/// One class has so many slots while the others have nothing in flight.
+const ALONE: usize = MIN_IN_FLIGHT - CLASSES.len() + 1;
 
 fn scheduler() -> Arc<Scheduler> {
     Arc::new(Scheduler::default())
@@ -26,7 +28,7 @@ fn busy(retry_after: Duration) -> WriteResult {
 async fn a_class_has_a_slot_that_the_others_cannot_take() {
     let scheduler = scheduler();
     let creates = fill(&scheduler, Class::Create);
-    assert_eq!(creates.len(), MIN_IN_FLIGHT - CLASSES.len() + 1);
+    assert_eq!(creates.len(), ALONE);
     let mut others = Vec::new();
     for class in CLASSES.into_iter().filter(|class| *class != Class::Create) {
         let mine = fill(&scheduler, class);
@@ -84,7 +86,7 @@ async fn one_that_no_longer_waits_takes_no_slot() {
     let gone = tokio::time::timeout(MS(1), scheduler.enter(Class::TaskWrite)).await;
     assert!(gone.is_err());
     drop(all);
-    assert_eq!(fill(&scheduler, Class::TaskWrite).len(), 12);
+    assert_eq!(fill(&scheduler, Class::TaskWrite).len(), ALONE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -99,7 +101,7 @@ async fn a_retry_after_holds_every_class_until_it_is_over() {
     let wait = scheduler.wake_at().map(|at| at - Instant::now());
     assert_eq!(wait, Some(MS(3_000)));
     tokio::time::sleep(MS(3_000)).await;
-    assert_eq!(fill(&scheduler, Class::Status).len(), 12);
+    assert_eq!(fill(&scheduler, Class::Status).len(), ALONE);
 }
 
 #[tokio::test(start_paused = true)]

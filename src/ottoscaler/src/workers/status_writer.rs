@@ -1,4 +1,4 @@
-//! When a task's status is written, and the write.
+//! The status writer says when a task's status is written, and writes it.
 //!
 //! A status is the whole object for the API server and every watch, so its changes are
 //! coalesced: a status is written some time after the *first* change that is not stored,
@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// The tasks whose stored status lacks something.
+/// The `StatusSchedule` knows the tasks whose stored status lacks something.
 #[derive(Debug, Default)]
 pub(super) struct StatusSchedule {
     by_task: HashMap<Arc<str>, PendingStatus>,
@@ -41,16 +41,17 @@ pub(super) struct StatusSchedule {
 
 #[derive(Debug, Default)]
 struct PendingStatus {
-    /// When the first change was seen, and the first that is urgent.
+    /// The first change was seen then, and the first that is urgent.
     relaxed: Option<Instant>,
     urgent: Option<Instant>,
-    /// Writes that failed in a row, and when the next is tried.
+    /// So many writes failed in a row, and the next is tried then.
     failures: u32,
     retry_at: Option<Instant>,
 }
 
 impl StatusSchedule {
-    /// When a status of so many workers is to be written, which has changes of that urgency.
+    /// Returns when a status of so many workers, with changes of that urgency, is to be
+    /// written.
     pub(super) fn due(
         &mut self,
         task: &Arc<str>,
@@ -73,13 +74,13 @@ impl StatusSchedule {
             .unwrap_or(due + STATUS_PER_WORKER * workers)
     }
 
-    /// When a write that others wait for may begin: now, unless the one before it failed.
+    /// Returns when a write that others wait for may begin: now, unless the one before failed.
     pub(super) fn at_once(&self, task: &str, now: Instant) -> Instant {
         let pending = self.by_task.get(task).filter(|_| !self.is_draining);
         pending.and_then(|p| p.retry_at).unwrap_or(now)
     }
 
-    /// The write has ended. What changed since it began is a first change again.
+    /// Takes in that the write has ended. What changed since it began is a first change again.
     pub(super) fn ended(&mut self, task: &Arc<str>, is_done: bool, now: Instant) {
         if is_done {
             self.by_task.remove(task);
@@ -94,7 +95,7 @@ impl StatusSchedule {
         self.by_task.remove(task);
     }
 
-    /// From now on nothing waits.
+    /// Lets nothing wait from now on.
     pub(super) fn drain(&mut self) {
         self.is_draining = true;
     }

@@ -2,7 +2,7 @@
 //!
 //! | name | value | why it holds on any machine |
 //! |---|---|---|
-//! | [`MIN_IN_FLIGHT`] | 16 | Each class has a slot of its own, and creates by themselves twelve: an API server that is far away still makes tens of pods a second, and one that is busy is not overrun. A burst begins with as many. |
+//! | [`MIN_IN_FLIGHT`] | 20 | Each class has a slot of its own, and creates by themselves sixteen: an API server that is far away still makes tens of pods a second, and one that is busy is not overrun. A burst begins with as many. |
 //! | [`MAX_IN_FLIGHT`] | 256 | More connections than the API server gives one client by default gain nothing. |
 //! | [`DECREASE`] | 0.7 | TCP CUBIC's factor: the server stays busy after a decrease. |
 //! | [`CONGESTED`] | 100 ms | What waits so long in the API server, or for the watch, delays notifications of ends by as much; two thirds of what is promised for them. |
@@ -29,67 +29,67 @@
 //! | [`SWEEP_INTERVAL`] | 20 s | What is left over goes within a minute, after three looks. |
 use std::time::Duration;
 
-/// Calls in flight at least, whatever the API server says, and at first.
-pub(super) const MIN_IN_FLIGHT: usize = 16;
-/// Calls in flight at most.
+/// The limit of calls in flight starts here and never falls below it.
+pub(super) const MIN_IN_FLIGHT: usize = 20;
+/// The limit of calls in flight never exceeds this.
 pub(super) const MAX_IN_FLIGHT: usize = 256;
-/// The limit is multiplied by it for each round that met congestion.
+/// The limit is multiplied by this for each round of calls that met congestion.
 pub(super) const DECREASE: f64 = 0.7;
-/// An answer that takes longer may mean congestion.
+/// An answer that takes longer than this may mean congestion.
 pub(super) const CONGESTED: Duration = Duration::from_millis(100);
-/// An answer that takes so many times the fastest may mean congestion.
+/// An answer that takes so many times the fastest one may mean congestion.
 pub(super) const CONGESTED_RATIO: u32 = 3;
 /// A create counts as in flight until the watch shows its pod, for no longer than this.
 pub(super) const WATCH_SILENT: Duration = Duration::from_millis(300);
-/// The length of each queue of this module that other parts fill.
+/// Each queue of this module that other parts fill is bounded by this.
 pub(super) const MAX_WAITERS: usize = 1_024;
-/// The longest `Retry-After` that is respected.
+/// A `Retry-After` is respected for this long at most.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A failure that took longer is a missing answer, not a refusal for load.
 pub(super) const UNANSWERED: Duration = Duration::from_secs(1);
-/// The backoff of a class of calls whose rounds fail one after another.
+/// A class of calls whose rounds fail one after another has this backoff.
 pub(super) const CALL_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(50),
     most: Duration::from_secs(1),
 };
-/// The backoff of a write of one object.
+/// A write of one object that fails has this backoff.
 pub(super) const WRITE_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(500),
     most: Duration::from_secs(10),
 };
-/// The backoff of notifications of one worker.
+/// A notification that otto-handler does not take has this backoff.
 pub(super) const NOTIFY_BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(100),
     most: Duration::from_secs(15),
 };
-/// Notifications in flight at most.
+/// At most so many notifications are in flight.
 pub(super) const NOTIFICATIONS_IN_FLIGHT: usize = 64;
-/// The time that notifications in flight have at a drain.
+/// Notifications in flight have this time at a drain.
 pub(super) const NOTIFY_DRAIN: Duration = Duration::from_secs(3);
-/// The delay of an urgent status write.
+/// An urgent status is written this long after its first change.
 pub(super) const STATUS_URGENT: Duration = Duration::from_secs(1);
-/// The delay of any other status write.
+/// Any other status is written this long after its first change.
 pub(super) const STATUS_RELAXED: Duration = Duration::from_secs(60);
-/// What each worker adds to the delay of a status write.
+/// Each worker of a task adds this to the delay of its status.
 pub(super) const STATUS_PER_WORKER: Duration = Duration::from_millis(2);
-/// The longest wait of a pod that has ended for others to be deleted with.
+/// A pod that has ended waits this long for others that are deleted with it.
 pub(super) const GROUP_DELAY: Duration = Duration::from_secs(10);
-/// Pods that one call deletes at most.
+/// One call deletes at most so many pods.
 pub(super) const GROUP_SIZE: usize = 128;
-/// Tries of a write that meets other writes of its object.
+/// A write that meets other writes of its object is tried this often.
 pub(super) const MAX_CONFLICTS: usize = 8;
-/// How long a delete is remembered after its answer.
+/// A delete is remembered this long after its answer.
 pub(super) const WATCH_LAG_TTL: Duration = Duration::from_secs(10);
-/// The least time between two plans of a task.
+/// Two plans of a task are at least this far apart.
 pub(super) const PLAN_INTERVAL: Duration = Duration::from_millis(5);
-/// What each worker adds to that time.
+/// Each worker of a task adds this to the distance of its plans.
 pub(super) const PLAN_PER_WORKER: Duration = Duration::from_micros(10);
-/// The delay of a plan that nobody waits for.
+/// A plan that nobody waits for is made this much later.
 pub(super) const PLAN_RELAXED: Duration = Duration::from_millis(100);
-/// The time between two looks for what is left over.
+/// What is left over is looked for this often.
 pub(super) const SWEEP_INTERVAL: Duration = Duration::from_secs(20);
 
-/// An exponential backoff.
+/// A `Backoff` doubles from `first` to `most`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Backoff {
     first: Duration,
@@ -97,14 +97,14 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after so many failures in a row, the first of which is 1.
+    /// Returns the wait after so many failures in a row, the first of which is 1.
     pub(super) fn after(self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(16);
         (self.first * (1 << doublings)).min(self.most)
     }
 }
 
-/// The least time between two plans, or two looks, at a task of so many workers.
+/// Returns the least time between two plans of a task of so many workers.
 pub(super) fn plan_interval(workers: u32) -> Duration {
     PLAN_INTERVAL + PLAN_PER_WORKER * workers
 }

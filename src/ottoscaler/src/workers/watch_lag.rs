@@ -1,5 +1,4 @@
-//! Creates whose pods the watch has yet to show. They stay in flight until it does, so that
-//! the limit follows the slower of the API server and its watch: whatever else the watch
+//! A create stays in flight until the watch has shown its pod, so that the limit follows the slower of the API server and its watch: whatever else the watch
 //! has to tell waits behind them.
 //!
 //! Invariants: a create stays for [`WATCH_SILENT`] at most, so a watch that is dead holds
@@ -12,6 +11,7 @@ use super::{
     tuning::{PLAN_INTERVAL, WATCH_SILENT},
 };
 
+/// The `WatchLag` holds the creates whose pods the watch has yet to show.
 #[derive(Debug, Default)]
 pub(super) struct WatchLag {
     unseen: Vec<Unseen>,
@@ -26,7 +26,7 @@ struct Unseen {
 }
 
 impl WatchLag {
-    /// A create was answered with that version of its pod.
+    /// Adds a create that was answered with that version of its pod.
     pub(super) fn answered(&mut self, version: u64, permit: Permit) {
         self.unseen.push(Unseen {
             version,
@@ -35,7 +35,7 @@ impl WatchLag {
         });
     }
 
-    /// The watch has shown everything up to that version.
+    /// Ends the creates whose pods the watch has shown: everything up to that version.
     pub(super) fn shown(&mut self, version: u64) {
         let now = Instant::now();
         let is_over = |u: &mut Unseen| u.version <= version || u.answered + WATCH_SILENT <= now;
@@ -48,7 +48,7 @@ impl WatchLag {
         }
     }
 
-    /// When to look again; as often as a task is planned.
+    /// Returns when to look again, which is as often as a task is planned.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         (!self.unseen.is_empty()).then(|| Instant::now() + PLAN_INTERVAL)
     }

@@ -1,4 +1,5 @@
-//! What the loop starts, each with a slot of the scheduler, and what their ends mean.
+//! The loop starts its writes here, each with a slot of the scheduler, and learns how they
+//! ended.
 use std::{
     collections::{BTreeSet, VecDeque},
     future::Future,
@@ -30,15 +31,15 @@ use crate::{
     },
 };
 
-/// What an effect writes.
+/// A `Target` is what an effect writes.
 #[derive(Debug)]
 enum Target {
     One(Key),
-    /// Pods that one call deletes.
+    /// One call deletes these pods.
     Group(Vec<Key>),
 }
 
-/// An effect that has ended.
+/// An `Ended` is what comes of an effect.
 pub(super) struct Ended {
     target: Target,
     /// The tasks that it concerns.
@@ -108,7 +109,7 @@ impl Engine {
         }
     }
 
-    /// What waits for a slot of that class.
+    /// Returns what waits for a slot of that class.
     fn removals(&mut self, class: Class) -> &mut VecDeque<Removal> {
         match class {
             Class::Housekeeping => &mut self.housekeeping,
@@ -217,7 +218,7 @@ impl Engine {
         });
     }
 
-    /// An effect has ended: its tasks are due again.
+    /// Takes in how an effect ended; its tasks are due again.
     pub(super) fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
         let Ended {
             target,
@@ -277,8 +278,8 @@ impl Engine {
         }
     }
 
-    /// A create has ended; returns when its task is to be planned again. Its slot is free
-    /// once the watch has shown the pod.
+    /// Takes in how a create ended, and returns when its task is to be planned again. Its
+    /// slot is free once the watch has shown the pod.
     fn created(
         &mut self,
         name: &Arc<str>,
@@ -301,7 +302,7 @@ impl Engine {
         PLAN_RELAXED.max(outcome.again)
     }
 
-    /// The resourceVersion of an attempt's pod.
+    /// Returns the resourceVersion of an attempt's pod.
     fn version_of(&self, name: &Arc<str>, which: Attempt) -> Option<u64> {
         let task = self.shared.index.task(name)?;
         let pod = names::pod_name(&task.spec.task_id, which.index, which.attempt);

@@ -1,4 +1,5 @@
-//! Plans of tasks: what the index holds of a task and its pods → what is to be done.
+//! Tasks are planned here: from what the index holds of a task and its pods follows what is
+//! to be done.
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
