@@ -250,7 +250,7 @@ async fn an_api_server_that_does_not_answer_is_waited_for_only_so_long() {
     let began = Instant::now();
     let term = term(&api, SUCCESSOR).await;
     assert!(
-        began.elapsed() < READ_WITHIN + S(3),
+        began.elapsed() < READ_WITHIN + S(5),
         "{:?}",
         began.elapsed()
     );
@@ -258,7 +258,7 @@ async fn an_api_server_that_does_not_answer_is_waited_for_only_so_long() {
     let began = Instant::now();
     term.drain().await;
     assert!(
-        began.elapsed() < FLUSH_WITHIN + S(4),
+        began.elapsed() < FLUSH_WITHIN + S(6),
         "{:?}",
         began.elapsed()
     );
