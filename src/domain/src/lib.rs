@@ -63,3 +63,4 @@ pub mod unread;
 pub mod urgency;
 pub mod victims;
 pub mod view;
+pub mod violation;

@@ -1,20 +1,24 @@
 //! Requests of otto-handler: what is legal, and what can come of them.
-use std::collections::BTreeMap;
+//!
+//! Invariant: a [`ScaleUp`] or [`ScaleDown`] has passed every check. It can be had by its
+//! `parse` only, so what takes one need not check again.
+mod fields;
+mod outcome;
+mod selection;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     names,
-    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, Task, TaskSpec, WORKER_BYTES},
+    task::{MAX_TASK_BYTES, MAX_TASK_WORKERS, TaskSpec, Verb, WORKER_BYTES},
     template::{Policy, Template},
-    view::{ClientState, WorkerView},
+    violation::Violations,
 };
 
-/// Characters of a task id, repository, commit and the like.
-const MAX_TEXT: usize = 256;
-/// Entries of a map, characters of a value, bytes of a map in all.
-const MAX_ENTRIES: usize = 128;
-const MAX_VALUE: usize = 32 * 1024;
-const MAX_MAP_BYTES: usize = 128 * 1024;
-/// Of a stored task beside its workers and what the request carries.
+pub use outcome::{Outcome, OutcomeKind, Refusal};
+pub use selection::Selection;
+
+/// Bytes of a stored task beside its workers and what the request carries.
 const TASK_OVERHEAD: usize = 24 * 1024;
 
 /// A request as it came: unchecked.
@@ -33,129 +37,147 @@ pub struct ScaleRequest {
     pub traceparent: Option<String>,
 }
 
-/// One field that is wrong, and what it takes.
+/// A ScaleUp that has passed every check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScaleUp {
+    /// The task as it is made if there is none.
+    spec: TaskSpec,
+    request_id: String,
+}
+
+/// A ScaleDown that has passed every check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    pub field: String,
-    pub description: String,
+pub struct ScaleDown {
+    task_id: String,
+    workers: u32,
+    request_id: String,
 }
 
-/// What was done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
-    pub kind: OutcomeKind,
-    pub message: String,
-    pub processed: u32,
-    pub pod_names: Vec<String>,
-    /// The newest object written or seen for this answer; a replica whose index
-    /// has not reached it is behind.
-    pub task_version: u64,
-    pub pod_version: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutcomeKind {
-    Success,
-    Partial,
-    AlreadyProcessed,
-}
-
-/// Why nothing was done. The message tells the client what it can do.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("the request has {} invalid field(s)", .0.len())]
-    Invalid(Vec<Violation>),
-    #[error("task {task_id:?} exists with another {}; use a new task id", fields.join(", "))]
-    Conflict {
-        task_id: String,
-        fields: Vec<&'static str>,
-    },
-    #[error("no task {0:?}")]
-    NoSuchTask(String),
-    /// Leadership is gone or the API server is away; try again.
-    #[error("{0}")]
-    Unavailable(String),
-    #[error("this replica no longer leads")]
-    NotLeader,
-    /// All tasks together hold as much as they may.
-    #[error("{0}")]
-    Exhausted(String),
-    /// The API server refused for good.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl ScaleRequest {
+impl ScaleUp {
     /// # Errors
     /// [`Refusal::Invalid`] with every wrong field.
-    pub fn check_scale_up(&self, policy: &Policy) -> Result<(), Refusal> {
+    pub fn parse(request: ScaleRequest, policy: &Policy) -> Result<Self, Refusal> {
+        let ScaleRequest {
+            task_id,
+            repository,
+            commit_sha,
+            worker_count,
+            build_config,
+            triggered_by,
+            reason,
+            metadata,
+            request_id,
+            traceparent,
+        } = request;
         let mut found = Violations::default();
-        found.task_id(&self.task_id);
-        found.text("repository", &self.repository);
-        found.text("commit_sha", &self.commit_sha);
-        found.text("triggered_by", &self.triggered_by);
-        found.value("reason", &self.reason, MAX_VALUE);
-        if !(1..=MAX_TASK_WORKERS.cast_signed()).contains(&self.worker_count) {
-            found.add(
-                "worker_count",
-                format!(
-                    "must be from 1 to {MAX_TASK_WORKERS}, not {}",
-                    self.worker_count
-                ),
-            );
+        fields::task_id(&mut found, &task_id);
+        fields::line(&mut found, "repository", &repository);
+        fields::line(&mut found, "commit_sha", &commit_sha);
+        fields::line(&mut found, "triggered_by", &triggered_by);
+        fields::text(&mut found, "reason", &reason);
+        let workers = fields::worker_count(&mut found, worker_count, 1..=MAX_TASK_WORKERS, "1");
+        fields::map(&mut found, "build_config", &build_config);
+        fields::variables(&mut found, "build_config", &build_config);
+        if let Err(keys) = Template::parse(&build_config, policy) {
+            found.extend(keys);
         }
-        found.map("build_config", &self.build_config);
-        for key in self
-            .build_config
-            .keys()
-            .filter(|k| !names::is_env_name(k))
-            .take(8)
-        {
-            found.add(
-                &format!("build_config[{}]", clip(key)),
-                "must be an environment variable name (letters, digits, underscore, no digit first)".to_owned(),
-            );
-        }
-        if let Err(keys) = Template::parse(&self.build_config, policy) {
-            found.0.extend(keys);
-        }
-        found.map("metadata", &self.metadata);
-        if found.0.is_empty() {
-            found.size(self);
-        }
-        found.done()
-    }
-
-    /// What the task that it asks for may come to in etcd, about.
-    pub fn stored_bytes(&self) -> usize {
+        fields::map(&mut found, "metadata", &metadata);
         let spec = TaskSpec {
-            task_id: self.task_id.clone(),
-            repository: self.repository.clone(),
-            commit_sha: self.commit_sha.clone(),
-            triggered_by: self.triggered_by.clone(),
-            reason: self.reason.clone(),
-            build_config: self.build_config.clone(),
-            metadata: self.metadata.clone(),
-            ..TaskSpec::default()
+            digest: TaskSpec::digest_of(&repository, &commit_sha, &build_config),
+            request_ids: TaskSpec::default().with_applied(&request_id, Verb::Up, workers),
+            task_id,
+            repository,
+            commit_sha,
+            workers,
+            ended: BTreeSet::new(),
+            build_config,
+            triggered_by,
+            reason,
+            metadata,
+            traceparent,
         };
-        spec.bytes() + self.worker_count.unsigned_abs() as usize * WORKER_BYTES
+        if found.is_empty() {
+            size(&mut found, &spec);
+        }
+        found
+            .none_or(Self { spec, request_id })
+            .map_err(Refusal::Invalid)
     }
 
+    /// Returns the task as it is made if there is none.
+    pub fn spec(&self) -> &TaskSpec {
+        &self.spec
+    }
+
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// Returns the name of its WorkerTask.
+    pub fn task_name(&self) -> String {
+        names::task_name(&self.spec.task_id)
+    }
+
+    /// Returns what the task that it asks for may come to in etcd, about.
+    pub fn stored_bytes(&self) -> usize {
+        self.spec.bytes() + self.spec.workers as usize * WORKER_BYTES
+    }
+
+    /// Checks that `known`, a task of the same name, was made by such a request.
+    ///
+    /// # Errors
+    /// [`Refusal::Conflict`] with every field that differs.
+    pub fn check_same(&self, known: &TaskSpec) -> Result<(), Refusal> {
+        let asked = &self.spec;
+        if asked.digest == known.digest && asked.task_id == known.task_id {
+            return Ok(());
+        }
+        let differs = [
+            ("task_id", asked.task_id != known.task_id),
+            ("repository", asked.repository != known.repository),
+            ("commit_sha", asked.commit_sha != known.commit_sha),
+            ("build_config", asked.build_config != known.build_config),
+        ];
+        let differs = differs.into_iter().filter(|(_, differs)| *differs);
+        Err(Refusal::Conflict {
+            task_id: asked.task_id.clone(),
+            fields: differs.map(|(field, _)| field).collect(),
+        })
+    }
+}
+
+impl ScaleDown {
     /// # Errors
     /// [`Refusal::Invalid`] with every wrong field.
-    pub fn check_scale_down(&self) -> Result<(), Refusal> {
+    pub fn parse(request: ScaleRequest) -> Result<Self, Refusal> {
         let mut found = Violations::default();
-        found.task_id(&self.task_id);
-        if !(0..=MAX_TASK_WORKERS.cast_signed()).contains(&self.worker_count) {
-            found.add(
-                "worker_count",
-                format!(
-                    "must be from 0 (end the task) to {MAX_TASK_WORKERS}, not {}",
-                    self.worker_count
-                ),
-            );
-        }
-        found.done()
+        fields::task_id(&mut found, &request.task_id);
+        let (count, range) = (request.worker_count, 0..=MAX_TASK_WORKERS);
+        let workers = fields::worker_count(&mut found, count, range, "0 (end the task)");
+        let parsed = Self {
+            task_id: request.task_id,
+            workers,
+            request_id: request.request_id,
+        };
+        found.none_or(parsed).map_err(Refusal::Invalid)
+    }
+
+    pub fn task_id(&self) -> &str {
+        &self.task_id
+    }
+
+    /// Returns how many workers go on; 0 ends the task for good.
+    pub fn workers(&self) -> u32 {
+        self.workers
+    }
+
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    /// Returns the name of its WorkerTask.
+    pub fn task_name(&self) -> String {
+        names::task_name(&self.task_id)
     }
 }
 
@@ -166,157 +188,18 @@ pub fn room_for_maps(workers: u32) -> usize {
     MAX_TASK_BYTES.saturating_sub(TASK_OVERHEAD + workers)
 }
 
-/// Which workers a status request selects.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
-    pub task_id: Option<String>,
-    pub pod_name: Option<String>,
-    pub state: Option<ClientState>,
-}
-
-impl Selection {
-    /// Whether it selects a worker of a task. The id itself decides: two ids may
-    /// have one name.
-    pub fn selects(&self, task: &Task, worker: &WorkerView) -> bool {
-        let Self {
-            task_id,
-            pod_name,
-            state,
-        } = self;
-        task_id.as_ref().is_none_or(|id| *id == task.spec.task_id)
-            && pod_name.as_ref().is_none_or(|n| *n == worker.pod_name)
-            && state.is_none_or(|state| state == worker.state())
+fn size(found: &mut Violations, spec: &TaskSpec) {
+    let carried = (&spec.build_config, &spec.metadata, &spec.reason);
+    let bytes = serde_json::to_string(&carried).map_or(usize::MAX, |json| json.len());
+    let (workers, room) = (spec.workers, room_for_maps(spec.workers));
+    if bytes > room {
+        found.add(
+            "build_config",
+            format!(
+                "with metadata and reason a task of {workers} workers may carry {room} bytes, not {bytes}; take fewer workers a task, or less"
+            ),
+        );
     }
-
-    /// # Errors
-    /// [`Refusal::Invalid`] for a filter that names no state.
-    pub fn parse(task_id: &str, pod_name: &str, status_filter: &str) -> Result<Self, Refusal> {
-        let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let mut found = Violations::default();
-        let state = match status_filter {
-            "" => None,
-            text => {
-                let state = ClientState::parse(text);
-                if state.is_none() {
-                    found.add(
-                        "status_filter",
-                        format!(
-                            "must be running, pending, succeeded or failed, not {:?}",
-                            clip(text)
-                        ),
-                    );
-                }
-                state
-            }
-        };
-        if task_id.len() > MAX_TEXT {
-            found.add("task_id", format!("must have at most {MAX_TEXT} bytes"));
-        }
-        found.done()?;
-        Ok(Self {
-            task_id: set(task_id),
-            pod_name: set(pod_name),
-            state,
-        })
-    }
-}
-
-#[derive(Default)]
-struct Violations(Vec<Violation>);
-
-impl Violations {
-    fn add(&mut self, field: &str, description: String) {
-        self.0.push(Violation {
-            field: field.to_owned(),
-            description,
-        });
-    }
-
-    fn task_id(&mut self, text: &str) {
-        if text.trim().is_empty() {
-            self.add("task_id", "must not be empty".to_owned());
-        }
-        self.text("task_id", text);
-    }
-
-    fn size(&mut self, request: &ScaleRequest) {
-        let carried = (&request.build_config, &request.metadata, &request.reason);
-        let bytes = serde_json::to_string(&carried).map_or(usize::MAX, |json| json.len());
-        let workers = request.worker_count.unsigned_abs();
-        let room = room_for_maps(workers);
-        if bytes > room {
-            self.add(
-                "build_config",
-                format!(
-                    "with metadata and reason a task of {workers} workers may carry {room} bytes, not {bytes}; take fewer workers a task, or less"
-                ),
-            );
-        }
-    }
-
-    fn text(&mut self, field: &str, text: &str) {
-        self.value(field, text, MAX_TEXT);
-        if text.chars().any(char::is_control) {
-            self.add(field, "must have no control characters".to_owned());
-        }
-    }
-
-    fn value(&mut self, field: &str, text: &str, max: usize) {
-        if text.len() > max {
-            self.add(
-                field,
-                format!("must have at most {max} bytes, not {}", text.len()),
-            );
-        }
-    }
-
-    fn map(&mut self, field: &str, map: &BTreeMap<String, String>) {
-        if map.len() > MAX_ENTRIES {
-            self.add(
-                field,
-                format!("must have at most {MAX_ENTRIES} entries, not {}", map.len()),
-            );
-        }
-        let bytes: usize = map.iter().map(|(k, v)| k.len() + v.len()).sum();
-        if bytes > MAX_MAP_BYTES {
-            self.add(
-                field,
-                format!("must have at most {MAX_MAP_BYTES} bytes in all, not {bytes}"),
-            );
-        }
-        for (key, value) in map
-            .iter()
-            .filter(|(k, v)| k.len() > MAX_TEXT || v.len() > MAX_VALUE)
-            .take(8)
-        {
-            let entry = format!("{field}[{}]", clip(key));
-            self.value(&entry, key, MAX_TEXT);
-            self.value(&entry, value, MAX_VALUE);
-        }
-        if map.values().any(|v| v.contains('\0')) {
-            self.add(field, "must have no NUL bytes".to_owned());
-        }
-    }
-
-    fn done(self) -> Result<(), Refusal> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(Refusal::Invalid(self.0))
-        }
-    }
-}
-
-/// What is wrong, in one line.
-pub fn in_words(violations: &[Violation]) -> String {
-    let each = violations
-        .iter()
-        .map(|v| format!("{} {}", v.field, v.description));
-    each.collect::<Vec<_>>().join("; ")
-}
-
-fn clip(text: &str) -> String {
-    text.chars().take(64).collect()
 }
 
 #[cfg(test)]
@@ -339,7 +222,7 @@ mod tests {
     }
 
     fn fields(request: &ScaleRequest) -> Vec<String> {
-        match request.check_scale_up(&policy()) {
+        match ScaleUp::parse(request.clone(), &policy()) {
             Err(Refusal::Invalid(v)) => v.into_iter().map(|v| v.field).collect(),
             _ => vec![],
         }
@@ -347,7 +230,9 @@ mod tests {
 
     #[test]
     fn a_legal_request_passes() {
-        assert_eq!(legal().check_scale_up(&policy()), Ok(()));
+        let up = ScaleUp::parse(legal(), &policy());
+        let spec = up.map(|up| up.spec().clone()).unwrap_or_default();
+        assert_eq!((spec.task_id.as_str(), spec.workers), ("build-42", 3));
     }
 
     #[test]
@@ -398,16 +283,7 @@ mod tests {
             worker_count: 0,
             ..legal()
         };
-        assert!(r.check_scale_down().is_ok());
-        assert!(r.check_scale_up(&policy()).is_err());
-    }
-
-    #[test]
-    fn a_filter_is_a_state_in_any_case() {
-        assert!(Selection::parse("", "", "Running").is_ok());
-        assert!(matches!(
-            Selection::parse("", "", "done"),
-            Err(Refusal::Invalid(_))
-        ));
+        assert!(ScaleDown::parse(r.clone()).is_ok());
+        assert!(ScaleUp::parse(r, &policy()).is_err());
     }
 }

@@ -10,6 +10,7 @@ mod row;
 mod schema;
 mod spec;
 mod stored;
+mod table;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod worker;

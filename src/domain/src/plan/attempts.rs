@@ -10,7 +10,7 @@ use crate::{
     retry::{self, FailedAttempt, RetryDecision},
     stage::Stage,
     task::{WorkerPhase, WorkerRecord},
-    view,
+    template, view,
 };
 
 /// The message of a worker whose node does not report.
@@ -137,10 +137,7 @@ impl Planner<'_> {
             started,
             failures: record.failures,
             tries: record.tries,
-            budget: self
-                .task
-                .spec
-                .retry_limit()
+            budget: template::retry_limit(&self.task.spec.build_config)
                 .unwrap_or(retry::DEFAULT_BUDGET),
         };
         let RetryDecision::Retry { delay, counts } = retry::decide(ending) else {

@@ -15,7 +15,7 @@ pub struct Kept {
     /// The rows whose worker this version cannot have.
     pub(super) strays: Vec<String>,
     /// The table of reasons as it was stored.
-    pub(super) reasons: Vec<super::stored::Reason>,
+    pub(super) reasons: Vec<super::table::Reason>,
     /// The table of nodes as it was stored.
     pub(super) nodes: Vec<String>,
 }

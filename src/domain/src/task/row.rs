@@ -13,7 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
     MAX_ATTEMPT, MAX_TASK_WORKERS, Notified, NotifiedState, PastAttempt, WorkerPhase, WorkerRecord,
-    stored::{Reason, Table},
+    table::{Reason, Table},
 };
 
 /// otto-handler took the end of this very attempt.

@@ -3,21 +3,16 @@
 //! What holds: what [`fit`] has passed comes back as it was, so a plan that stores
 //! nothing new finds nothing new. Reasons, messages and nodes, which many workers
 //! share, are kept once.
-use std::{
-    borrow::Cow,
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-};
+use std::{borrow::Cow, cmp::Reverse, collections::HashSet};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
-
-use serde_json::Value;
 
 use super::{
     Condition, Counts, Kept, MAX_PAST, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord,
     row::{self, Row},
     schema,
+    table::{Reason, Table},
 };
 
 /// Messages that differ within one task; a worker beyond keeps its reason only.
@@ -66,21 +61,6 @@ pub(super) struct Stored {
     finished_at: Option<i64>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-pub(super) struct Reason {
-    #[serde(default)]
-    #[schemars(length(max = schema::REASON))]
-    pub(super) reason: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = schema::REASON))]
-    pub(super) message: String,
-    /// What a newer version says of it.
-    #[serde(flatten)]
-    #[schemars(skip)]
-    pub(super) rest: BTreeMap<String, Value>,
-}
-
 /// Attempts before the newest ones, of all workers of a task; of those beyond it only the
 /// newest attempt is told.
 const MAX_ALL_PAST: usize = 800;
@@ -125,56 +105,6 @@ fn keeps<T: Eq + std::hash::Hash>(seen: &mut HashSet<T>, most: usize, value: T) 
     seen.contains(&value) || (seen.len() < most && seen.insert(value))
 }
 
-/// Gives each different value a number.
-#[derive(Debug)]
-pub(super) struct Table<T> {
-    values: Vec<T>,
-    numbers: HashMap<T, u32>,
-    /// Places that nothing refers to any more.
-    free: Vec<u32>,
-}
-
-impl<T: Clone + Default + Eq + std::hash::Hash> Table<T> {
-    /// A table in which what stands in these places of a stored one stays there.
-    fn new(stored: &[T], places: &BTreeSet<usize>) -> Self {
-        let taken = places.range(..stored.len());
-        let end = taken.clone().next_back().map_or(0, |last| last + 1);
-        let mut table = Self {
-            values: vec![T::default(); end],
-            numbers: HashMap::new(),
-            free: Vec::new(),
-        };
-        for place in (0..end).rev() {
-            let number = u32::try_from(place).unwrap_or(u32::MAX);
-            if places.contains(&place) {
-                table.values[place].clone_from(&stored[place]);
-                table.numbers.insert(stored[place].clone(), number);
-            } else {
-                table.free.push(number);
-            }
-        }
-        table
-    }
-
-    pub(super) fn number(&mut self, value: T) -> u32 {
-        let next = u32::try_from(self.values.len()).unwrap_or(u32::MAX);
-        let (values, free) = (&mut self.values, &mut self.free);
-        *self
-            .numbers
-            .entry(value)
-            .or_insert_with_key(|value| match free.pop() {
-                Some(place) => {
-                    values[place as usize].clone_from(value);
-                    place
-                }
-                None => {
-                    values.push(value.clone());
-                    next
-                }
-            })
-    }
-}
-
 impl From<TaskStatus> for Stored {
     fn from(status: TaskStatus) -> Self {
         let kept = status.kept.map(|kept| *kept).unwrap_or_default();
@@ -206,8 +136,8 @@ impl From<TaskStatus> for Stored {
             counts: status.counts,
             conditions: status.conditions,
             workers: workers.collect(),
-            reasons: reasons.values,
-            nodes: nodes.values,
+            reasons: reasons.into_values(),
+            nodes: nodes.into_values(),
             cut,
             finished_at: status.finished_at,
         }

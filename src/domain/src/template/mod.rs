@@ -1,22 +1,33 @@
 //! What a request may say about its workers' pods: the `OTTO_…` keys of its
 //! build_config, each within what the installer allows.
 //!
-//! What holds: every replica reads with the same [`Policy`]; a request that does
-//! not pass is told of each key and nothing of it is written; what passes is a
-//! [`Template`], complete, from which the pod follows. It is read again for each
-//! pod, so that a policy made stricter holds for tasks taken before.
+//! To add a key: its row in `keys!`, its field in [`Template`] and the line that reads it.
+//!
+//! Invariants:
+//! - Every replica reads with the same [`Policy`].
+//! - A request that does not pass is told of each key, and nothing of it is written.
+//! - What passes is a [`Template`], complete, from which the pod follows. It is read again
+//!   for each pod, so that a policy made stricter holds for tasks taken before.
+mod own;
 mod policy;
+#[cfg(test)]
+pub(crate) mod test_policy;
 mod values;
 
 use std::collections::BTreeMap;
 
-pub use policy::{Bounds, Patterns, Policy};
+use super::{
+    quantity::Quantity,
+    violation::{TOLD_ENTRIES, Violation, Violations},
+};
 
-use super::{quantity::Quantity, request::Violation, task::TaskSpec};
+pub use own::{OURS, Variable};
+pub use policy::{Bounds, Patterns, Policy};
+use values::{Bound, Read};
 
 /// A key, what it takes, which setting bounds it and what it does: a row of the
 /// README's table.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub name: &'static str,
     pub takes: &'static str,
@@ -25,46 +36,38 @@ pub struct Key {
 }
 
 macro_rules! keys {
-    ($($name:literal $takes:literal $bound:literal $about:literal;)*) => {
+    ($($key:ident $name:literal $takes:literal $bound:literal $about:literal;)*) => {
+        $(const $key: Key = Key { name: $name, takes: $takes, bound: $bound, about: $about };)*
         /// All keys, in the order of the README's table.
-        pub const KEYS: &[Key] = &[$(Key { name: $name, takes: $takes, bound: $bound, about: $about }),*];
+        pub const KEYS: &[Key] = &[$($key),*];
     };
 }
 
 keys! {
-    "OTTO_IMAGE" "an image" "ALLOWED_IMAGES" "instead of OTTO_AGENT_IMAGE";
-    "OTTO_IMAGE_PULL_SECRETS" "names" "ALLOWED_PULL_SECRETS" "Secrets to pull it with";
-    "OTTO_COMMAND" "a JSON array, or a line for /bin/sh -c" "ALLOWED_COMMANDS" "instead of the image's; Kubernetes expands no `$(…)` in it";
-    "OTTO_USER_ID" "a number" "ALLOW_ROOT_WORKERS" "instead of WORKER_USER_ID; 0 is root";
-    "OTTO_CPU_REQUEST" "a quantity" "the limit" "WORKER_CPU_REQUEST if not given";
-    "OTTO_CPU_LIMIT" "a quantity" "MAX_WORKER_CPU" "instead of WORKER_CPU_LIMIT";
-    "OTTO_MEMORY_REQUEST" "a quantity" "the limit" "WORKER_MEMORY_REQUEST if not given";
-    "OTTO_MEMORY_LIMIT" "a quantity" "MAX_WORKER_MEMORY" "instead of WORKER_MEMORY_LIMIT";
-    "OTTO_WORKSPACE_SIZE" "a quantity" "MAX_WORKSPACE" "of `/workspace`; the maximum if not given";
-    "OTTO_CACHE_CLAIM" "a name" "ALLOWED_CACHE_CLAIMS" "PersistentVolumeClaim at `/cache`";
-    "OTTO_SECRETS" "names" "ALLOWED_SECRETS" "Secrets whose entries become environment";
-    "OTTO_CA_BUNDLE" "ConfigMap or ConfigMap/key" "ALLOWED_CA_BUNDLES" "certificates, instead of the image's; key `ca.crt` if not given";
-    "OTTO_HTTP_PROXY" "a URL" "–" "HTTP_PROXY and http_proxy; without credentials";
-    "OTTO_HTTPS_PROXY" "a URL" "–" "HTTPS_PROXY and https_proxy; without credentials";
-    "OTTO_NO_PROXY" "hosts" "–" "NO_PROXY and no_proxy";
-    "OTTO_SERVICE_ACCOUNT" "a name" "ALLOWED_SERVICE_ACCOUNTS" "with a token, unless the ServiceAccount says otherwise";
-    "OTTO_NODE_SELECTOR" "label=value, …" "ALLOWED_NODE_LABELS" "nodes to run on";
-    "OTTO_TOLERATIONS" "key=value:Effect or key:Effect, …" "ALLOWED_TOLERATIONS" "taints to run beside";
-    "OTTO_PRIORITY_CLASS" "a name" "ALLOWED_PRIORITY_CLASSES" "PriorityClass of the pod";
-    "OTTO_PRIORITY" "a number" "MAX_PRIORITY" "place in the queue: higher goes first, 0 if not given";
-    "OTTO_TIMEOUT" "a duration" "MAX_WORKER_TIMEOUT" "from the pod's start; the maximum if not given";
-    "OTTO_RETRY_LIMIT" "a count" "MAX_WORKER_RETRIES" "tries after the first";
+    IMAGE "OTTO_IMAGE" "an image" "ALLOWED_IMAGES" "instead of OTTO_AGENT_IMAGE";
+    IMAGE_PULL_SECRETS "OTTO_IMAGE_PULL_SECRETS" "names" "ALLOWED_PULL_SECRETS" "Secrets to pull it with";
+    COMMAND "OTTO_COMMAND" "a JSON array, or a line for /bin/sh -c" "ALLOWED_COMMANDS" "instead of the image's; Kubernetes expands no `$(…)` in it";
+    USER_ID "OTTO_USER_ID" "a number" "ALLOW_ROOT_WORKERS" "instead of WORKER_USER_ID; 0 is root";
+    CPU_REQUEST "OTTO_CPU_REQUEST" "a quantity" "the limit" "WORKER_CPU_REQUEST if not given";
+    CPU_LIMIT "OTTO_CPU_LIMIT" "a quantity" "MAX_WORKER_CPU" "instead of WORKER_CPU_LIMIT";
+    MEMORY_REQUEST "OTTO_MEMORY_REQUEST" "a quantity" "the limit" "WORKER_MEMORY_REQUEST if not given";
+    MEMORY_LIMIT "OTTO_MEMORY_LIMIT" "a quantity" "MAX_WORKER_MEMORY" "instead of WORKER_MEMORY_LIMIT";
+    WORKSPACE_SIZE "OTTO_WORKSPACE_SIZE" "a quantity" "MAX_WORKSPACE" "of `/workspace`; the maximum if not given";
+    CACHE_CLAIM "OTTO_CACHE_CLAIM" "a name" "ALLOWED_CACHE_CLAIMS" "PersistentVolumeClaim at `/cache`";
+    SECRETS "OTTO_SECRETS" "names" "ALLOWED_SECRETS" "Secrets whose entries become environment";
+    CA_BUNDLE "OTTO_CA_BUNDLE" "ConfigMap or ConfigMap/key" "ALLOWED_CA_BUNDLES" "certificates, instead of the image's; key `ca.crt` if not given";
+    HTTP_PROXY "OTTO_HTTP_PROXY" "a URL" "–" "HTTP_PROXY and http_proxy; without credentials";
+    HTTPS_PROXY "OTTO_HTTPS_PROXY" "a URL" "–" "HTTPS_PROXY and https_proxy; without credentials";
+    NO_PROXY "OTTO_NO_PROXY" "hosts" "–" "NO_PROXY and no_proxy";
+    SERVICE_ACCOUNT "OTTO_SERVICE_ACCOUNT" "a name" "ALLOWED_SERVICE_ACCOUNTS" "with a token, unless the ServiceAccount says otherwise";
+    NODE_SELECTOR "OTTO_NODE_SELECTOR" "label=value, …" "ALLOWED_NODE_LABELS" "nodes to run on";
+    TOLERATIONS "OTTO_TOLERATIONS" "key=value:Effect or key:Effect, …" "ALLOWED_TOLERATIONS" "taints to run beside";
+    PRIORITY_CLASS "OTTO_PRIORITY_CLASS" "a name" "ALLOWED_PRIORITY_CLASSES" "PriorityClass of the pod";
+    PRIORITY "OTTO_PRIORITY" "a number" "MAX_PRIORITY" "place in the queue: higher goes first, 0 if not given";
+    TIMEOUT "OTTO_TIMEOUT" "a duration" "MAX_WORKER_TIMEOUT" "from the pod's start; the maximum if not given";
+    RETRY_LIMIT "OTTO_RETRY_LIMIT" "a count" "MAX_WORKER_RETRIES" "tries after the first";
 }
 
-/// Set by us in every worker; whatever a request gives them is passed over.
-pub const OURS: [&str; 6] = [
-    "OTTO_TASK_ID",
-    "OTTO_REPOSITORY",
-    "OTTO_COMMIT_SHA",
-    "OTTO_WORKER_INDEX",
-    "OTTO_WORKER_COUNT",
-    "OTTO_ATTEMPT",
-];
 const PREFIX: &str = "OTTO_";
 
 /// A worker's pod but for its names; nothing is left to decide.
@@ -123,63 +126,44 @@ impl Template {
     ) -> Result<Self, Vec<Violation>> {
         let mut keys = Reader {
             build_config,
-            found: Vec::new(),
+            policy,
+            found: Violations::default(),
         };
         keys.unknown();
-        // Read here for their bounds only; the planner asks the TaskSpec.
-        keys.read("OTTO_PRIORITY", |t| values::priority(t, policy));
-        keys.read("OTTO_RETRY_LIMIT", |t| values::retry_limit(t, policy));
+        // Read here for their bounds only; the planner asks for them by themselves.
+        keys.read(PRIORITY, values::priority);
+        keys.read(RETRY_LIMIT, values::retry_limit);
         let template = Self {
             image: keys
-                .read("OTTO_IMAGE", |t| values::image(t, policy))
+                .read(IMAGE, values::image)
                 .unwrap_or_else(|| policy.image.clone()),
             pull_policy: policy.pull_policy.clone(),
-            pull_secrets: keys.names("OTTO_IMAGE_PULL_SECRETS", &policy.pull_secrets),
-            command: keys.read("OTTO_COMMAND", |t| values::command(t, &policy.commands)),
+            pull_secrets: keys
+                .read(IMAGE_PULL_SECRETS, values::object_names)
+                .unwrap_or_default(),
+            command: keys.read(COMMAND, values::command),
             user_id: keys
-                .read("OTTO_USER_ID", |t| values::user_id(t, policy.allow_root))
+                .read(USER_ID, values::user_id)
                 .unwrap_or(policy.user_id),
-            cpu: keys.resource(
-                ("OTTO_CPU_REQUEST", "OTTO_CPU_LIMIT"),
-                values::cpu,
-                &policy.cpu,
-            ),
-            memory: keys.resource(
-                ("OTTO_MEMORY_REQUEST", "OTTO_MEMORY_LIMIT"),
-                values::bytes,
-                &policy.memory,
-            ),
+            cpu: keys.resource(CPU_REQUEST, CPU_LIMIT, values::cpu, &policy.cpu),
+            memory: keys.resource(MEMORY_REQUEST, MEMORY_LIMIT, values::bytes, &policy.memory),
             workspace: keys
-                .read("OTTO_WORKSPACE_SIZE", |t| {
-                    values::at_most(values::bytes(t)?, &policy.max_workspace, "MAX_WORKSPACE")
-                })
+                .read(WORKSPACE_SIZE, values::workspace)
                 .unwrap_or_else(|| policy.max_workspace.clone()),
-            cache_claim: keys.read("OTTO_CACHE_CLAIM", |t| {
-                values::object_name(t, &policy.cache_claims)
-            }),
-            secrets: keys.names("OTTO_SECRETS", &policy.secrets),
-            ca_bundle: keys.read("OTTO_CA_BUNDLE", |t| {
-                values::ca_bundle(t, &policy.ca_bundles)
-            }),
+            cache_claim: keys.read(CACHE_CLAIM, values::object_name),
+            secrets: keys.read(SECRETS, values::object_names).unwrap_or_default(),
+            ca_bundle: keys.read(CA_BUNDLE, values::ca_bundle),
             proxies: keys.proxies(),
-            service_account: keys.read("OTTO_SERVICE_ACCOUNT", |t| {
-                values::service_account(t, policy)
-            }),
+            service_account: keys.read(SERVICE_ACCOUNT, values::service_account),
             node_selector: keys
-                .read("OTTO_NODE_SELECTOR", |t| {
-                    values::node_selector(t, &policy.node_labels)
-                })
+                .read(NODE_SELECTOR, values::node_selector)
                 .unwrap_or_default(),
             tolerations: keys
-                .read("OTTO_TOLERATIONS", |t| {
-                    values::tolerations(t, &policy.tolerations)
-                })
+                .read(TOLERATIONS, values::tolerations)
                 .unwrap_or_default(),
-            priority_class: keys.read("OTTO_PRIORITY_CLASS", |t| {
-                values::object_name(t, &policy.priority_classes)
-            }),
+            priority_class: keys.read(PRIORITY_CLASS, values::object_name),
             timeout_seconds: keys
-                .read("OTTO_TIMEOUT", |t| values::timeout(t, policy))
+                .read(TIMEOUT, values::timeout)
                 .unwrap_or_else(|| u32::try_from(policy.max_timeout.as_secs()).unwrap_or(u32::MAX)),
             environment: build_config
                 .iter()
@@ -187,100 +171,87 @@ impl Template {
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
         };
-        if keys.found.is_empty() {
-            Ok(template)
-        } else {
-            Err(keys.found)
-        }
+        keys.found.none_or(template)
     }
 }
 
-/// What the planner asks of a task, whose keys were read when it was taken.
-impl TaskSpec {
-    /// Higher goes first.
-    pub fn priority(&self) -> i32 {
-        self.number("OTTO_PRIORITY").unwrap_or(0)
-    }
+/// Returns the place in the queue that a task was taken with: higher goes first.
+pub fn priority(build_config: &BTreeMap<String, String>) -> i32 {
+    number(build_config, PRIORITY).unwrap_or(0)
+}
 
-    /// Tries after the first; None: not asked for.
-    pub fn retry_limit(&self) -> Option<u32> {
-        self.number("OTTO_RETRY_LIMIT")
-    }
+/// Returns the tries after the first that a task was taken with; None: not asked for.
+pub fn retry_limit(build_config: &BTreeMap<String, String>) -> Option<u32> {
+    number(build_config, RETRY_LIMIT)
+}
 
-    fn number<T: std::str::FromStr>(&self, key: &str) -> Option<T> {
-        self.build_config.get(key)?.trim().parse().ok()
-    }
+fn number<T: std::str::FromStr>(build_config: &BTreeMap<String, String>, key: Key) -> Option<T> {
+    build_config.get(key.name)?.trim().parse().ok()
 }
 
 /// Reads keys and keeps what is wrong with them.
 struct Reader<'a> {
     build_config: &'a BTreeMap<String, String>,
-    found: Vec<Violation>,
+    policy: &'a Policy,
+    found: Violations,
 }
 
 impl Reader<'_> {
     fn add(&mut self, key: &str, description: String) {
-        self.found.push(Violation {
-            field: format!("build_config[{}]", clip(key)),
-            description,
-        });
+        self.found.add_entry("build_config", key, description);
     }
 
     /// A key that is only nearly right would be passed over in silence.
     fn unknown(&mut self) {
-        let known = |key: &str| OURS.contains(&key) || KEYS.iter().any(|k| k.name == key);
-        let unknown: Vec<&String> = self
-            .build_config
-            .keys()
-            .filter(|key| key.starts_with(PREFIX) && !known(key))
-            .take(8)
-            .collect();
-        for key in unknown {
+        let known = |key: &str| {
+            OURS.iter().any(|ours| ours.name == key) || KEYS.iter().any(|k| k.name == key)
+        };
+        let keys = self.build_config.keys();
+        let unknown = keys.filter(|key| key.starts_with(PREFIX) && !known(key));
+        for key in unknown.take(TOLD_ENTRIES) {
             let names: Vec<&str> = KEYS.iter().map(|k| k.name).collect();
-            self.add(
-                key,
-                format!("is no key of ours; there are {}", names.join(", ")),
-            );
+            let description = format!("is no key of ours; there are {}", names.join(", "));
+            self.found.add_entry("build_config", key, description);
         }
     }
 
     /// An empty value is no value.
-    fn read<T>(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(&str) -> values::Read<T>,
-    ) -> Option<T> {
-        let text = self.build_config.get(key)?.trim();
+    fn read<T>(&mut self, key: Key, read: impl FnOnce(&str, Bound<'_>) -> Read<T>) -> Option<T> {
+        let text = self.build_config.get(key.name)?.trim();
         if text.is_empty() {
             return None;
         }
-        match read(text) {
+        let bound = Bound {
+            setting: key.bound,
+            policy: self.policy,
+        };
+        match read(text, bound) {
             Ok(value) => Some(value),
             Err(description) => {
-                self.add(key, description);
+                self.add(key.name, description);
                 None
             }
         }
-    }
-
-    fn names(&mut self, key: &'static str, allowed: &Patterns) -> Vec<String> {
-        self.read(key, |t| values::object_names(t, allowed))
-            .unwrap_or_default()
     }
 
     /// The default request gives way to a lower limit; one that was asked for
     /// does not.
     fn resource(
         &mut self,
-        (request, limit): (&'static str, &'static str),
-        amount: fn(&str) -> values::Read<Quantity>,
+        request: Key,
+        limit: Key,
+        amount: fn(&str) -> Read<Quantity>,
         bounds: &Bounds,
     ) -> Resource {
         let most = self
-            .read(limit, |t| values::limit(amount(t)?, bounds))
+            .read(limit, |text, bound| {
+                values::at_most(amount(text)?, &bounds.max, bound.setting)
+            })
             .unwrap_or_else(|| bounds.limit.clone());
         let least = self
-            .read(request, |t| values::at_most(amount(t)?, &most, limit))
+            .read(request, |text, _| {
+                values::at_most(amount(text)?, &most, limit.name)
+            })
             .unwrap_or_else(|| bounds.request.clone().min(most.clone()));
         Resource {
             request: least,
@@ -289,9 +260,9 @@ impl Reader<'_> {
     }
 
     fn proxies(&mut self) -> BTreeMap<&'static str, String> {
-        let http = self.read("OTTO_HTTP_PROXY", values::proxy);
-        let https = self.read("OTTO_HTTPS_PROXY", values::proxy);
-        let none = self.read("OTTO_NO_PROXY", values::hosts);
+        let http = self.read(HTTP_PROXY, values::proxy);
+        let https = self.read(HTTPS_PROXY, values::proxy);
+        let none = self.read(NO_PROXY, values::hosts);
         [
             ("HTTP_PROXY", http),
             ("HTTPS_PROXY", https),
@@ -303,12 +274,5 @@ impl Reader<'_> {
     }
 }
 
-fn clip(text: &str) -> String {
-    text.chars().take(64).collect()
-}
-
 #[cfg(test)]
-pub(crate) mod test_policy;
-#[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

@@ -1,7 +1,7 @@
 //! What the installer allows.
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use crate::quantity::Quantity;
+use crate::{quantity::Quantity, violation::clip};
 
 /// What a worker gets that asks for nothing, and how far a request may go. From
 /// the configuration, the same in every replica.
@@ -12,18 +12,9 @@ pub struct Policy {
     pub user_id: u32,
     pub cpu: Bounds,
     pub memory: Bounds,
-    pub images: Patterns,
-    pub pull_secrets: Patterns,
-    pub commands: Patterns,
-    pub secrets: Patterns,
-    pub ca_bundles: Patterns,
-    pub cache_claims: Patterns,
-    pub service_accounts: Patterns,
-    pub priority_classes: Patterns,
-    /// Of `label=value`.
-    pub node_labels: Patterns,
-    /// Of `key=value:Effect` and `key:Effect`.
-    pub tolerations: Patterns,
+    /// What requests may name, by the setting that says so; a setting that is not here
+    /// allows nothing.
+    pub allowed: BTreeMap<&'static str, Patterns>,
     /// Also what a worker has that asks for no size.
     pub max_workspace: Quantity,
     /// Also what a worker has that asks for no timeout.
@@ -36,60 +27,60 @@ pub struct Policy {
     pub own_service_account: Option<String>,
 }
 
-/// Of one resource.
+/// What a worker is given, and may ask for, of one resource.
 #[derive(Debug, Clone)]
 pub struct Bounds {
     pub request: Quantity,
     pub limit: Quantity,
     /// At least `limit`: the installer's own default is always allowed.
     pub max: Quantity,
-    /// The setting of `max`.
-    pub setting: &'static str,
 }
 
-/// A setting that lists patterns: comma-separated, `*` stands for any text.
+/// Patterns, of which `*` stands for any text.
 #[derive(Debug, Clone)]
-pub struct Patterns {
-    setting: &'static str,
-    patterns: Vec<String>,
-}
+pub struct Patterns(Vec<String>);
 
 impl Patterns {
-    /// `none` allows nothing.
-    pub fn parse(setting: &'static str, text: &str) -> Self {
+    /// Reads patterns that commas separate; `none` allows nothing.
+    pub fn parse(text: &str) -> Self {
         let patterns = text
             .split(',')
             .map(str::trim)
-            .filter(|p| !p.is_empty() && *p != "none")
-            .map(str::to_owned)
-            .collect();
-        Self { setting, patterns }
+            .filter(|p| !p.is_empty() && *p != "none");
+        Self(patterns.map(str::to_owned).collect())
     }
 
     pub fn allows(&self, text: &str) -> bool {
-        self.patterns.iter().any(|p| matches(p, text))
+        self.0.iter().any(|p| matches(p, text))
     }
 
     /// # Errors
-    /// What the setting says.
-    pub(super) fn check(&self, text: &str) -> Result<(), String> {
+    /// What `setting`, which has these patterns, says.
+    pub(super) fn check(&self, text: &str, setting: &str) -> Result<(), String> {
         if self.allows(text) {
             return Ok(());
         }
         Err(format!(
-            "{:?} is not allowed: {} is {self}",
-            super::clip(text),
-            self.setting
+            "{:?} is not allowed: {setting} is {self}",
+            clip(text)
         ))
+    }
+}
+
+impl Policy {
+    /// Returns the patterns of a setting.
+    pub(super) fn allowed(&self, setting: &str) -> &Patterns {
+        static NOTHING: Patterns = Patterns(Vec::new());
+        self.allowed.get(setting).unwrap_or(&NOTHING)
     }
 }
 
 impl fmt::Display for Patterns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.patterns.is_empty() {
+        if self.0.is_empty() {
             return f.write_str("none");
         }
-        f.write_str(&self.patterns.join(","))
+        f.write_str(&self.0.join(","))
     }
 }
 
@@ -146,13 +137,13 @@ mod tests {
 
     #[test]
     fn a_list_allows_what_one_of_its_patterns_does() {
-        let list = Patterns::parse("X", "a, b*,");
+        let list = Patterns::parse("a, b*,");
         assert!(list.allows("a") && list.allows("bc"));
         assert!(!list.allows("c") && !list.allows(""));
-        let none = Patterns::parse("X", "none");
+        let none = Patterns::parse("none");
         assert!(!none.allows("none") && !none.allows(""));
         assert_eq!(
-            none.check("c"),
+            none.check("c", "X"),
             Err("\"c\" is not allowed: X is none".to_owned())
         );
     }

@@ -93,7 +93,8 @@ fn a_key_that_is_nearly_right_is_told() {
 
 #[test]
 fn what_we_set_ourselves_is_passed_over() {
-    let t = parse(&OURS.map(|name| (name, "x"))).unwrap();
+    let ours: Vec<_> = OURS.iter().map(|ours| (ours.name, "x")).collect();
+    let t = parse(&ours).unwrap();
     assert!(t.environment.is_empty());
 }
 
@@ -441,14 +442,11 @@ fn a_timeout_is_whole_seconds_up_to_the_maximum() {
 
 #[test]
 fn the_planner_reads_priority_and_retry_limit_of_the_task() {
-    let task = |pairs: &[(&str, &str)]| TaskSpec {
-        build_config: config(pairs),
-        ..TaskSpec::default()
-    };
-    let asked = task(&[("OTTO_PRIORITY", "-3"), ("OTTO_RETRY_LIMIT", " 0")]);
-    assert!(Template::parse(&asked.build_config, &generous()).is_ok());
-    assert_eq!((asked.priority(), asked.retry_limit()), (-3, Some(0)));
-    assert_eq!((task(&[]).priority(), task(&[]).retry_limit()), (0, None));
+    let asked = config(&[("OTTO_PRIORITY", "-3"), ("OTTO_RETRY_LIMIT", " 0")]);
+    assert!(Template::parse(&asked, &generous()).is_ok());
+    assert_eq!((priority(&asked), retry_limit(&asked)), (-3, Some(0)));
+    let none = config(&[]);
+    assert_eq!((priority(&none), retry_limit(&none)), (0, None));
     refused(
         "OTTO_PRIORITY",
         "from -10 to 10",
@@ -470,19 +468,6 @@ fn every_wrong_key_is_told_at_once() {
         .collect();
     keys.sort_unstable();
     assert_eq!(told, keys);
-}
-
-#[test]
-fn the_readme_lists_every_key() {
-    let readme = include_str!("../../../../README.md");
-    for k in KEYS {
-        let bound = match k.bound {
-            "the limit" | "–" => k.bound.to_owned(),
-            setting => format!("`{setting}`"),
-        };
-        let row = format!("| `{}` | {} | {bound} | {} |", k.name, k.takes, k.about);
-        assert!(readme.contains(&row), "README.md lacks: {row}");
-    }
 }
 
 proptest! {

@@ -1,13 +1,11 @@
 //! What each key takes: text → value, or what is wrong with it.
 use std::collections::BTreeMap;
 
-use super::{
-    CaBundle, Toleration, clip,
-    policy::{Bounds, Patterns, Policy},
-};
+use super::{CaBundle, Toleration, policy::Policy};
 use crate::{
     names,
     quantity::{self, Quantity},
+    violation::clip,
 };
 
 /// Items of a list.
@@ -16,24 +14,40 @@ const MAX_ITEMS: usize = 16;
 const MAX_I32: u32 = i32::MAX.cast_unsigned();
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
+/// The value, or what is wrong with it.
 pub(super) type Read<T> = Result<T, String>;
+
+/// What bounds a key.
+#[derive(Clone, Copy)]
+pub(super) struct Bound<'a> {
+    /// The setting that the key's row names.
+    pub(super) setting: &'static str,
+    pub(super) policy: &'a Policy,
+}
+
+impl Bound<'_> {
+    /// Whether the setting's patterns allow it.
+    fn check(self, text: &str) -> Read<()> {
+        self.policy.allowed(self.setting).check(text, self.setting)
+    }
+}
 
 fn not<T>(takes: &str, text: &str) -> Read<T> {
     Err(format!("must be {takes}, not {:?}", clip(text)))
 }
 
-pub(super) fn image(text: &str, policy: &Policy) -> Read<String> {
+pub(super) fn image(text: &str, bound: Bound<'_>) -> Read<String> {
     if !is_image(text) {
         return not("an image (registry/name:tag)", text);
     }
-    if text != policy.image {
-        policy.images.check(text)?;
+    if text != bound.policy.image {
+        bound.check(text)?;
     }
     Ok(text.to_owned())
 }
 
 /// A JSON array, or a line for the shell.
-pub(super) fn command(text: &str, allowed: &Patterns) -> Read<Vec<String>> {
+pub(super) fn command(text: &str, bound: Bound<'_>) -> Read<Vec<String>> {
     let words = if text.starts_with('[') {
         serde_json::from_str(text)
             .map_err(|_| "must be a JSON array of strings, or a line for /bin/sh -c that does not start with [".to_owned())?
@@ -43,13 +57,15 @@ pub(super) fn command(text: &str, allowed: &Patterns) -> Read<Vec<String>> {
     if words.first().is_none_or(String::is_empty) || words.iter().any(|w| w.contains('\0')) {
         return Err("must name a program, and have no NUL bytes".to_owned());
     }
-    allowed.check(text)?;
+    bound.check(text)?;
     Ok(words)
 }
 
-pub(super) fn user_id(text: &str, allow_root: bool) -> Read<u32> {
+pub(super) fn user_id(text: &str, bound: Bound<'_>) -> Read<u32> {
     match text.parse::<u32>() {
-        Ok(0) if !allow_root => Err("must not be 0 (root): ALLOW_ROOT_WORKERS is false".to_owned()),
+        Ok(0) if !bound.policy.allow_root => {
+            Err(format!("must not be 0 (root): {} is false", bound.setting))
+        }
         Ok(id) if id <= MAX_I32 => Ok(id),
         _ => not(&format!("a user id from 0 to {MAX_I32}"), text),
     }
@@ -74,15 +90,15 @@ pub(super) fn at_most(amount: Quantity, max: &Quantity, setting: &str) -> Read<Q
     Err(format!("must be at most {max} ({setting}), not {amount}"))
 }
 
-pub(super) fn limit(amount: Quantity, bounds: &Bounds) -> Read<Quantity> {
-    at_most(amount, &bounds.max, bounds.setting)
+pub(super) fn workspace(text: &str, bound: Bound<'_>) -> Read<Quantity> {
+    at_most(bytes(text)?, &bound.policy.max_workspace, bound.setting)
 }
 
 /// Names of Kubernetes objects, each once, in their order.
-pub(super) fn object_names(text: &str, allowed: &Patterns) -> Read<Vec<String>> {
+pub(super) fn object_names(text: &str, bound: Bound<'_>) -> Read<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for item in items(text)? {
-        let name = object_name(item, allowed)?;
+        let name = object_name(item, bound)?;
         if !names.contains(&name) {
             names.push(name);
         }
@@ -90,34 +106,34 @@ pub(super) fn object_names(text: &str, allowed: &Patterns) -> Read<Vec<String>> 
     Ok(names)
 }
 
-pub(super) fn object_name(text: &str, allowed: &Patterns) -> Read<String> {
+pub(super) fn object_name(text: &str, bound: Bound<'_>) -> Read<String> {
     if !is_object_name(text) {
         return not("the name of a Kubernetes object", text);
     }
-    allowed.check(text)?;
+    bound.check(text)?;
     Ok(text.to_owned())
 }
 
-pub(super) fn service_account(text: &str, policy: &Policy) -> Read<String> {
-    if policy.own_service_account.as_deref() == Some(text) {
+pub(super) fn service_account(text: &str, bound: Bound<'_>) -> Read<String> {
+    if bound.policy.own_service_account.as_deref() == Some(text) {
         return Err("must not be Ottoscaler's own".to_owned());
     }
-    object_name(text, &policy.service_accounts)
+    object_name(text, bound)
 }
 
-pub(super) fn ca_bundle(text: &str, allowed: &Patterns) -> Read<CaBundle> {
+pub(super) fn ca_bundle(text: &str, bound: Bound<'_>) -> Read<CaBundle> {
     let (config_map, key) = text.split_once('/').unwrap_or((text, "ca.crt"));
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if key.is_empty() || key.len() > 253 || !key.chars().all(legal) || key.starts_with("..") {
         return not("a ConfigMap, or ConfigMap/key", text);
     }
     Ok(CaBundle {
-        config_map: object_name(config_map, allowed)?,
+        config_map: object_name(config_map, bound)?,
         key: key.to_owned(),
     })
 }
 
-pub(super) fn node_selector(text: &str, allowed: &Patterns) -> Read<BTreeMap<String, String>> {
+pub(super) fn node_selector(text: &str, bound: Bound<'_>) -> Read<BTreeMap<String, String>> {
     let mut selector = BTreeMap::new();
     for item in items(text)? {
         let Some((label, value)) = item
@@ -126,7 +142,7 @@ pub(super) fn node_selector(text: &str, allowed: &Patterns) -> Read<BTreeMap<Str
         else {
             return not("label=value", item);
         };
-        allowed.check(item)?;
+        bound.check(item)?;
         if selector
             .insert(label.to_owned(), value.to_owned())
             .is_some()
@@ -138,7 +154,7 @@ pub(super) fn node_selector(text: &str, allowed: &Patterns) -> Read<BTreeMap<Str
 }
 
 /// As `kubectl taint` writes taints. What tolerates everything cannot be said.
-pub(super) fn tolerations(text: &str, allowed: &Patterns) -> Read<Vec<Toleration>> {
+pub(super) fn tolerations(text: &str, bound: Bound<'_>) -> Read<Vec<Toleration>> {
     let read = |item: &str| -> Read<Toleration> {
         let parsed = item.split_once(':').and_then(|(taint, effect)| {
             let (key, value) = match taint.split_once('=') {
@@ -158,43 +174,43 @@ pub(super) fn tolerations(text: &str, allowed: &Patterns) -> Read<Vec<Toleration
             let takes = format!("key=value:Effect or key:Effect ({})", EFFECTS.join(", "));
             return not(&takes, item);
         };
-        allowed.check(item)?;
+        bound.check(item)?;
         Ok(toleration)
     };
     items(text)?.into_iter().map(read).collect()
 }
 
-pub(super) fn priority(text: &str, policy: &Policy) -> Read<i32> {
-    let max = policy.max_priority;
+pub(super) fn priority(text: &str, bound: Bound<'_>) -> Read<i32> {
+    let (max, setting) = (bound.policy.max_priority, bound.setting);
     match text.parse::<i32>() {
         Ok(n) if n.unsigned_abs() <= max => Ok(n),
-        _ => not(&format!("from -{max} to {max} (MAX_PRIORITY)"), text),
+        _ => not(&format!("from -{max} to {max} ({setting})"), text),
     }
 }
 
-pub(super) fn retry_limit(text: &str, policy: &Policy) -> Read<u32> {
-    let max = policy.max_retries;
+pub(super) fn retry_limit(text: &str, bound: Bound<'_>) -> Read<u32> {
+    let (max, setting) = (bound.policy.max_retries, bound.setting);
     match text.parse::<u32>() {
         Ok(n) if n <= max => Ok(n),
-        _ => not(&format!("from 0 to {max} (MAX_WORKER_RETRIES)"), text),
+        _ => not(&format!("from 0 to {max} ({setting})"), text),
     }
 }
 
 /// Whole seconds.
-pub(super) fn timeout(text: &str, policy: &Policy) -> Read<u32> {
+pub(super) fn timeout(text: &str, bound: Bound<'_>) -> Read<u32> {
     let Some(asked) = quantity::duration(text).filter(|d| !d.is_zero()) else {
         return not("a duration (90s, 1h30m) above 0", text);
     };
-    let max = policy.max_timeout.as_secs();
+    let (max, setting) = (bound.policy.max_timeout.as_secs(), bound.setting);
     let seconds = asked.as_secs() + u64::from(asked.subsec_nanos() > 0);
     match u32::try_from(seconds) {
         Ok(n) if seconds <= max => Ok(n),
-        _ => not(&format!("at most {max} s (MAX_WORKER_TIMEOUT)"), text),
+        _ => not(&format!("at most {max} s ({setting})"), text),
     }
 }
 
 /// Said without the text: it may carry a password.
-pub(super) fn proxy(text: &str) -> Read<String> {
+pub(super) fn proxy(text: &str, _: Bound<'_>) -> Read<String> {
     let host = ["http://", "https://", "socks5://"]
         .iter()
         .find_map(|scheme| text.strip_prefix(scheme));
@@ -209,7 +225,7 @@ pub(super) fn proxy(text: &str) -> Read<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn hosts(text: &str) -> Read<String> {
+pub(super) fn hosts(text: &str, _: Bound<'_>) -> Read<String> {
     if text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
         return Ok(text.to_owned());
     }

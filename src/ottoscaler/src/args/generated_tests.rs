@@ -1,13 +1,13 @@
 //! Texts outside the source that follow from the declarations: a test fails where one
 //! differs, and `make tables` writes them.
 #![expect(clippy::unwrap_used)]
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Mutex};
 
 use clap::Arg;
 use serde_json::{Value, json};
 
-use super::{declared, setting};
-use crate::domain::template::KEYS;
+use super::{Options, declared, setting};
+use crate::domain::template::{KEYS, OURS};
 
 const DEPLOYMENT: &str = include_str!("../../../../charts/ottoscaler/templates/deployment.yaml");
 const HELPERS: &str = include_str!("../../../../charts/ottoscaler/templates/_helpers.tpl");
@@ -15,6 +15,9 @@ const CHART: &str = include_str!("../../../../charts/ottoscaler/Chart.yaml");
 
 /// Compares what stands between the lines `begin` and `end` of a file with `wanted`.
 fn stands(file: &str, [begin, end]: [&str; 2], wanted: &str) {
+    /// Several tests write one file.
+    static WRITES: Mutex<()> = Mutex::new(());
+    let _writes = WRITES.lock();
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .join(file);
@@ -86,6 +89,37 @@ fn the_readme_lists_every_key() {
         rows.collect::<String>()
     );
     stands("README.md", ["<!-- keys -->", "<!-- /keys -->"], &table);
+}
+
+#[test]
+fn the_policy_has_the_patterns_of_every_key() {
+    let policy = Options::from_lookup(&|_| None).unwrap().worker;
+    let settings = all();
+    let named = settings.iter().map(|(name, _)| name.as_str());
+    let named: BTreeSet<&str> = named.filter(|name| name.starts_with("ALLOWED_")).collect();
+    assert_eq!(
+        policy.allowed.keys().copied().collect::<BTreeSet<_>>(),
+        named
+    );
+    let bounds = KEYS.iter().map(|key| key.bound);
+    let bounds: BTreeSet<&str> = bounds.filter(|name| name.starts_with("ALLOWED_")).collect();
+    assert_eq!(bounds, named);
+}
+
+#[test]
+fn the_readme_lists_every_variable() {
+    let rows = OURS
+        .iter()
+        .map(|ours| format!("| `{}` | {} |\n", ours.name, ours.about));
+    let table = format!(
+        "\n| variable | value |\n|---|---|\n{}",
+        rows.collect::<String>()
+    );
+    stands(
+        "README.md",
+        ["<!-- variables -->", "<!-- /variables -->"],
+        &table,
+    );
 }
 
 /// The settings that the chart sets itself: by values of their own, or from the pod.

@@ -120,35 +120,34 @@ impl WorkerArgs {
         let cpu = Amounts {
             request: ("WORKER_CPU_REQUEST", self.worker_cpu_request),
             limit: ("WORKER_CPU_LIMIT", self.worker_cpu_limit),
-            max: ("MAX_WORKER_CPU", self.max_worker_cpu),
+            max: self.max_worker_cpu,
         };
         let memory = Amounts {
             request: ("WORKER_MEMORY_REQUEST", self.worker_memory_request),
             limit: ("WORKER_MEMORY_LIMIT", self.worker_memory_limit),
-            max: ("MAX_WORKER_MEMORY", self.max_worker_memory),
+            max: self.max_worker_memory,
         };
+        let allowed = [
+            ("ALLOWED_IMAGES", &*self.allowed_images),
+            ("ALLOWED_PULL_SECRETS", &self.allowed_pull_secrets),
+            ("ALLOWED_COMMANDS", &self.allowed_commands),
+            ("ALLOWED_SECRETS", &self.allowed_secrets),
+            ("ALLOWED_CA_BUNDLES", &self.allowed_ca_bundles),
+            ("ALLOWED_CACHE_CLAIMS", &self.allowed_cache_claims),
+            ("ALLOWED_SERVICE_ACCOUNTS", &self.allowed_service_accounts),
+            ("ALLOWED_PRIORITY_CLASSES", &self.allowed_priority_classes),
+            ("ALLOWED_NODE_LABELS", &self.allowed_node_labels),
+            ("ALLOWED_TOLERATIONS", &self.allowed_tolerations),
+        ];
         Ok(Policy {
             image: self.otto_agent_image,
             pull_policy: format!("{:?}", self.worker_image_pull_policy),
             user_id: self.worker_user_id,
             cpu: cpu.bounds(set)?,
             memory: memory.bounds(set)?,
-            images: Patterns::parse("ALLOWED_IMAGES", &self.allowed_images),
-            pull_secrets: Patterns::parse("ALLOWED_PULL_SECRETS", &self.allowed_pull_secrets),
-            commands: Patterns::parse("ALLOWED_COMMANDS", &self.allowed_commands),
-            secrets: Patterns::parse("ALLOWED_SECRETS", &self.allowed_secrets),
-            ca_bundles: Patterns::parse("ALLOWED_CA_BUNDLES", &self.allowed_ca_bundles),
-            cache_claims: Patterns::parse("ALLOWED_CACHE_CLAIMS", &self.allowed_cache_claims),
-            service_accounts: Patterns::parse(
-                "ALLOWED_SERVICE_ACCOUNTS",
-                &self.allowed_service_accounts,
-            ),
-            priority_classes: Patterns::parse(
-                "ALLOWED_PRIORITY_CLASSES",
-                &self.allowed_priority_classes,
-            ),
-            node_labels: Patterns::parse("ALLOWED_NODE_LABELS", &self.allowed_node_labels),
-            tolerations: Patterns::parse("ALLOWED_TOLERATIONS", &self.allowed_tolerations),
+            allowed: allowed
+                .map(|(name, text)| (name, Patterns::parse(text)))
+                .into(),
             max_workspace: self.max_workspace,
             max_timeout: self.max_worker_timeout,
             max_retries: self.max_worker_retries,
@@ -159,19 +158,18 @@ impl WorkerArgs {
     }
 }
 
-/// What a worker is given of one resource, each amount with its setting.
+/// What a worker is given of one resource, with the settings that say so.
 struct Amounts {
     request: (&'static str, Quantity),
     limit: (&'static str, Quantity),
-    max: (&'static str, Quantity),
+    max: Quantity,
 }
 
 impl Amounts {
     /// Little is asked for by default, so that many idle workers fit a node. The default
     /// gives way to a lower limit; a request that somebody set does not.
     fn bounds(self, set: &ArgMatches) -> Result<Bounds, Invalid> {
-        let ((request, least), (limit, most), (setting, max)) =
-            (self.request, self.limit, self.max);
+        let ((request, least), (limit, most)) = (self.request, self.limit);
         let is_set = set.value_source(&setting::id(request)) == Some(ValueSource::CommandLine);
         if least > most && is_set {
             let takes = format!("at most {limit} ({most})");
@@ -179,9 +177,8 @@ impl Amounts {
         }
         Ok(Bounds {
             request: least.min(most.clone()),
-            max: max.max(most.clone()),
+            max: self.max.max(most.clone()),
             limit: most,
-            setting,
         })
     }
 }

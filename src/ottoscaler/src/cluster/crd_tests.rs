@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::domain::{
-    request::{ScaleRequest, room_for_maps},
+    request::{ScaleRequest, ScaleUp, room_for_maps},
     task::{MAX_TASK_WORKERS, testing::longest},
 };
 
@@ -168,7 +168,7 @@ fn the_bounds_are_those_of_a_request() {
     let check = |change: &dyn Fn(&mut ScaleRequest)| {
         let mut request = request.clone();
         change(&mut request);
-        request.check_scale_up(&policy).is_ok()
+        ScaleUp::parse(request, &policy).is_ok()
     };
     let room = room_for_maps(1_000) - 4 * 1024;
     assert!(check(&|r| r.reason = text(room)));

@@ -1,7 +1,13 @@
 //! A ScaleUp or ScaleDown on its way to the leader and back.
 use tokio::time::Instant;
 
-use crate::proto;
+use crate::{
+    domain::{
+        request::{Refusal, ScaleDown, ScaleRequest, ScaleUp},
+        template::Policy,
+    },
+    proto,
+};
 
 /// A method that only the leader can execute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,10 +16,33 @@ pub(super) enum ScaleMethod {
     Down,
 }
 
+/// A request of such a method that has passed every check.
+#[derive(Debug, Clone)]
+pub(super) enum Checked {
+    Up(Box<ScaleUp>),
+    Down(ScaleDown),
+}
+
+impl Checked {
+    /// # Errors
+    /// [`Refusal::Invalid`] with every wrong field.
+    pub(super) fn parse(
+        method: ScaleMethod,
+        request: ScaleRequest,
+        policy: &Policy,
+    ) -> Result<Self, Refusal> {
+        match method {
+            ScaleMethod::Up => ScaleUp::parse(request, policy).map(|up| Self::Up(Box::new(up))),
+            ScaleMethod::Down => ScaleDown::parse(request).map(Self::Down),
+        }
+    }
+}
+
 /// A `ScaleCall` is a checked request together with everything that travels to the leader with it.
 #[derive(Debug, Clone)]
 pub(super) struct ScaleCall {
-    pub(super) method: ScaleMethod,
+    pub(super) checked: Checked,
+    /// The request as it came, for the hop to the leader.
     pub(super) request: proto::ScaleRequest,
     pub(super) request_id: String,
     pub(super) traceparent: Option<String>,

@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::{
-    call::{RoutedResponse, ScaleCall, ScaleMethod},
+    call::{Checked, RoutedResponse, ScaleCall},
     errors,
 };
 use crate::{
@@ -108,9 +108,9 @@ impl ForwardingClient {
         insert_metadata(metadata, REQUEST_ID, &call.request_id);
         telemetry::inject(metadata, call.traceparent.as_deref());
         request.set_timeout(call.deadline.saturating_duration_since(Instant::now()));
-        let result = match call.method {
-            ScaleMethod::Up => client.scale_up(request).await,
-            ScaleMethod::Down => client.scale_down(request).await,
+        let result = match call.checked {
+            Checked::Up(_) => client.scale_up(request).await,
+            Checked::Down(_) => client.scale_down(request).await,
         };
         let answered_term = match &result {
             Ok(response) => response.metadata().get(TERM),

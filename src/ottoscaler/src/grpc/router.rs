@@ -14,7 +14,7 @@ use tokio::{
 use tonic::Status;
 
 use super::{
-    call::{RoutedResponse, ScaleCall, ScaleMethod},
+    call::{Checked, RoutedResponse, ScaleCall},
     deadline::MAX_UNARY_CALL,
     errors,
     forward::ForwardingClient,
@@ -187,14 +187,9 @@ impl Router {
 
     async fn answer_locally(&self, local: &dyn Scale, call: &ScaleCall) -> RouteAttempt {
         let started_at = jiff::Timestamp::now();
-        let request = super::convert::scale_request(
-            call.request.clone(),
-            call.request_id.clone(),
-            call.traceparent.clone(),
-        );
-        let result = match call.method {
-            ScaleMethod::Up => local.scale_up(request, call.deadline).await,
-            ScaleMethod::Down => local.scale_down(request).await,
+        let result = match call.checked.clone() {
+            Checked::Up(request) => local.scale_up(*request, call.deadline).await,
+            Checked::Down(request) => local.scale_down(request).await,
         };
         match result {
             Ok(outcome) => RouteAttempt::Answered(Box::new(RoutedResponse {

@@ -11,9 +11,10 @@ use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::{
-    domain::request::{Outcome, OutcomeKind, ScaleRequest},
+    args::Options,
+    domain::request::{Outcome, OutcomeKind, ScaleDown, ScaleUp},
     election::{Leader, Pause, PauseSwitch},
-    grpc::{ConnectionLimits, Health, Server},
+    grpc::{ConnectionLimits, Health, Server, call::ScaleMethod, convert},
     index::Index,
     proto::{
         self, ottoscaler_service_client::OttoscalerServiceClient,
@@ -24,13 +25,13 @@ use crate::{
 /// A leader that records its requests.
 #[derive(Debug, Default)]
 struct Asked {
-    requests: Mutex<Vec<ScaleRequest>>,
+    requests: Mutex<Vec<ScaleUp>>,
     refuse_first: Mutex<Option<Refusal>>,
 }
 
 #[tonic::async_trait]
 impl Scale for Asked {
-    async fn scale_up(&self, request: ScaleRequest, _: Instant) -> Result<Outcome, Refusal> {
+    async fn scale_up(&self, request: ScaleUp, _: Instant) -> Result<Outcome, Refusal> {
         self.requests.lock().unwrap().push(request);
         if let Some(refusal) = self.refuse_first.lock().unwrap().take() {
             return Err(refusal);
@@ -45,8 +46,8 @@ impl Scale for Asked {
         })
     }
 
-    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
-        self.scale_up(request, Instant::now()).await
+    async fn scale_down(&self, request: ScaleDown) -> Result<Outcome, Refusal> {
+        Err(Refusal::NoSuchTask(request.task_id().to_owned()))
     }
 }
 
@@ -56,7 +57,7 @@ struct Patient;
 
 #[tonic::async_trait]
 impl Scale for Patient {
-    async fn scale_up(&self, _: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
+    async fn scale_up(&self, _: ScaleUp, deadline: Instant) -> Result<Outcome, Refusal> {
         tokio::time::sleep_until(deadline - Duration::from_millis(50)).await;
         Ok(Outcome {
             kind: OutcomeKind::Partial,
@@ -69,7 +70,7 @@ impl Scale for Patient {
         })
     }
 
-    async fn scale_down(&self, _: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn scale_down(&self, _: ScaleDown) -> Result<Outcome, Refusal> {
         Err(Refusal::Unavailable("task \"t\" is being deleted".into()))
     }
 }
@@ -80,11 +81,11 @@ struct SaysOnce(AtomicBool);
 
 #[tonic::async_trait]
 impl Scale for SaysOnce {
-    async fn scale_up(&self, request: ScaleRequest, _: Instant) -> Result<Outcome, Refusal> {
-        self.scale_down(request).await
+    async fn scale_up(&self, _: ScaleUp, _: Instant) -> Result<Outcome, Refusal> {
+        Err(Refusal::NotLeader)
     }
 
-    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn scale_down(&self, request: ScaleDown) -> Result<Outcome, Refusal> {
         if self.0.swap(true, Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
@@ -119,15 +120,24 @@ fn leads_here(address: &str, n: i32) -> Option<Arc<Leader>> {
 }
 
 fn call(within: Duration) -> ScaleCall {
+    call_of(ScaleMethod::Up, within)
+}
+
+fn call_of(method: ScaleMethod, within: Duration) -> ScaleCall {
+    let request = proto::ScaleRequest {
+        task_id: "t".into(),
+        worker_count: 1,
+        ..Default::default()
+    };
+    let request_id = "r1".to_owned();
+    let traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned());
+    let policy = Options::from_lookup(&|_| None).unwrap().worker;
+    let checked = convert::scale_request(request.clone(), request_id.clone(), traceparent.clone());
     ScaleCall {
-        method: ScaleMethod::Up,
-        request: proto::ScaleRequest {
-            task_id: "t".into(),
-            worker_count: 1,
-            ..Default::default()
-        },
-        request_id: "r1".into(),
-        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        checked: Checked::parse(method, checked, &policy).unwrap(),
+        request,
+        request_id,
+        traceparent,
         deadline: Instant::now() + within,
         target_term: None,
     }
@@ -156,7 +166,7 @@ async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
         views.send_replace(leads_here(&address, 1));
         router.lead(scale);
     }
-    let config = crate::config::Config::from_lookup(&|_| None).unwrap();
+    let config = Options::from_lookup(&|_| None).unwrap();
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let nowhere = kube::Client::try_from(nowhere).unwrap();
     let server = Server {
@@ -195,13 +205,14 @@ async fn a_call_crosses_one_hop_with_all_that_belongs_to_it() {
     assert_eq!(
         (
             got.len(),
-            got[0].task_id.as_str(),
-            got[0].request_id.as_str()
+            got[0].spec().task_id.as_str(),
+            got[0].request_id()
         ),
         (1, "t", "r1")
     );
     assert!(
         got[0]
+            .spec()
             .traceparent
             .as_ref()
             .unwrap()
@@ -241,10 +252,7 @@ async fn what_a_leader_said_is_told_when_the_time_is_over() {
     for leader in leaders {
         let (_views, router) = router("127.0.0.1:1");
         router.lead(leader);
-        let down = ScaleCall {
-            method: ScaleMethod::Down,
-            ..call(Duration::from_millis(450))
-        };
+        let down = call_of(ScaleMethod::Down, Duration::from_millis(450));
         let status = router.route(down).await.unwrap_err();
         assert!(status.message().contains("being deleted"), "{status:?}");
         assert!(status.get_details_retry_info().is_some());
@@ -307,7 +315,7 @@ async fn a_leader_that_leaves_in_the_middle_gives_the_call_back_and_it_is_replay
     router.lead(asked.clone());
     assert!(router.route(call(LONG)).await.is_ok());
     let got = asked.requests.lock().unwrap().clone();
-    assert_eq!((got.len(), &got[0].request_id), (2, &got[1].request_id));
+    assert_eq!((got.len(), got[0].request_id()), (2, got[1].request_id()));
 }
 
 #[tokio::test]

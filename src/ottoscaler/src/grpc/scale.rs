@@ -7,7 +7,7 @@ use tracing::Span;
 
 use super::{
     ReplicaService,
-    call::{ScaleCall, ScaleMethod},
+    call::{Checked, ScaleCall, ScaleMethod},
     convert,
     deadline::CallDeadline,
     errors,
@@ -44,26 +44,25 @@ impl ReplicaService {
         request: Request<proto::ScaleRequest>,
     ) -> Result<Response<proto::ScaleResponse>, Status> {
         let (metadata, extensions, wire) = request.into_parts();
-        let checked = convert::scale_request(wire.clone(), String::new(), None);
-        match method {
-            ScaleMethod::Up => checked.check_scale_up(&self.policy),
-            ScaleMethod::Down => checked.check_scale_down(),
-        }
-        .map_err(errors::from_refusal)?;
         let metadata_text = |key: &str| {
             metadata
                 .get(key)
                 .and_then(|v| v.to_str().ok())
                 .map(str::to_owned)
         };
+        let request_id = metadata_text(REQUEST_ID)
+            .filter(|id| !id.is_empty() && id.len() <= 128)
+            .unwrap_or_else(new_request_id);
+        let traceparent =
+            telemetry::traceparent(&Span::current()).or_else(|| metadata_text("traceparent"));
+        let request = convert::scale_request(wire.clone(), request_id.clone(), traceparent.clone());
+        let checked =
+            Checked::parse(method, request, &self.policy).map_err(errors::from_refusal)?;
         let call = ScaleCall {
-            method,
+            checked,
             request: wire,
-            request_id: metadata_text(REQUEST_ID)
-                .filter(|id| !id.is_empty() && id.len() <= 128)
-                .unwrap_or_else(new_request_id),
-            traceparent: telemetry::traceparent(&Span::current())
-                .or_else(|| metadata_text("traceparent")),
+            request_id,
+            traceparent,
             deadline: Router::deadline(extensions.get::<CallDeadline>().map(|d| d.remaining())),
             target_term: metadata
                 .contains_key(FORWARDED)

@@ -26,7 +26,7 @@ use crate::domain::{
     gates::Gates,
     queue::{Attempt, Gate, Lane, Picked, Queue, Shape, Share, Waiting},
     task::Task,
-    template::Template,
+    template::{self, Template},
 };
 
 type Create = (Arc<str>, Attempt);
@@ -123,7 +123,7 @@ impl Admission {
         });
         let waiting = Waiting {
             repository: Arc::from(task.spec.repository.as_str()),
-            priority: task.spec.priority(),
+            priority: template::priority(&task.spec.build_config),
             since: task.created,
             attempts: attempts.collect(),
         };

@@ -6,10 +6,10 @@ use tokio::time::{Duration, Instant, sleep};
 
 use super::{
     Scale as _,
-    test_api::{Api, Leader, until},
+    test_api::{Api, Leader, parsed, until},
 };
 use crate::{
-    domain::request::ScaleRequest,
+    domain::request::{ScaleDown, ScaleRequest},
     handler::{NotificationSink, Untold},
     proto::{WorkerStatusNotification, worker_status_notification::StatusType},
 };
@@ -69,12 +69,16 @@ fn request(workers: i32, id: &str) -> ScaleRequest {
 
 async fn up(leader: &Leader, workers: i32, id: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let answer = leader.manager.scale_up(request(workers, id), deadline);
+    let answer = leader
+        .manager
+        .scale_up(parsed(request(workers, id)), deadline);
     answer.await.unwrap();
 }
 
 async fn down(leader: &Leader, workers: i32, id: &str) {
-    let answer = leader.manager.scale_down(request(workers, id));
+    let answer = leader
+        .manager
+        .scale_down(ScaleDown::parse(request(workers, id)).unwrap());
     answer.await.unwrap();
 }
 

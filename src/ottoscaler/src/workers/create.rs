@@ -10,9 +10,9 @@ use crate::{
         names,
         queue::Attempt,
         refusal::{By, Refusal, Verdict},
-        request,
         task::Task,
         template::Template,
+        violation,
     },
 };
 
@@ -37,7 +37,7 @@ pub(super) async fn create(shared: &Shared, task: &Task, which: Attempt) -> Writ
         Ok(template) => template,
         // The policy became stricter since the task was taken.
         Err(found) => {
-            let text = request::in_words(&found);
+            let text = violation::in_words(&found);
             return WriteResult::Refused(Refusal::new(By::Policy, Verdict::Final, text));
         }
     };

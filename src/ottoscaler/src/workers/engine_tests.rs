@@ -6,13 +6,16 @@ use tokio::time::sleep;
 use super::{
     super::{
         Scale as _, notify,
-        test_api::{Api, Leader, until},
+        test_api::{Api, Leader, parsed, until},
         test_shared::{client, shared, status, task},
     },
     *,
 };
 use crate::{
-    domain::{request::ScaleRequest, task::Task},
+    domain::{
+        request::{ScaleDown, ScaleRequest},
+        task::Task,
+    },
     election::Pause,
     handler::{NotificationSink, Untold},
     proto::WorkerStatusNotification,
@@ -43,7 +46,7 @@ fn request(task: &str, workers: i32) -> ScaleRequest {
 async fn up(leader: &Leader, task: &str, workers: i32) {
     let answer = leader
         .manager
-        .scale_up(request(task, workers), Instant::now() + S(20));
+        .scale_up(parsed(request(task, workers)), Instant::now() + S(20));
     answer.await.unwrap();
 }
 
@@ -103,7 +106,8 @@ async fn a_pod_that_had_ended_when_it_was_to_be_deleted_goes_once_its_log_is_tak
     up(&leader, "t", 1).await;
     api.run_pod("otto-agent-t-1");
     sleep(S(30)).await;
-    let down = leader.manager.scale_down(request("t", 0));
+    let down = ScaleDown::parse(request("t", 0)).unwrap();
+    let down = leader.manager.scale_down(down);
     down.await.unwrap();
     // The delete that follows finds out; the watch tells later.
     let tell = api.end_pod_unseen("otto-agent-t-1");

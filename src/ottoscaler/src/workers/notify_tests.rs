@@ -11,7 +11,7 @@ use std::{
 use super::{
     super::{
         Scale as _,
-        test_api::{Api, Leader, until},
+        test_api::{Api, Leader, parsed, until},
     },
     *,
 };
@@ -93,7 +93,11 @@ async fn scale_up(leader: &Leader) {
         ..ScaleRequest::default()
     };
     let deadline = Instant::now() + Duration::from_secs(30);
-    let answer = leader.manager.scale_up(request, deadline).await.unwrap();
+    let answer = leader
+        .manager
+        .scale_up(parsed(request), deadline)
+        .await
+        .unwrap();
     assert_eq!(answer.kind, OutcomeKind::Success, "{answer:?}");
 }
 

@@ -23,10 +23,9 @@ use crate::{
         events::Note,
     },
     domain::{
-        names,
         refusal::Verdict,
-        request::{Outcome, OutcomeKind, Refusal, ScaleRequest},
-        task::{Task, TaskSpec, Verb, WORKER_BYTES, WorkerPhase},
+        request::{Outcome, OutcomeKind, Refusal, ScaleDown, ScaleUp},
+        task::{Task, Verb, WORKER_BYTES, WorkerPhase},
         victims,
         view::WorkerView,
     },
@@ -45,8 +44,8 @@ const SHED_LOOK: Duration = Duration::from_millis(100);
 #[tonic::async_trait]
 pub trait Scale: Send + Sync + std::fmt::Debug + 'static {
     /// Answers before `deadline`, after which nobody waits for the answer.
-    async fn scale_up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal>;
-    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal>;
+    async fn scale_up(&self, request: ScaleUp, deadline: Instant) -> Result<Outcome, Refusal>;
+    async fn scale_down(&self, request: ScaleDown) -> Result<Outcome, Refusal>;
 }
 
 /// What a request changed of its task.
@@ -73,8 +72,7 @@ impl Manager {
         }
     }
 
-    async fn up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
-        request.check_scale_up(&self.shared.policy)?;
+    async fn up(&self, request: ScaleUp, deadline: Instant) -> Result<Outcome, Refusal> {
         let last = last_moment(Instant::now(), deadline);
         let room_by = last.min(Instant::now() + ANSWER_WITHIN);
         self.wait_for_room(&request, room_by).await?;
@@ -130,17 +128,13 @@ impl Manager {
 
     /// Until there is room in etcd for what the request adds; finished tasks make some, the
     /// oldest first. What stays as it is needs none.
-    async fn wait_for_room(
-        &self,
-        request: &ScaleRequest,
-        deadline: Instant,
-    ) -> Result<(), Refusal> {
+    async fn wait_for_room(&self, request: &ScaleUp, deadline: Instant) -> Result<(), Refusal> {
         let Shared { index, limits, .. } = &*self.shared;
         let most = limits.max_stored_bytes;
-        let known = index.task(&names::task_name(&request.task_id));
+        let known = index.task(&request.task_name());
         let more = match known {
             Some(task) => {
-                let grown = request.worker_count.unsigned_abs();
+                let grown = request.spec().workers;
                 grown.saturating_sub(task.spec.top()) as usize * WORKER_BYTES
             }
             None => request.stored_bytes(),
@@ -187,10 +181,9 @@ impl Manager {
         })
     }
 
-    async fn down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
-        request.check_scale_down()?;
-        let wanted = request.worker_count.unsigned_abs();
-        let name = names::task_name(&request.task_id);
+    async fn down(&self, request: ScaleDown) -> Result<Outcome, Refusal> {
+        let wanted = request.workers();
+        let name = request.task_name();
         // Which workers end is told by what runs.
         self.shared.caught_up.cancelled().await;
         let _permit = self.task_write().await?;
@@ -198,9 +191,9 @@ impl Manager {
             let object = self.tasks().get_opt(&name).await.map_err(|e| refusal(&e))?;
             let Some(task) = object
                 .and_then(convert::task)
-                .filter(|t| t.spec.task_id == request.task_id)
+                .filter(|t| t.spec.task_id == request.task_id())
             else {
-                return Err(Refusal::NoSuchTask(request.task_id));
+                return Err(Refusal::NoSuchTask(request.task_id().to_owned()));
             };
             self.shared.index.wrote_task(task.clone());
             let nothing = |message: &str| {
@@ -213,7 +206,7 @@ impl Manager {
             let workers = self.shared.index.workers_of(&task);
             if task
                 .spec
-                .has_applied(&request.request_id, Verb::Down, wanted)
+                .has_applied(request.request_id(), Verb::Down, wanted)
             {
                 return Ok(ended_before(&task, workers, wanted));
             }
@@ -235,7 +228,7 @@ impl Manager {
             };
             let ids = task
                 .spec
-                .with_applied(&request.request_id, Verb::Down, wanted);
+                .with_applied(request.request_id(), Verb::Down, wanted);
             if let Some(task) = self.change_wanted(&task, stay, ended, ids).await? {
                 self.shared.index.wrote_task(task.clone());
                 let message = ending(victims.len(), wanted);
@@ -262,9 +255,9 @@ impl Manager {
     }
 
     /// Makes or grows the task.
-    async fn want(&self, request: &ScaleRequest) -> Result<Applied, Refusal> {
-        let name = names::task_name(&request.task_id);
-        let wanted = request.worker_count.unsigned_abs();
+    async fn want(&self, request: &ScaleUp) -> Result<Applied, Refusal> {
+        let name = request.task_name();
+        let wanted = request.spec().workers;
         for _ in 0..MAX_CONFLICTS {
             let known = match self.make(&name, request).await {
                 Ok(task) => return Ok(Applied::Made(task)),
@@ -278,8 +271,12 @@ impl Manager {
             };
             // None: deleted meanwhile; make it.
             let Some(task) = known else { continue };
-            let same = same_request(&task.spec, request);
-            if same.is_ok() && task.spec.has_applied(&request.request_id, Verb::Up, wanted) {
+            let same = request.check_same(&task.spec);
+            if same.is_ok()
+                && task
+                    .spec
+                    .has_applied(request.request_id(), Verb::Up, wanted)
+            {
                 return Ok(Applied::Repeated(task));
             }
             if task.deleting {
@@ -295,7 +292,7 @@ impl Manager {
             let ended = task.spec.ended_after_growth(wanted);
             let ids = task
                 .spec
-                .with_applied(&request.request_id, Verb::Up, wanted);
+                .with_applied(request.request_id(), Verb::Up, wanted);
             if let Some(task) = self.change_wanted(&task, wanted, ended, ids).await? {
                 return Ok(Applied::Grown(task));
             }
@@ -306,35 +303,13 @@ impl Manager {
     }
 
     #[tracing::instrument(level = "info", name = "create task", skip_all, fields(task = name))]
-    async fn make(&self, name: &str, request: &ScaleRequest) -> kube::Result<Task> {
-        let spec = TaskSpec {
-            task_id: request.task_id.clone(),
-            repository: request.repository.clone(),
-            commit_sha: request.commit_sha.clone(),
-            workers: request.worker_count.unsigned_abs(),
-            ended: BTreeSet::new(),
-            digest: TaskSpec::digest_of(
-                &request.repository,
-                &request.commit_sha,
-                &request.build_config,
-            ),
-            build_config: request.build_config.clone(),
-            triggered_by: request.triggered_by.clone(),
-            reason: request.reason.clone(),
-            metadata: request.metadata.clone(),
-            request_ids: TaskSpec::default().with_applied(
-                &request.request_id,
-                Verb::Up,
-                request.worker_count.unsigned_abs(),
-            ),
-            traceparent: request.traceparent.clone(),
-        };
+    async fn make(&self, name: &str, request: &ScaleUp) -> kube::Result<Task> {
         let object = WorkerTask {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 ..ObjectMeta::default()
             },
-            spec: WorkerTaskSpec(spec),
+            spec: WorkerTaskSpec(request.spec().clone()),
             status: None,
         };
         let answer = self.tasks().create(&PostParams::default(), &object).await?;
@@ -369,11 +344,11 @@ impl Manager {
 
 #[tonic::async_trait]
 impl Scale for Manager {
-    async fn scale_up(&self, request: ScaleRequest, deadline: Instant) -> Result<Outcome, Refusal> {
+    async fn scale_up(&self, request: ScaleUp, deadline: Instant) -> Result<Outcome, Refusal> {
         self.while_leading(self.up(request, deadline)).await
     }
 
-    async fn scale_down(&self, request: ScaleRequest) -> Result<Outcome, Refusal> {
+    async fn scale_down(&self, request: ScaleDown) -> Result<Outcome, Refusal> {
         self.while_leading(self.down(request)).await
     }
 }
@@ -415,32 +390,6 @@ pub(super) fn outcome_of(
         task_version: task.resource_version,
         pod_version,
     }
-}
-
-/// The task id is this request's.
-fn same_request(spec: &TaskSpec, request: &ScaleRequest) -> Result<(), Refusal> {
-    let digest = TaskSpec::digest_of(
-        &request.repository,
-        &request.commit_sha,
-        &request.build_config,
-    );
-    if digest == spec.digest && spec.task_id == request.task_id {
-        return Ok(());
-    }
-    let differs = [
-        ("task_id", spec.task_id != request.task_id),
-        ("repository", spec.repository != request.repository),
-        ("commit_sha", spec.commit_sha != request.commit_sha),
-        ("build_config", spec.build_config != request.build_config),
-    ];
-    Err(Refusal::Conflict {
-        task_id: request.task_id.clone(),
-        fields: differs
-            .into_iter()
-            .filter(|(_, d)| *d)
-            .map(|(f, _)| f)
-            .collect(),
-    })
 }
 
 /// What a failed write of a task means for the client.

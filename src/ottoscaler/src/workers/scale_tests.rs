@@ -2,10 +2,11 @@
 use std::sync::Arc;
 
 use super::{
-    super::test_api::{Api, Leader, until},
+    super::test_api::{Api, Leader, parsed, until},
     *,
 };
 use crate::{
+    domain::request::ScaleRequest,
     handler::{NotificationSink, Untold},
     proto::WorkerStatusNotification,
 };
@@ -38,12 +39,16 @@ fn request(workers: i32, id: &str) -> ScaleRequest {
 
 async fn up(leader: &Leader, workers: i32, id: &str, within: Duration) -> Outcome {
     let deadline = Instant::now() + within;
-    let answer = leader.manager.scale_up(request(workers, id), deadline);
+    let answer = leader
+        .manager
+        .scale_up(parsed(request(workers, id)), deadline);
     answer.await.unwrap()
 }
 
 async fn down(leader: &Leader, workers: i32, id: &str) -> Outcome {
-    let answer = leader.manager.scale_down(request(workers, id));
+    let answer = leader
+        .manager
+        .scale_down(ScaleDown::parse(request(workers, id)).unwrap());
     answer.await.unwrap()
 }
 
@@ -190,9 +195,10 @@ async fn a_task_that_is_being_deleted_is_waited_for_and_made_anew() {
     api.run_pod(pod);
     api.delete_task_in_foreground("t");
     api.delete_pod(pod);
-    let short = leader
-        .manager
-        .scale_up(request(1, "b"), Instant::now() + Duration::from_secs(3));
+    let short = leader.manager.scale_up(
+        parsed(request(1, "b")),
+        Instant::now() + Duration::from_secs(3),
+    );
     let refused = short.await.unwrap_err();
     let is_told = matches!(&refused, Refusal::Unavailable(why) if why.contains("being deleted"));
     assert!(is_told, "{refused:?}");

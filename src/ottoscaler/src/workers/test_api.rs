@@ -23,6 +23,7 @@ use super::{Manager, Metrics, Parts};
 use crate::{
     cluster::{POD_KEY, watch::WatchHandler as _},
     config::Config,
+    domain::request::{ScaleRequest, ScaleUp},
     election::{Clock, Clocks, Pause, Time},
     handler::{Drained, NotificationSink},
     index::{Index, PodFeed, TaskFeed},
@@ -519,4 +520,10 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
     };
     let so = tokio::time::timeout(Duration::from_secs(60), so).await;
     assert!(so.is_ok(), "never so: {what}");
+}
+
+/// A request that the default policy takes.
+pub(super) fn parsed(request: ScaleRequest) -> ScaleUp {
+    let policy = Config::from_lookup(&|_| None).unwrap().worker;
+    ScaleUp::parse(request, &policy).unwrap()
 }

@@ -4,7 +4,10 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::volumes;
-use crate::domain::{task::Task, template::Template};
+use crate::domain::{
+    task::Task,
+    template::{OURS, Template, Variable},
+};
 
 /// Of the programs that look at their certificates elsewhere.
 const CA_VARIABLES: [&str; 3] = ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO"];
@@ -26,15 +29,8 @@ pub(super) fn environment(
     if template.ca_bundle.is_some() {
         values.extend(CA_VARIABLES.map(|name| (name.to_owned(), volumes::ca_file())));
     }
-    let ours = [
-        ("OTTO_TASK_ID", spec.task_id.clone()),
-        ("OTTO_REPOSITORY", spec.repository.clone()),
-        ("OTTO_COMMIT_SHA", spec.commit_sha.clone()),
-        ("OTTO_WORKER_INDEX", index.to_string()),
-        ("OTTO_WORKER_COUNT", spec.workers.to_string()),
-        ("OTTO_ATTEMPT", attempt.to_string()),
-    ];
-    values.extend(ours.map(|(k, v)| (k.to_owned(), v)));
+    let value = |ours: &Variable| (ours.name.to_owned(), ours.value(spec, index, attempt));
+    values.extend(OURS.iter().map(value));
     values.extend(
         spec.traceparent
             .clone()

@@ -198,8 +198,8 @@ fn the_build_config_becomes_environment_but_cannot_disguise_a_worker() {
     assert_eq!(env["MODE"], "fast");
     assert_eq!(env["OTTO_WORKER_INDEX"], "2");
     assert_eq!(env["OTTO_TASK_ID"], "T_1");
-    for name in OURS {
-        assert!(env.contains_key(name), "{name}");
+    for ours in OURS {
+        assert!(env.contains_key(ours.name), "{}", ours.name);
     }
 }
 

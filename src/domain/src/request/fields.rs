@@ -1,0 +1,111 @@
+//! What a field of a request may hold.
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
+use crate::{
+    names,
+    violation::{TOLD_ENTRIES, Violations, entry},
+};
+
+/// Bytes of a task id, repository, commit and the like.
+const MAX_TEXT: usize = 256;
+/// Bytes of a value of a map, and of the reason.
+const MAX_VALUE: usize = 32 * 1024;
+/// Entries of a map.
+const MAX_ENTRIES: usize = 128;
+/// Bytes of a map in all.
+const MAX_MAP_BYTES: usize = 128 * 1024;
+
+pub(super) fn task_id(found: &mut Violations, text: &str) {
+    if text.trim().is_empty() {
+        found.add("task_id", "must not be empty");
+    }
+    line(found, "task_id", text);
+}
+
+/// A short text without control characters.
+pub(super) fn line(found: &mut Violations, field: &str, text: &str) {
+    bounded(found, field, text, MAX_TEXT);
+    if text.chars().any(char::is_control) {
+        found.add(field, "must have no control characters");
+    }
+}
+
+/// A short text.
+pub(super) fn short(found: &mut Violations, field: &str, text: &str) {
+    if text.len() > MAX_TEXT {
+        found.add(field, format!("must have at most {MAX_TEXT} bytes"));
+    }
+}
+
+/// A text of any characters.
+pub(super) fn text(found: &mut Violations, field: &str, text: &str) {
+    bounded(found, field, text, MAX_VALUE);
+}
+
+/// Returns the count, or 0 where it is wrong.
+pub(super) fn worker_count(
+    found: &mut Violations,
+    count: i32,
+    range: RangeInclusive<u32>,
+    least: &str,
+) -> u32 {
+    match u32::try_from(count).ok().filter(|n| range.contains(n)) {
+        Some(count) => count,
+        None => {
+            let most = range.end();
+            found.add(
+                "worker_count",
+                format!("must be from {least} to {most}, not {count}"),
+            );
+            0
+        }
+    }
+}
+
+pub(super) fn map(found: &mut Violations, field: &str, map: &BTreeMap<String, String>) {
+    if map.len() > MAX_ENTRIES {
+        found.add(
+            field,
+            format!("must have at most {MAX_ENTRIES} entries, not {}", map.len()),
+        );
+    }
+    let bytes: usize = map.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if bytes > MAX_MAP_BYTES {
+        found.add(
+            field,
+            format!("must have at most {MAX_MAP_BYTES} bytes in all, not {bytes}"),
+        );
+    }
+    let too_long = map
+        .iter()
+        .filter(|(k, v)| k.len() > MAX_TEXT || v.len() > MAX_VALUE);
+    for (key, value) in too_long.take(TOLD_ENTRIES) {
+        let entry = entry(field, key);
+        bounded(found, &entry, key, MAX_TEXT);
+        bounded(found, &entry, value, MAX_VALUE);
+    }
+    if map.values().any(|v| v.contains('\0')) {
+        found.add(field, "must have no NUL bytes");
+    }
+}
+
+/// The keys of a map become variables of an environment.
+pub(super) fn variables(found: &mut Violations, field: &str, map: &BTreeMap<String, String>) {
+    let wrong = map.keys().filter(|key| !names::is_env_name(key));
+    for key in wrong.take(TOLD_ENTRIES) {
+        found.add_entry(
+            field,
+            key,
+            "must be an environment variable name (letters, digits, underscore, no digit first)",
+        );
+    }
+}
+
+fn bounded(found: &mut Violations, field: &str, text: &str, max: usize) {
+    if text.len() > max {
+        found.add(
+            field,
+            format!("must have at most {max} bytes, not {}", text.len()),
+        );
+    }
+}
