@@ -19,5 +19,4 @@ pub mod telemetry;
 pub mod workers;
 
 pub use api as proto;
-pub use args as config;
 pub use domain;

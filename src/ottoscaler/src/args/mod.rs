@@ -30,11 +30,6 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::domain::template::Policy;
 
-// Names of before, until each part has taken its own.
-pub use self::{
-    HandlerOptions as Handler, LeaseOptions as Lease, Options as Config, ReplicaOptions as Replica,
-    TelemetryOptions as Telemetry,
-};
 pub use invalid::Invalid;
 pub use lease::LeaseOptions;
 pub use limits::Limits;

@@ -162,9 +162,7 @@ fn the_bounds_are_those_of_a_request() {
         build_config: (0..128).map(|n| (format!("K{n}"), String::new())).collect(),
         ..ScaleRequest::default()
     };
-    let policy = crate::config::Config::from_lookup(&|_| None)
-        .unwrap()
-        .worker;
+    let policy = crate::args::Options::from_lookup(&|_| None).unwrap().worker;
     let check = |change: &dyn Fn(&mut ScaleRequest)| {
         let mut request = request.clone();
         change(&mut request);

@@ -41,7 +41,7 @@ struct Replica {
 
 async fn replica() -> Replica {
     let index = Index::default();
-    let config = crate::config::Config::from_lookup(&|_| None).unwrap();
+    let config = crate::args::Options::from_lookup(&|_| None).unwrap();
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let nowhere = kube::Client::try_from(nowhere).unwrap();
     let (_, leadership) = Leadership::channel();

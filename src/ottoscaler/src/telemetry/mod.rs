@@ -30,7 +30,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{Invalid, LogFormat, OWN_TARGETS, Telemetry};
+use crate::args::{Invalid, LogFormat, OWN_TARGETS, TelemetryOptions};
 
 pub use propagation::{inject, set_parent_from, set_parent_from_headers, traceparent};
 
@@ -57,7 +57,11 @@ impl TracerGuard {
 ///
 /// # Errors
 /// Returns [`Invalid`] when a setting of the exporter cannot be used.
-pub fn init(settings: &Telemetry, replica: &str, namespace: &str) -> anyhow::Result<TracerGuard> {
+pub fn init(
+    settings: &TelemetryOptions,
+    replica: &str,
+    namespace: &str,
+) -> anyhow::Result<TracerGuard> {
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let provider = match &settings.otel_exporter_otlp_endpoint {
         None => None,
@@ -106,7 +110,7 @@ fn own_targets() -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
 /// # Errors
 /// Returns an error when the level is not a valid filter.
 pub(crate) fn log_layer<S>(
-    settings: &Telemetry,
+    settings: &TelemetryOptions,
     writer: impl for<'w> MakeWriter<'w> + Send + Sync + 'static,
 ) -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
 where

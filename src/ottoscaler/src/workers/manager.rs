@@ -12,8 +12,8 @@ use super::{
     shared::Shared,
 };
 use crate::{
+    args::Limits,
     cluster::events::{self, Publisher},
-    config,
     domain::template::Policy,
     election::{Clocks, LeaderClient, Pause},
     handler::{Drained, NotificationSink},
@@ -27,7 +27,7 @@ pub struct Parts {
     pub index: Index,
     pub drained: Drained,
     pub policy: Arc<Policy>,
-    pub limits: config::Limits,
+    pub limits: Limits,
     pub metrics: Metrics,
     pub pause: Pause,
     /// Deadlines run on the leader's; it is compared with the API server's.

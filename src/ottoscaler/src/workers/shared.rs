@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{metrics::Metrics, scheduler::Scheduler};
 use crate::{
+    args::Limits,
     cluster::{
         crd::WorkerTask,
         events::{EventQueue, Note},
     },
-    config,
     domain::{
         conditions::{QUEUED, WaitReason},
         pod::Pod,
@@ -57,7 +57,7 @@ pub(super) struct Shared {
     /// Woken when somebody waits for room that history takes.
     pub(super) shed: Notify,
     pub(super) drained: Drained,
-    pub(super) limits: config::Limits,
+    pub(super) limits: Limits,
     pub(super) metrics: Metrics,
     /// The index knows all that the predecessor wrote.
     pub(super) caught_up: CancellationToken,

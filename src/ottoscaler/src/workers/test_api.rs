@@ -21,8 +21,8 @@ use tower::Layer as _;
 
 use super::{Manager, Metrics, Parts};
 use crate::{
+    args::Options,
     cluster::{POD_KEY, watch::WatchHandler as _},
-    config::Config,
     domain::request::{ScaleRequest, ScaleUp},
     election::{Clock, Clocks, Pause, Time},
     handler::{Drained, NotificationSink},
@@ -480,7 +480,7 @@ impl Leader {
     ) -> Self {
         let lookup = |name: &str| settings.iter().find(|(n, _)| *n == name);
         let lookup = |name: &str| lookup(name).map(|(_, value)| (*value).to_owned());
-        let config = Config::from_lookup(&lookup).unwrap();
+        let config = Options::from_lookup(&lookup).unwrap();
         let term = format!("lease/{n}/h").parse().unwrap();
         let (pause, paused) = Pause::channel(false);
         let caught_up = CancellationToken::new();
@@ -524,6 +524,6 @@ pub(super) async fn until(what: &str, is_so: impl Fn() -> bool) {
 
 /// A request that the default policy takes.
 pub(super) fn parsed(request: ScaleRequest) -> ScaleUp {
-    let policy = Config::from_lookup(&|_| None).unwrap().worker;
+    let policy = Options::from_lookup(&|_| None).unwrap().worker;
     ScaleUp::parse(request, &policy).unwrap()
 }

@@ -14,7 +14,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    config::Config,
+    args::Options,
     domain::task::{Task, TaskSpec},
     election::{Clocks, Pause},
     handler::Drained,
@@ -50,7 +50,7 @@ pub(super) fn status(code: u16, reason: &str, message: &str) -> (u16, Value) {
 pub(super) fn shared(client: kube::Client, pause: Pause, settings: &[(&str, &str)]) -> Arc<Shared> {
     let lookup = |name: &str| settings.iter().find(|(n, _)| *n == name);
     let lookup = |name: &str| lookup(name).map(|(_, value)| (*value).to_owned());
-    let config = Config::from_lookup(&lookup).unwrap();
+    let config = Options::from_lookup(&lookup).unwrap();
     let caught_up = CancellationToken::new();
     caught_up.cancel();
     let parts = Parts {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::{
-    config::Config,
+    args::Options,
     domain::{
         task::TaskSpec,
         template::{KEYS, OURS, Policy},
@@ -15,7 +15,7 @@ use crate::{
 
 fn policy(settings: &[(&str, &str)]) -> Policy {
     let value = |name: &str| settings.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
-    let config = Config::from_lookup(&|name| value(name).map(str::to_owned));
+    let config = Options::from_lookup(&|name| value(name).map(str::to_owned));
     config.unwrap().worker
 }
 
