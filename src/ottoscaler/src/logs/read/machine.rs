@@ -341,10 +341,10 @@ impl TailMachine {
         if at_once {
             return self.close(Why::Ended, now);
         }
-        let due = now + self.reopen.delay();
         if !followed {
-            return self.close(Why::Ended, due);
+            return self.close_for_a_while(Why::Ended, now);
         }
+        let due = now + self.reopen.delay();
         self.state = TailState::AwaitingStatus {
             until: due.max(now + self.ends.retry_after()),
             look_at: now,

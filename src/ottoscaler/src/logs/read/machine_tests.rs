@@ -230,6 +230,36 @@ fn a_probe_that_a_line_overtook_changes_nothing() {
     assert_eq!(at.tell(Input::Probed { found_more: true }), "wait");
 }
 
+/// Between two reads lines may be printed and rotated away.
+#[test]
+fn a_log_that_is_polled_is_not_open_between_its_reads() {
+    for (failure, first) in [
+        (Failure::Broken, "line 0"),
+        (Failure::CannotFollow, "gap read late"),
+    ] {
+        let mut at = At::new(None);
+        at.machine = TailMachine::new(None).of_container_started(Some(START));
+        at.tell(Input::Tick(RUNS));
+        at.tell(Input::Failed(failure, RUNS));
+        let polls = failure == Failure::CannotFollow;
+        for _ in 0..5 {
+            at.until(if polls { "read" } else { "follow" }, RUNS);
+            at.tell(Input::Opened(RUNS));
+            if !polls {
+                break;
+            }
+            at.ended(RUNS);
+        }
+        if polls {
+            at.until("read", RUNS);
+            at.tell(Input::Opened(RUNS));
+        }
+        at.now = at.now.max(seconds(12));
+        let age = at.now;
+        assert_eq!(at.tell(Input::Line(line(0, age))), first);
+    }
+}
+
 /// A connection can be dead without an end.
 #[test]
 fn a_follow_that_stays_silent_after_the_containers_end_is_given_up() {
