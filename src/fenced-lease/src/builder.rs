@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 use tokio::runtime::Handle;
 
 use crate::{
-    Clock, Contender, Identity, InvalidTimings, Timings,
+    BuildError, Clock, Contender, Identity, Timings,
     event::{Event, Observer},
     keys::Keys,
     policy::FencePolicy,
@@ -30,21 +30,6 @@ impl LeaseRef {
             name: name.into(),
         }
     }
-}
-
-/// Why no contender can be made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// The timings are not safe; see [`Timings::validate`].
-    #[error(transparent)]
-    Timings(#[from] InvalidTimings),
-    /// No identity was given; see [`ContenderBuilder::identity`].
-    #[error("a contender needs an identity with a name")]
-    NoIdentity,
-    /// An annotation prefix or field manager that the API server would refuse.
-    #[error("{0:?} is no annotation prefix or field manager")]
-    Name(String),
 }
 
 /// Configures a [`Contender`]; see [`Contender::builder`].

@@ -28,7 +28,7 @@ use crate::{
     lease::{AcquireReason, Standing},
     proof,
     term::Term,
-    watch::{self as lease_watch, Change},
+    watch::{self as lease_watch, Change, jitter},
 };
 
 /// The longest time of one request of the Lease; well below the renew deadline.
@@ -322,12 +322,6 @@ fn term_of(lease: &Lease) -> Option<Term> {
         transitions: spec.lease_transitions.unwrap_or(0),
         holder,
     })
-}
-
-/// A random delay: contenders that wake together should not write together.
-pub(crate) fn jitter() -> Duration {
-    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-    Duration::from_millis(RandomState::new().build_hasher().finish() % 20)
 }
 
 #[cfg(test)]

@@ -1,5 +1,22 @@
-//! Errors as they may be logged.
+//! The errors of a builder, and errors as they may be logged.
 use std::{error::Error, fmt};
+
+use crate::InvalidTimings;
+
+/// Why no contender can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The timings are not safe; see [`Timings::validate`](crate::Timings::validate).
+    #[error(transparent)]
+    Timings(#[from] InvalidTimings),
+    /// No identity was given; see [`ContenderBuilder::identity`](crate::ContenderBuilder::identity).
+    #[error("a contender needs an identity with a name")]
+    NoIdentity,
+    /// An annotation prefix or field manager that the API server would refuse.
+    #[error("{0:?} is no annotation prefix or field manager")]
+    Name(String),
+}
 
 /// An error without what the API server answered, which may quote objects and the secrets in
 /// them. The status code says what happened.

@@ -1,5 +1,5 @@
 //! The names under which a contender writes.
-use crate::builder::BuildError;
+use crate::error::BuildError;
 
 /// Prefix of the annotations, and the field manager.
 #[derive(Debug, Clone, PartialEq, Eq)]

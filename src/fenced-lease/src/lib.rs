@@ -106,10 +106,11 @@ mod watch;
 
 #[cfg(feature = "client")]
 pub use crate::{
-    builder::{BuildError, ContenderBuilder, LeaseRef},
+    builder::{ContenderBuilder, LeaseRef},
     clock::{Clock, System, Time},
     clocks::{Clocks, Dated, LeaderTime},
     contender::Contender,
+    error::BuildError,
     event::{Barrier, EndReason, Event},
     fence::{CannotCarryTerm, LeaderClient, NotLeading},
     heartbeat::Heartbeat,

@@ -17,7 +17,7 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 
-use crate::{contender::jitter, error::Loggable};
+use crate::error::Loggable;
 
 /// The API server ends a watch after this time. A bookmark comes just before, so a silent
 /// connection is noticed without waiting for the bookmarks that come once a minute.
@@ -224,6 +224,12 @@ fn decode<K: DeserializeOwned>(object: DynamicObject) -> Option<K> {
         );
     }
     decoded.ok()
+}
+
+/// Returns a random delay, because contenders that wake together should not write together.
+pub(crate) fn jitter() -> Duration {
+    use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+    Duration::from_millis(RandomState::new().build_hasher().finish() % 20)
 }
 
 #[cfg(test)]
