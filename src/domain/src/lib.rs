@@ -13,6 +13,7 @@
 //! | Module | What it decides or holds |
 //! |---|---|
 //! | [`request`] | Whether a ScaleUp, a ScaleDown or a selection of workers is legal, and what it changes. |
+//! | [`violation`] | How a wrong field of a request is described. |
 //! | [`template`] | What the pods of a task look like, within what the installer's policy allows. |
 //! | [`names`] | The names, keys and labels of tasks and pods. |
 //! | [`quantity`] | How amounts and durations are parsed. |
@@ -37,6 +38,7 @@
 //! | [`victims`] | Which workers a ScaleDown ends. |
 //! | [`janitor`] | Which pods and finished tasks are garbage. |
 //! | [`view`] | What clients see of a worker. |
+#![deny(missing_docs)]
 pub mod conditions;
 pub mod containers;
 pub mod deleted_task;

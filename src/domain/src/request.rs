@@ -1,7 +1,7 @@
-//! Requests of otto-handler: what is legal, and what can come of them.
+//! Checks the requests of otto-handler, and defines their outcomes.
 //!
-//! Invariant: a [`ScaleUp`] or [`ScaleDown`] has passed every check. It can be had by its
-//! `parse` only, so what takes one need not check again.
+//! Invariants: a [`ScaleUp`] or a [`ScaleDown`] has passed every check. Only its `parse`
+//! creates one, so that what takes one need not check again.
 mod fields;
 mod outcome;
 mod selection;
@@ -18,34 +18,44 @@ use super::{
 pub use outcome::{Outcome, OutcomeKind, Refusal};
 pub use selection::Selection;
 
-/// Bytes of a stored task beside its workers and what the request carries.
+/// The greatest size of a stored task without its workers and what the request carries, in
+/// bytes.
 const TASK_OVERHEAD: usize = 24 * 1024;
 
-/// A request as it came: unchecked.
+/// A `ScaleRequest` is a request as it came, before any check.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ScaleRequest {
+    /// The id of the task.
     pub task_id: String,
+    /// The repository that the workers build.
     pub repository: String,
+    /// The commit that the workers build.
     pub commit_sha: String,
+    /// The number of workers that are wanted.
     pub worker_count: i32,
+    /// The environment variables of the workers, and `OTTO_` keys.
     pub build_config: BTreeMap<String, String>,
+    /// Who or what triggered the request.
     pub triggered_by: String,
+    /// The reason of the request, for people.
     pub reason: String,
+    /// The metadata of the request.
     pub metadata: BTreeMap<String, String>,
-    /// One per call of the client, the same on a repeat.
+    /// The id of the client's call, the same when the call is repeated.
     pub request_id: String,
+    /// The W3C trace context of the call.
     pub traceparent: Option<String>,
 }
 
-/// A ScaleUp that has passed every check.
+/// A `ScaleUp` is a ScaleUp request that has passed every check.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScaleUp {
-    /// The task as it is made if there is none.
+    /// The spec of the task if it does not exist yet.
     spec: TaskSpec,
     request_id: String,
 }
 
-/// A ScaleDown that has passed every check.
+/// A `ScaleDown` is a ScaleDown request that has passed every check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaleDown {
     task_id: String,
@@ -54,8 +64,10 @@ pub struct ScaleDown {
 }
 
 impl ScaleUp {
+    /// Checks a request against the bounds of this version and the installer's policy.
+    ///
     /// # Errors
-    /// [`Refusal::Invalid`] with every wrong field.
+    /// Returns [`Refusal::Invalid`] with every wrong field.
     pub fn parse(request: ScaleRequest, policy: &Policy) -> Result<Self, Refusal> {
         let ScaleRequest {
             task_id,
@@ -104,11 +116,12 @@ impl ScaleUp {
             .map_err(Refusal::Invalid)
     }
 
-    /// Returns the task as it is made if there is none.
+    /// Returns the spec of the task if it does not exist yet.
     pub fn spec(&self) -> &TaskSpec {
         &self.spec
     }
 
+    /// Returns the id of the client's call.
     pub fn request_id(&self) -> &str {
         &self.request_id
     }
@@ -118,15 +131,15 @@ impl ScaleUp {
         names::task_name(&self.spec.task_id)
     }
 
-    /// Returns what the task that it asks for may come to in etcd, about.
+    /// Returns about how many bytes the task may come to take in etcd.
     pub fn stored_bytes(&self) -> usize {
         self.spec.bytes() + self.spec.workers as usize * WORKER_BYTES
     }
 
-    /// Checks that `known`, a task of the same name, was made by such a request.
+    /// Checks that `known`, a task of the same name, was created by such a request.
     ///
     /// # Errors
-    /// [`Refusal::Conflict`] with every field that differs.
+    /// Returns [`Refusal::Conflict`] with every field that differs.
     pub fn check_same(&self, known: &TaskSpec) -> Result<(), Refusal> {
         let asked = &self.spec;
         if asked.digest == known.digest && asked.task_id == known.task_id {
@@ -147,8 +160,10 @@ impl ScaleUp {
 }
 
 impl ScaleDown {
+    /// Checks a request against the bounds of this version.
+    ///
     /// # Errors
-    /// [`Refusal::Invalid`] with every wrong field.
+    /// Returns [`Refusal::Invalid`] with every wrong field.
     pub fn parse(request: ScaleRequest) -> Result<Self, Refusal> {
         let mut found = Violations::default();
         fields::task_id(&mut found, &request.task_id);
@@ -162,6 +177,7 @@ impl ScaleDown {
         found.none_or(parsed).map_err(Refusal::Invalid)
     }
 
+    /// Returns the id of the task.
     pub fn task_id(&self) -> &str {
         &self.task_id
     }
@@ -171,6 +187,7 @@ impl ScaleDown {
         self.workers
     }
 
+    /// Returns the id of the client's call.
     pub fn request_id(&self) -> &str {
         &self.request_id
     }
@@ -181,13 +198,14 @@ impl ScaleDown {
     }
 }
 
-/// Bytes of build_config, metadata and reason that a task of so many workers may
-/// carry: in JSON, as they are stored.
+/// Returns how many bytes of build_config, metadata and reason a task of so many workers may
+/// carry, in JSON, as they are stored.
 pub fn room_for_maps(workers: u32) -> usize {
     let workers = WORKER_BYTES * workers.min(MAX_TASK_WORKERS) as usize;
     MAX_TASK_BYTES.saturating_sub(TASK_OVERHEAD + workers)
 }
 
+/// Checks that the spec and its workers fit into one object.
 fn size(found: &mut Violations, spec: &TaskSpec) {
     let carried = (&spec.build_config, &spec.metadata, &spec.reason);
     let bytes = serde_json::to_string(&carried).map_or(usize::MAX, |json| json.len());

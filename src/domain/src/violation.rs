@@ -1,22 +1,26 @@
-//! What is wrong with a request, field by field.
+//! Describes what is wrong with a request, field by field.
 
-/// The entries of one field that are told; a request may have thousands.
+/// The greatest number of entries of one field that are reported; a request may have
+/// thousands.
 pub(crate) const TOLD_ENTRIES: usize = 8;
-/// Characters of the caller's text that are told again.
+/// The greatest number of characters of the caller's text that a description quotes.
 const TOLD_CHARS: usize = 64;
 
-/// One field that is wrong, and what it takes.
+/// A `Violation` says that a field of a request is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
+    /// The name of the field, as in `build_config[OTTO_IMAGE]`.
     pub field: String,
+    /// What the field must be, as the rest of a sentence that begins with its name.
     pub description: String,
 }
 
-/// Collects what is wrong, so that the caller hears of everything at once.
+/// A `Violations` collects what is wrong, so that the caller learns of everything at once.
 #[derive(Debug, Default)]
 pub(crate) struct Violations(Vec<Violation>);
 
 impl Violations {
+    /// Adds what is wrong with a field.
     pub(crate) fn add(&mut self, field: &str, description: impl Into<String>) {
         self.0.push(Violation {
             field: field.to_owned(),
@@ -29,15 +33,17 @@ impl Violations {
         self.add(&entry(map, key), description);
     }
 
+    /// Adds violations that were collected elsewhere.
     pub(crate) fn extend(&mut self, others: Vec<Violation>) {
         self.0.extend(others);
     }
 
+    /// Reports whether nothing was wrong.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns `value` if nothing was wrong.
+    /// Returns `value` if nothing was wrong, else the violations.
     pub(crate) fn none_or<T>(self, value: T) -> Result<T, Vec<Violation>> {
         if self.0.is_empty() {
             Ok(value)
@@ -52,7 +58,7 @@ pub(crate) fn entry(map: &str, key: &str) -> String {
     format!("{map}[{}]", clip(key))
 }
 
-/// Returns what is told of the caller's text.
+/// Returns the part of the caller's text that a description quotes.
 pub(crate) fn clip(text: &str) -> String {
     text.chars().take(TOLD_CHARS).collect()
 }

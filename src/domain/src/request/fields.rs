@@ -1,4 +1,4 @@
-//! What a field of a request may hold.
+//! Checks the fields of a request.
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use crate::{
@@ -6,13 +6,13 @@ use crate::{
     violation::{TOLD_ENTRIES, Violations, entry},
 };
 
-/// Bytes of a task id, repository, commit and the like.
+/// The greatest size of a task id, repository, commit and the like, in bytes.
 const MAX_TEXT: usize = 256;
-/// Bytes of a value of a map, and of the reason.
+/// The greatest size of a value of a map, and of the reason, in bytes.
 const MAX_VALUE: usize = 32 * 1024;
-/// Entries of a map.
+/// The greatest number of entries of a map.
 const MAX_ENTRIES: usize = 128;
-/// Bytes of a map in all.
+/// The greatest size of a map, in bytes.
 const MAX_MAP_BYTES: usize = 128 * 1024;
 
 pub(super) fn task_id(found: &mut Violations, text: &str) {
@@ -22,7 +22,7 @@ pub(super) fn task_id(found: &mut Violations, text: &str) {
     line(found, "task_id", text);
 }
 
-/// A short text without control characters.
+/// Checks a short text without control characters.
 pub(super) fn line(found: &mut Violations, field: &str, text: &str) {
     bounded(found, field, text, MAX_TEXT);
     if text.chars().any(char::is_control) {
@@ -30,19 +30,19 @@ pub(super) fn line(found: &mut Violations, field: &str, text: &str) {
     }
 }
 
-/// A short text.
+/// Checks the length of a short text.
 pub(super) fn short(found: &mut Violations, field: &str, text: &str) {
     if text.len() > MAX_TEXT {
         found.add(field, format!("must have at most {MAX_TEXT} bytes"));
     }
 }
 
-/// A text of any characters.
+/// Checks a text of any characters.
 pub(super) fn text(found: &mut Violations, field: &str, text: &str) {
     bounded(found, field, text, MAX_VALUE);
 }
 
-/// Returns the count, or 0 where it is wrong.
+/// Checks a number of workers. Returns it, or 0 if it is wrong.
 pub(super) fn worker_count(
     found: &mut Violations,
     count: i32,
@@ -89,7 +89,7 @@ pub(super) fn map(found: &mut Violations, field: &str, map: &BTreeMap<String, St
     }
 }
 
-/// The keys of a map become variables of an environment.
+/// Checks that the keys of a map are names of environment variables.
 pub(super) fn variables(found: &mut Violations, field: &str, map: &BTreeMap<String, String>) {
     let wrong = map.keys().filter(|key| !names::is_env_name(key));
     for key in wrong.take(TOLD_ENTRIES) {

@@ -1,4 +1,4 @@
-//! Which workers a status request selects.
+//! Decides which workers a status request selects.
 use super::{Refusal, fields};
 use crate::{
     task::Task,
@@ -6,17 +6,20 @@ use crate::{
     violation::{Violations, clip},
 };
 
-/// Which workers a status request selects.
+/// A `Selection` says which workers a status request selects: those that meet every filter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Selection {
+    /// The id of the task; None selects all tasks.
     pub task_id: Option<String>,
+    /// The name of the pod; None selects all pods.
     pub pod_name: Option<String>,
+    /// The state of the worker; None selects all states.
     pub state: Option<ClientState>,
 }
 
 impl Selection {
-    /// Whether it selects a worker of a task. The id itself decides: two ids may
-    /// have one name.
+    /// Reports whether the selection has a worker of a task. It compares task ids, because
+    /// the name of a WorkerTask does not tell its id.
     pub fn selects(&self, task: &Task, worker: &WorkerView) -> bool {
         let Self {
             task_id,
@@ -28,8 +31,10 @@ impl Selection {
             && state.is_none_or(|state| state == worker.state())
     }
 
+    /// Parses the filters of a request; an empty one selects all.
+    ///
     /// # Errors
-    /// [`Refusal::Invalid`] for a filter that names no state.
+    /// Returns [`Refusal::Invalid`] for a filter that names no state.
     pub fn parse(task_id: &str, pod_name: &str, status_filter: &str) -> Result<Self, Refusal> {
         let set = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let mut found = Violations::default();

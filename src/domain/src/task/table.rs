@@ -1,4 +1,4 @@
-//! What many workers of a task share, kept once: reasons with their messages, and nodes.
+//! Stores once what many workers of a task share: reasons with their messages, and nodes.
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
@@ -26,17 +26,17 @@ pub(super) struct Reason {
     pub(super) rest: BTreeMap<String, Value>,
 }
 
-/// Gives each different value a number.
+/// A `Table` gives each different value a number.
 #[derive(Debug)]
 pub(super) struct Table<T> {
     values: Vec<T>,
     numbers: HashMap<T, u32>,
-    /// Places that nothing refers to any more.
+    /// The places that nothing refers to any more.
     free: Vec<u32>,
 }
 
 impl<T: Clone + Default + Eq + Hash> Table<T> {
-    /// A table in which what stands in these places of a stored one stays there.
+    /// Creates a table in which the values in these places of a stored one stay there.
     pub(super) fn new(stored: &[T], places: &BTreeSet<usize>) -> Self {
         let taken = places.range(..stored.len());
         let end = taken.clone().next_back().map_or(0, |last| last + 1);

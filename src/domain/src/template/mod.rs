@@ -1,13 +1,14 @@
-//! What a request may say about its workers' pods: the `OTTO_…` keys of its
+//! Parses what a request may say about its workers' pods: the `OTTO_…` keys of its
 //! build_config, each within what the installer allows.
 //!
-//! To add a key: its row in `keys!`, its field in [`Template`] and the line that reads it.
+//! A new key needs its row in `keys!`, its field in [`Template`] and the line that reads it.
 //!
 //! Invariants:
-//! - Every replica reads with the same [`Policy`].
-//! - A request that does not pass is told of each key, and nothing of it is written.
-//! - What passes is a [`Template`], complete, from which the pod follows. It is read again
-//!   for each pod, so that a policy made stricter holds for tasks taken before.
+//! - Every replica parses with the same [`Policy`].
+//! - A request that does not pass gets a violation for each wrong key, and nothing of it is
+//!   stored.
+//! - A [`Template`] is complete: the pod follows from it. It is parsed again for each pod, so
+//!   that a policy made stricter holds for tasks that were accepted before.
 mod own;
 mod policy;
 #[cfg(test)]
@@ -25,13 +26,16 @@ pub use own::{OURS, Variable};
 pub use policy::{Bounds, Patterns, Policy};
 use values::{Bound, Read};
 
-/// A key, what it takes, which setting bounds it and what it does: a row of the
-/// README's table.
+/// A `Key` is a key of build_config: a row of the README's table.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
+    /// The name of the key.
     pub name: &'static str,
+    /// What the key takes, for people.
     pub takes: &'static str,
+    /// The setting that bounds the key; `–` without one.
     pub bound: &'static str,
+    /// What the key does, for people.
     pub about: &'static str,
 }
 
@@ -70,56 +74,81 @@ keys! {
 
 const PREFIX: &str = "OTTO_";
 
-/// A worker's pod but for its names; nothing is left to decide.
+/// A `Template` is a worker's pod without its names: nothing else is left to decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
+    /// The image of the worker.
     pub image: String,
+    /// The pull policy of the image.
     pub pull_policy: String,
+    /// The names of the Secrets to pull the image with.
     pub pull_secrets: Vec<String>,
-    /// None: the image's.
+    /// The command; None runs that of the image.
     pub command: Option<Vec<String>>,
+    /// The user id that the worker runs as.
     pub user_id: u32,
+    /// The CPU of the worker.
     pub cpu: Resource,
+    /// The memory of the worker.
     pub memory: Resource,
+    /// The size limit of the workspace.
     pub workspace: Quantity,
+    /// The name of the PersistentVolumeClaim for the cache, if there is one.
     pub cache_claim: Option<String>,
-    /// Secrets that become environment.
+    /// The names of the Secrets whose entries become environment variables.
     pub secrets: Vec<String>,
+    /// The certificates to trust; None trusts those of the image.
     pub ca_bundle: Option<CaBundle>,
-    /// By variable, in capitals.
+    /// The proxy settings by the name of their variable, in capitals.
     pub proxies: BTreeMap<&'static str, String>,
+    /// The name of the ServiceAccount; None gives the pod no token.
     pub service_account: Option<String>,
+    /// The labels that the node must have.
     pub node_selector: BTreeMap<String, String>,
+    /// The tolerations of the pod.
     pub tolerations: Vec<Toleration>,
+    /// The name of the PriorityClass, if there is one.
     pub priority_class: Option<String>,
+    /// The time after which the pod fails, in seconds since its start.
     pub timeout_seconds: u32,
-    /// The build_config without template keys.
+    /// The entries of build_config that are no template keys.
     pub environment: BTreeMap<String, String>,
 }
 
+/// A `Resource` is the request and the limit of a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resource {
+    /// The request.
     pub request: Quantity,
+    /// The limit, which is at least the request.
     pub limit: Quantity,
 }
 
+/// A `CaBundle` names certificates to trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaBundle {
+    /// The name of the ConfigMap.
     pub config_map: String,
+    /// The key in the ConfigMap.
     pub key: String,
 }
 
+/// A `Toleration` tolerates a taint of nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Toleration {
+    /// The key of the taint.
     pub key: String,
-    /// None: any.
+    /// The value of the taint; None tolerates any.
     pub value: Option<String>,
+    /// The effect of the taint.
     pub effect: String,
 }
 
 impl Template {
+    /// Parses the template of a task, within what the policy allows.
+    ///
     /// # Errors
-    /// Every key that is unknown, malformed or out of bounds.
+    /// Returns a violation for every key that is unknown, malformed or out of bounds.
     pub fn parse(
         build_config: &BTreeMap<String, String>,
         policy: &Policy,
@@ -130,7 +159,7 @@ impl Template {
             found: Violations::default(),
         };
         keys.unknown();
-        // Read here for their bounds only; the planner asks for them by themselves.
+        // These are read for their bounds only; the planner asks for them by themselves.
         keys.read(PRIORITY, values::priority);
         keys.read(RETRY_LIMIT, values::retry_limit);
         let template = Self {
@@ -175,12 +204,12 @@ impl Template {
     }
 }
 
-/// Returns the place in the queue that a task was taken with: higher goes first.
+/// Returns the priority of an accepted task in the queue; higher ones go first.
 pub fn priority(build_config: &BTreeMap<String, String>) -> i32 {
     number(build_config, PRIORITY).unwrap_or(0)
 }
 
-/// Returns the tries after the first that a task was taken with; None: not asked for.
+/// Returns how many retries an accepted task asked for, or None if it did not.
 pub fn retry_limit(build_config: &BTreeMap<String, String>) -> Option<u32> {
     number(build_config, RETRY_LIMIT)
 }
@@ -189,7 +218,7 @@ fn number<T: std::str::FromStr>(build_config: &BTreeMap<String, String>, key: Ke
     build_config.get(key.name)?.trim().parse().ok()
 }
 
-/// Reads keys and keeps what is wrong with them.
+/// A `Reader` reads keys and collects what is wrong with them.
 struct Reader<'a> {
     build_config: &'a BTreeMap<String, String>,
     policy: &'a Policy,
@@ -201,7 +230,7 @@ impl Reader<'_> {
         self.found.add_entry("build_config", key, description);
     }
 
-    /// A key that is only nearly right would be passed over in silence.
+    /// Reports unknown keys, because a misspelt one would be ignored silently.
     fn unknown(&mut self) {
         let known = |key: &str| {
             OURS.iter().any(|ours| ours.name == key) || KEYS.iter().any(|k| k.name == key)
@@ -215,7 +244,7 @@ impl Reader<'_> {
         }
     }
 
-    /// An empty value is no value.
+    /// Reads a key. An empty value counts as none.
     fn read<T>(&mut self, key: Key, read: impl FnOnce(&str, Bound<'_>) -> Read<T>) -> Option<T> {
         let text = self.build_config.get(key.name)?.trim();
         if text.is_empty() {
@@ -234,8 +263,8 @@ impl Reader<'_> {
         }
     }
 
-    /// The default request gives way to a lower limit; one that was asked for
-    /// does not.
+    /// Reads the request and the limit of a resource. The default request gives way to a lower
+    /// limit; one that the request names does not.
     fn resource(
         &mut self,
         request: Key,

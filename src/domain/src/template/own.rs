@@ -1,18 +1,20 @@
-//! The variables that every worker is given.
+//! Defines the environment variables that Ottoscaler gives every worker.
 use crate::task::TaskSpec;
 
-/// A variable that Ottoscaler sets in a worker, whatever the request says: a row of the
-/// README's table.
+/// A `Variable` is an environment variable that Ottoscaler sets in a worker, whatever the
+/// request says: a row of the README's table.
 #[derive(Debug)]
 pub struct Variable {
+    /// The name of the variable.
     pub name: &'static str,
+    /// What the variable holds, for people.
     pub about: &'static str,
-    /// Of a task, an index and an attempt, both from 1.
+    /// Returns the value for a task, an index and an attempt; the last two count from 1.
     value: fn(&TaskSpec, u32, u32) -> String,
 }
 
 impl Variable {
-    /// Returns the value in an attempt of the worker with that index.
+    /// Returns the value in an attempt of the worker with that index; both count from 1.
     pub fn value(&self, task: &TaskSpec, index: u32, attempt: u32) -> String {
         (self.value)(task, index, attempt)
     }

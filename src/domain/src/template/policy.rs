@@ -1,47 +1,58 @@
-//! What the installer allows.
+//! Defines what the installer allows requests to ask for.
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{quantity::Quantity, violation::clip};
 
-/// What a worker gets that asks for nothing, and how far a request may go. From
-/// the configuration, the same in every replica.
+/// A `Policy` says what a worker gets by default, and what a request may ask for. It comes
+/// from the configuration and is the same in every replica.
 #[derive(Debug, Clone)]
 pub struct Policy {
+    /// The default image.
     pub image: String,
+    /// The pull policy of images.
     pub pull_policy: String,
+    /// The default user id.
     pub user_id: u32,
+    /// The CPU of a worker.
     pub cpu: Bounds,
+    /// The memory of a worker.
     pub memory: Bounds,
-    /// What requests may name, by the setting that says so; a setting that is not here
-    /// allows nothing.
+    /// What requests may name, by the setting that says so. A setting that is not here allows
+    /// nothing.
     pub allowed: BTreeMap<&'static str, Patterns>,
-    /// Also what a worker has that asks for no size.
+    /// The greatest size of a workspace, which is the default too.
     pub max_workspace: Quantity,
-    /// Also what a worker has that asks for no timeout.
+    /// The longest timeout of a worker, which is the default too.
     pub max_timeout: Duration,
+    /// The greatest number of retries.
     pub max_retries: u32,
-    /// Either way from 0.
+    /// The greatest distance of a priority from 0, in both directions.
     pub max_priority: u32,
+    /// Whether a worker may run as root.
     pub allow_root: bool,
-    /// Ours, which may write what the fence trusts; no worker gets it.
+    /// The name of Ottoscaler's own ServiceAccount. No worker may use it, because it may write
+    /// what fencing relies on.
     pub own_service_account: Option<String>,
 }
 
-/// What a worker is given, and may ask for, of one resource.
+/// A `Bounds` says what a worker gets, and may ask for, of one resource.
 #[derive(Debug, Clone)]
 pub struct Bounds {
+    /// The default request.
     pub request: Quantity,
+    /// The default limit.
     pub limit: Quantity,
-    /// At least `limit`: the installer's own default is always allowed.
+    /// The greatest limit. It is at least `limit`, so that the installer's own default is
+    /// always allowed.
     pub max: Quantity,
 }
 
-/// Patterns, of which `*` stands for any text.
+/// A `Patterns` is a list of patterns in which `*` stands for any text.
 #[derive(Debug, Clone)]
 pub struct Patterns(Vec<String>);
 
 impl Patterns {
-    /// Reads patterns that commas separate; `none` allows nothing.
+    /// Parses patterns that commas separate; `none` allows nothing.
     pub fn parse(text: &str) -> Self {
         let patterns = text
             .split(',')
@@ -50,12 +61,15 @@ impl Patterns {
         Self(patterns.map(str::to_owned).collect())
     }
 
+    /// Reports whether a text matches one of the patterns.
     pub fn allows(&self, text: &str) -> bool {
         self.0.iter().any(|p| matches(p, text))
     }
 
+    /// Checks that a text matches one of the patterns, which are those of `setting`.
+    ///
     /// # Errors
-    /// What `setting`, which has these patterns, says.
+    /// Returns a description that names the setting.
     pub(super) fn check(&self, text: &str, setting: &str) -> Result<(), String> {
         if self.allows(text) {
             return Ok(());
@@ -84,8 +98,8 @@ impl fmt::Display for Patterns {
     }
 }
 
-/// In time of pattern × text at most: where the text goes another way than the
-/// last `*` took it, that `*` takes one more.
+/// Reports whether a text matches a pattern. Where the text differs from what follows the last
+/// `*`, that `*` takes one more byte, so that the time is at most the product of the lengths.
 fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
