@@ -328,8 +328,10 @@ impl PodFacts {
     /// Stores the end of the worker in `reading`.
     fn ended(&self, reading: &mut WorkerState, worker: &ContainerStatus, end: &Termination) {
         reading.times_of(end);
-        // The kubelet reports the same of a container that it had yet to create.
-        let never_was = !worker.was_created && end.message.starts_with(GONE_AT_TERMINATION);
+        // The kubelet reports the same of a container that it had yet to create, but then it
+        // has no earlier state of it.
+        let was_created = worker.was_created || worker.last.is_some();
+        let never_was = !was_created && end.message.starts_with(GONE_AT_TERMINATION);
         reading.lost_status =
             end.started.is_none() && end.reason == "ContainerStatusUnknown" && !never_was;
         let pod_failed = self.phase == PodPhase::Failed && !self.reason.is_empty();

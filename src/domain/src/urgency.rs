@@ -8,6 +8,8 @@
 //!   deleted.
 //! - What people wait for is urgent: failures, reasons, phases and conditions of the task.
 //! - What otto-handler acknowledged is not urgent: at worst it is notified twice.
+//! - What somebody waits for until it is stored is written without delay: see
+//!   [`stops_workers`], [`makes_room`] and [`super::plan::Plan::unstored_ends`].
 use super::{
     conditions::{CREATED, DELIVERED, FINISHED},
     task::{Condition, TaskStatus, WorkerPhase, WorkerRecord},
@@ -76,6 +78,13 @@ fn said<'a>(all: &'a [Condition], kind: &str) -> Option<(&'a str, &'a str)> {
 pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
     std::iter::zip(&stored.workers, &new.workers)
         .any(|(known, worker)| worker.phase.is_final() && !known.phase.is_final())
+}
+
+/// Reports whether workers end once `new` is stored, and not before: somebody asked for it, and
+/// their pods are deleted only when the record says so.
+pub fn stops_workers(stored: &TaskStatus, new: &TaskStatus) -> bool {
+    std::iter::zip(&stored.workers, &new.workers)
+        .any(|(known, worker)| worker.stopping && !known.stopping)
 }
 
 /// Reports whether the pod showed more than is stored.

@@ -241,6 +241,16 @@ fn a_worker_that_its_kubelet_lost_sight_of_may_have_had_logs() {
         );
         assert_eq!(p.has_logs(), may_have_run, "{image}");
     }
+    // Of a container that ran, the kubelet keeps the state before, whatever else it forgot.
+    let gone = |when: &str| {
+        json!({"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown", "startedAt": null,
+            "message": format!("The container could not be located when the pod was {when}")}})
+    };
+    let p = decode(json!({"phase": "Failed", "reason": "Evicted",
+        "containerStatuses": [{"name": "worker", "imageID": "", "restartCount": 1,
+            "state": gone("terminated"),
+            "lastState": gone("deleted.  The container used to be Running")}]}));
+    assert!(p.started.is_none() && p.has_logs());
 }
 
 #[test]

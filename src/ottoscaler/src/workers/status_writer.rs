@@ -5,8 +5,9 @@
 //! with all that came meanwhile. The time is [`STATUS_URGENT`] for what only the leader
 //! knows, failures, and beginnings and ends of tasks, [`STATUS_RELAXED`] for what the pods
 //! tell themselves ([`crate::domain::urgency`]), and [`STATUS_PER_WORKER`] for each worker
-//! on top. It is written at once where others wait for the places of workers that have
-//! ended, and at a drain.
+//! on top. Only the last of them counts where others wait for the write: otto-handler, to hear
+//! of an end that the leader decided, or workers that ScaleDown ends. It is written at once where others wait for the places of workers that
+//! have ended, and at a drain.
 //!
 //! Invariants: of a task one write is in flight (the loop's keys); what was not stored, for
 //! the write failed, is tried again with backoff; each write carries the resourceVersion
@@ -41,9 +42,11 @@ pub(super) struct StatusSchedule {
 
 #[derive(Debug, Default)]
 struct PendingStatus {
-    /// The first change was seen then, and the first that is urgent.
+    /// The first change was seen then, the first that is urgent, and the first that
+    /// others wait for.
     relaxed: Option<Instant>,
     urgent: Option<Instant>,
+    awaited: Option<Instant>,
     /// So many writes failed in a row, and the next is tried then.
     failures: u32,
     retry_at: Option<Instant>,
@@ -68,10 +71,17 @@ impl StatusSchedule {
             pending.urgent.get_or_insert(now);
         }
         let urgent = pending.urgent.map(|first| first + STATUS_URGENT);
-        let due = urgent.map_or(relaxed, |urgent| urgent.min(relaxed));
+        let first = urgent.into_iter().chain(pending.awaited).min();
+        let due = first.map_or(relaxed, |first| first.min(relaxed));
         pending
             .retry_at
             .unwrap_or(due + STATUS_PER_WORKER * workers)
+    }
+
+    /// Takes in that something is done once the status is written, and not before.
+    pub(super) fn is_awaited(&mut self, task: &Arc<str>, now: Instant) {
+        let pending = self.by_task.entry(task.clone()).or_default();
+        pending.awaited.get_or_insert(now);
     }
 
     /// Returns when a write that others wait for may begin: now, unless the one before failed.
@@ -173,6 +183,20 @@ mod tests {
         schedule.ended(&task, true, start + S(12));
         let next = schedule.due(&task, Urgent, 0, start + S(12));
         assert_eq!(next, start + S(12) + STATUS_URGENT);
+    }
+
+    #[test]
+    fn what_others_wait_for_is_written_without_delay() {
+        let (mut schedule, task, start) = schedule();
+        schedule.is_awaited(&task, start);
+        // However often it is planned until then.
+        schedule.is_awaited(&task, start + S(1));
+        let due = schedule.due(&task, Urgent, 100, start + S(1));
+        assert_eq!(due, start + STATUS_PER_WORKER * 100);
+        // The write that fails waits all the same.
+        schedule.ended(&task, false, start + S(2));
+        let next = schedule.due(&task, Urgent, 100, start + S(2));
+        assert!(next > start + S(2));
     }
 
     #[test]
