@@ -38,9 +38,9 @@ fenced_lease_stands_alone() {
 # It is ready for a registry. A library leaves the version of Kubernetes to the application;
 # this is the one that it is built with here.
 publishes() {
-  local doubt
-  [ -z "$(git status --porcelain src/fenced-lease)" ] || doubt=--allow-dirty
-  K8S_OPENAPI_ENABLED_VERSION=1.34 cargo publish --dry-run --quiet ${doubt:-} --package fenced-lease
+  local dirty=()
+  [ -z "$(git status --porcelain src/fenced-lease)" ] || dirty=(--allow-dirty)
+  K8S_OPENAPI_ENABLED_VERSION=1.34 cargo publish --dry-run --quiet "${dirty[@]}" --package fenced-lease
 }
 # What its interface promises holds since its version was set: nothing was published yet to
 # compare with.
