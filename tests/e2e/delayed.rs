@@ -228,7 +228,8 @@ fn with_the_policy_off_late_creates_find_their_names_taken_or_are_removed() {
                 .kubectl(&["-n", "open", "delete", "workertask", case]);
         }
         if case == "running" {
-            wait_for("all run", SOON, || {
+            // What pods show themselves is stored within a minute.
+            wait_for("all run", SOON * 3, || {
                 (record(&cell, case)["counts"]["running"] == WORKERS).then_some(())
             });
         }
