@@ -42,14 +42,6 @@ publishes() {
   [ -z "$(git status --porcelain src/fenced-lease)" ] || dirty=(--allow-dirty)
   K8S_OPENAPI_ENABLED_VERSION=1.34 cargo publish --dry-run --quiet "${dirty[@]}" --package fenced-lease
 }
-# What its interface promises holds since its version was set: nothing was published yet to
-# compare with.
-keeps_its_interface() {
-  local since
-  since=$(git log -1 --format=%H -G'^version = ' -- src/fenced-lease/Cargo.toml)
-  K8S_OPENAPI_ENABLED_VERSION=1.34 cargo semver-checks --package fenced-lease --baseline-rev "$since"
-}
-
 # Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault,
 # a probe's moments are its question).
 sleeps() {
@@ -73,7 +65,6 @@ paths() { ! git grep -nE '/(root|work)/' -- . ':!tests/lint.sh' ':!*/go.sum'; }
 
 tool cargo-machete 0.9.2
 tool cargo-deny 0.20.2
-tool cargo-semver-checks 0.51.0
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
 check "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --quiet
@@ -84,7 +75,6 @@ check "domain is pure" purity
 check "ottoctl knows no Kubernetes" ottoctl_has_no_kubernetes
 check "fenced-lease stands alone" fenced_lease_stands_alone
 check "fenced-lease publishes" publishes
-check "fenced-lease interface" keeps_its_interface
 check "no sleep in tests" sleeps
 check "no machine's paths" paths
 check "tools are built" tools_of_each_script_are_built
