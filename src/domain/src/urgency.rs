@@ -83,8 +83,9 @@ pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
 /// Reports whether workers end once `new` is stored, and not before: somebody asked for it, and
 /// their pods are deleted only when the record says so.
 pub fn stops_workers(stored: &TaskStatus, new: &TaskStatus) -> bool {
-    std::iter::zip(&stored.workers, &new.workers)
-        .any(|(known, worker)| worker.stopping && !known.stopping)
+    let is_stored = |n: usize| stored.workers.get(n).is_some_and(|known| known.stopping);
+    let mut workers = new.workers.iter().enumerate();
+    workers.any(|(n, worker)| worker.stopping && !is_stored(n))
 }
 
 /// Reports whether the pod showed more than is stored.
@@ -130,6 +131,18 @@ mod tests {
 
     fn urgent(change: impl FnOnce(&mut WorkerRecord)) -> bool {
         told(&status(|_| {}), &status(change)) == WriteUrgency::Urgent
+    }
+
+    #[test]
+    fn a_worker_that_is_stopped_waits_for_its_record() {
+        let (running, stopped) = (status(|_| {}), status(|w| w.stopping = true));
+        assert!(stops_workers(&running, &stopped));
+        assert!(
+            stops_workers(&TaskStatus::default(), &stopped),
+            "the first status"
+        );
+        assert!(!stops_workers(&stopped, &stopped));
+        assert!(!stops_workers(&stopped, &running));
     }
 
     #[test]
