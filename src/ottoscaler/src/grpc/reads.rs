@@ -26,7 +26,7 @@ impl SyncedIndex {
         }
     }
 
-    /// Waits until the watches have reached these versions, see [`Index::reached`].
+    /// Waits until the watches have reached these versions, see [`Index::wait_for_versions`].
     pub(super) async fn reached(&self, task_version: u64, pod_version: u64) {
         self.0.wait_for_versions(task_version, pod_version).await;
     }
