@@ -17,6 +17,7 @@ done
 list() { cargo test --quiet "$@" 2> /dev/null | sed -n 's/: test$//p'; }
 known=$(
   list --workspace --lib -- --list
+  list --package ottoctl --bins -- --list
   list --test=programs -- --list
   list --test=e2e -- --list
   # Functions of scripts.

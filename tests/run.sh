@@ -21,6 +21,7 @@ step() { printf '\n--- %s (%d s)\n' "$1" $((SECONDS - started)); }
 
 step "without a cluster"
 cargo test --workspace --lib -- ${only:+"$only"}
+cargo test --package ottoctl --bins -- ${only:+"$only"}
 cargo test --test programs --test layout -- ${only:+"$only"}
 # What the programs are built of, with the same features.
 cargo build --release --workspace --bins
