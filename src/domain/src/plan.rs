@@ -178,7 +178,13 @@ pub fn plan(task: &Task, seen: Observed<'_>, limits: Limits, now: i64) -> Plan {
         p.forget(end);
     }
     let has_gone = |index, attempt| p.gone.newest(index, attempt).is_some();
-    let urgency = urgency::of(&task.status, &status, &has_gone);
+    let mut urgency = urgency::of(&task.status, &status, &has_gone);
+    // otto-handler hears of a decided end once it is stored, and a pod that is to stop is
+    // deleted then.
+    let is_awaited = !unstored_ends.is_empty() || urgency::stops_workers(&task.status, &status);
+    if is_awaited && urgency != WriteUrgency::Nothing {
+        urgency = WriteUrgency::Awaited;
+    }
     Plan {
         status,
         urgency,

@@ -9,7 +9,7 @@
 //! - What people wait for is urgent: failures, reasons, phases and conditions of the task.
 //! - What otto-handler acknowledged is not urgent: at worst it is notified twice.
 //! - What somebody waits for until it is stored is written without delay: see
-//!   [`stops_workers`], [`makes_room`] and [`super::plan::Plan::unstored_ends`].
+//!   [`WriteUrgency::Awaited`] and [`makes_room`].
 use super::{
     conditions::{CREATED, DELIVERED, FINISHED},
     task::{Condition, TaskStatus, WorkerPhase, WorkerRecord},
@@ -25,6 +25,8 @@ pub enum WriteUrgency {
     Relaxed,
     /// The status is to be stored soon.
     Urgent,
+    /// Something is done once the status is stored, and not before.
+    Awaited,
 }
 
 /// Judges what `new` says beyond `stored`. `has_gone` reports whether the pod of a worker's
@@ -82,7 +84,7 @@ pub fn makes_room(stored: &TaskStatus, new: &TaskStatus) -> bool {
 
 /// Reports whether workers end once `new` is stored, and not before: somebody asked for it, and
 /// their pods are deleted only when the record says so.
-pub fn stops_workers(stored: &TaskStatus, new: &TaskStatus) -> bool {
+pub(crate) fn stops_workers(stored: &TaskStatus, new: &TaskStatus) -> bool {
     let is_stored = |n: usize| stored.workers.get(n).is_some_and(|known| known.stopping);
     let mut workers = new.workers.iter().enumerate();
     workers.any(|(n, worker)| worker.stopping && !is_stored(n))

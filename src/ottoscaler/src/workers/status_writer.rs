@@ -12,7 +12,7 @@
 //! Invariants: of a task one write is in flight (the loop's keys); what was not stored, for
 //! the write failed, is tried again with backoff; each write carries the resourceVersion
 //! that it was decided on, so a late one of a former leader fails.
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -42,11 +42,8 @@ pub(super) struct StatusSchedule {
 
 #[derive(Debug, Default)]
 struct PendingStatus {
-    /// The first change was seen then, the first that is urgent, and the first that
-    /// others wait for.
-    relaxed: Option<Instant>,
-    urgent: Option<Instant>,
-    awaited: Option<Instant>,
+    /// The first time that any of the changes asks for.
+    write_at: Option<Instant>,
     /// So many writes failed in a row, and the next is tried then.
     failures: u32,
     retry_at: Option<Instant>,
@@ -66,22 +63,16 @@ impl StatusSchedule {
             return now;
         }
         let pending = self.by_task.entry(task.clone()).or_default();
-        let relaxed = *pending.relaxed.get_or_insert(now) + STATUS_RELAXED;
-        if urgency == WriteUrgency::Urgent {
-            pending.urgent.get_or_insert(now);
-        }
-        let urgent = pending.urgent.map(|first| first + STATUS_URGENT);
-        let first = urgent.into_iter().chain(pending.awaited).min();
-        let due = first.map_or(relaxed, |first| first.min(relaxed));
-        pending
-            .retry_at
-            .unwrap_or(due + STATUS_PER_WORKER * workers)
-    }
-
-    /// Takes in that something is done once the status is written, and not before.
-    pub(super) fn is_awaited(&mut self, task: &Arc<str>, now: Instant) {
-        let pending = self.by_task.entry(task.clone()).or_default();
-        pending.awaited.get_or_insert(now);
+        let asked = now
+            + match urgency {
+                WriteUrgency::Awaited => Duration::ZERO,
+                WriteUrgency::Urgent => STATUS_URGENT,
+                WriteUrgency::Relaxed | WriteUrgency::Nothing => STATUS_RELAXED,
+            };
+        let write_at = pending.write_at.map_or(asked, |known| known.min(asked));
+        pending.write_at = Some(write_at);
+        let due = write_at + STATUS_PER_WORKER * workers;
+        pending.retry_at.unwrap_or(due)
     }
 
     /// Returns when a write that others wait for may begin: now, unless the one before failed.
@@ -155,10 +146,8 @@ fn note(event: TaskEvent) -> Note {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::{
-        WriteUrgency::{Relaxed, Urgent},
+        WriteUrgency::{Awaited, Relaxed, Urgent},
         *,
     };
 
@@ -188,11 +177,10 @@ mod tests {
     #[test]
     fn what_others_wait_for_is_written_without_delay() {
         let (mut schedule, task, start) = schedule();
-        schedule.is_awaited(&task, start);
+        let first = schedule.due(&task, Awaited, 100, start);
         // However often it is planned until then.
-        schedule.is_awaited(&task, start + S(1));
-        let due = schedule.due(&task, Urgent, 100, start + S(1));
-        assert_eq!(due, start + STATUS_PER_WORKER * 100);
+        let due = schedule.due(&task, Awaited, 100, start + S(1));
+        assert_eq!((first, due), (due, start + STATUS_PER_WORKER * 100));
         // The write that fails waits all the same.
         schedule.ended(&task, false, start + S(2));
         let next = schedule.due(&task, Urgent, 100, start + S(2));

@@ -115,7 +115,7 @@ impl Engine {
             urgency,
             actions,
             creates,
-            unstored_ends,
+            unstored_ends: _,
             absent: _,
             wake_at: _,
         } = plan;
@@ -138,9 +138,6 @@ impl Engine {
         let write_at = if is_waited_for {
             self.statuses.at_once(&name, now)
         } else {
-            if !unstored_ends.is_empty() || urgency::stops_workers(&task.status, &status) {
-                self.statuses.is_awaited(&name, now);
-            }
             self.statuses.due(&name, urgency, workers, now)
         };
         if write_at <= now {
