@@ -11,8 +11,9 @@ use super::{Installed, NAMESPACE, SOON, wait_for};
 /// A pull is given up after 45 s; a full volume is noticed within 15 s.
 pub(super) const IN_THE_END: Duration = Duration::from_secs(150);
 
-/// A worker that waits, and ends when it is told to.
-pub(super) const WAITS: &str = "trap 'exit 143' TERM; sleep 600 & wait";
+/// A worker that runs until it is told to end: the test that ends it may come late in the
+/// lane.
+pub(super) const WAITS: &str = "trap 'exit 143' TERM; sleep 86400 & wait";
 
 type Env = Vec<(&'static str, String)>;
 
