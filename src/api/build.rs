@@ -3,8 +3,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
+const SERVICE: &str = "ottoscaler/v1/ottoscaler.proto";
 const PROTOS: [&str; 3] = [
-    "ottoscaler/v1/ottoscaler.proto",
+    SERVICE,
     "ottoscaler/v1/admin.proto",
     "ottoscaler/v1/log.proto",
 ];
@@ -14,6 +15,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["../../proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        // Equal workers have equal encodings.
+        .btree_map(".ottoscaler.v1.WorkerPodStatus")
+        .compile_fds(descriptors)?;
+
+    // The same service once more, whose responses `src/encoded.rs` writes.
+    let encoded = out.join("encoded");
+    fs::create_dir_all(&encoded)?;
+    let mut service = tonic_prost_build::configure()
+        .out_dir(encoded)
+        .build_client(false)
+        .extern_path(".ottoscaler.v1", "crate");
+    for message in ["WorkerStatusResponse", "WorkerEvent"] {
+        service = service.extern_path(
+            format!(".ottoscaler.v1.{message}"),
+            format!("crate::encoded::{message}"),
+        );
+    }
+    service.compile_fds(protox::compile([SERVICE], ["../../proto"])?)?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The gRPC contract of Ottoscaler: the messages, clients and servers that are generated from
 //! `proto/ottoscaler/v1`.
+pub mod encoded;
+
 tonic::include_proto!("ottoscaler.v1");
 
 /// The encoded `FileDescriptorSet` of the contract, which gRPC reflection serves.

@@ -69,6 +69,19 @@ pub fn parse_pod_name(task: &str, pod: &str) -> Option<(u32, u32)> {
     (is_legal && pod_name_of(task, index, attempt) == pod).then_some((index, attempt))
 }
 
+/// Returns the name of the WorkerTask whose worker's pod may have this name. Returns None for a
+/// name that no worker's pod gets.
+pub fn task_of_pod(pod: &str) -> Option<&str> {
+    let rest = pod.strip_prefix(PREFIX)?;
+    let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let worker = match rest.rsplit_once("-r") {
+        Some((worker, retry)) if is_number(retry) => worker,
+        _ => rest,
+    };
+    let (task, _) = worker.rsplit_once('-')?;
+    parse_pod_name(task, pod).map(|_| task)
+}
+
 /// Returns the key of the pod of a worker's attempt, which no other pod ever has, because an
 /// attempt gets at most one pod. It is a legal label value (a uid has 36 characters), so that
 /// a label selector can select exactly this pod.
@@ -210,6 +223,7 @@ mod tests {
         fn a_pods_name_says_whose_it_is(id in "\\PC{1,80}", index in 1u32..=1000, attempt in 1u32..=2000) {
             let (task, name) = (task_name(&id), pod_name(&id, index, attempt));
             prop_assert_eq!(parse_pod_name(&task, &name), Some((index, attempt)));
+            prop_assert_eq!(task_of_pod(&name), Some(task.as_str()));
         }
 
         #[test]

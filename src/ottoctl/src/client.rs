@@ -10,7 +10,6 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use api::MAX_RESPONSE_BYTES_KEY;
 use api::{
     PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
     ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -18,9 +17,6 @@ use api::{
     ottoscaler_service_client::OttoscalerServiceClient,
 };
 
-/// The largest response in bytes that this client accepts. A server refuses to send more than most
-/// clients accept unless the client asks for it.
-const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// The time between two attempts of a call that no server could answer.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// The time between a broken stream and the next one.
@@ -100,7 +96,6 @@ impl Client {
 
     fn service(&self) -> OttoscalerServiceClient<Channel> {
         OttoscalerServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_RESPONSE_BYTES)
     }
 
     fn request<T>(&self, message: T, request_id: Option<&str>, bounded: bool) -> Request<T> {
@@ -228,20 +223,25 @@ impl Client {
         .await
     }
 
+    /// Returns all selected workers, page by page. The counts are those of the last page.
     pub(super) async fn status(
         &self,
-        message: WorkerStatusRequest,
+        mut message: WorkerStatusRequest,
     ) -> Result<WorkerStatusResponse, Status> {
-        self.retry(|| {
-            let mut request = self.request(message.clone(), None, true);
-            let longest = MAX_RESPONSE_BYTES.into();
-            request
-                .metadata_mut()
-                .insert(MAX_RESPONSE_BYTES_KEY, longest);
-            let mut service = self.service();
-            async move { service.get_worker_status(request).await }
-        })
-        .await
+        let mut workers = Vec::new();
+        loop {
+            let page = self.retry(|| {
+                let request = self.request(message.clone(), None, true);
+                let mut service = self.service();
+                async move { service.get_worker_status(request).await }
+            });
+            let mut page = page.await?;
+            workers.append(&mut page.workers);
+            if page.next_page_token.is_empty() {
+                return Ok(WorkerStatusResponse { workers, ..page });
+            }
+            message.page_token = std::mem::take(&mut page.next_page_token);
+        }
     }
 
     pub(super) async fn logs(

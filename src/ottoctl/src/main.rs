@@ -249,6 +249,7 @@ async fn execute(args: Args) -> Result<(), CommandError> {
                 task_id: task.unwrap_or_default(),
                 worker_pod_name: pod,
                 status_filter: state,
+                ..WorkerStatusRequest::default()
             };
             if watch {
                 return watch::follow(&client, request, output).await;

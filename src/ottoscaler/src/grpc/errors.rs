@@ -83,12 +83,11 @@ pub(super) fn resource_exhausted(message: impl Into<String>) -> Status {
     with_retry_info(Code::ResourceExhausted, "BUSY", message.into())
 }
 
-/// Returns the status of a call whose response is larger than its client accepts.
-pub(super) fn response_too_large(workers: usize, bytes: usize, limit: usize) -> Status {
+/// Returns the status of a call to which no response fits into what its client accepts.
+pub(super) fn worker_too_large(bytes: usize, limit: usize) -> Status {
     let message = format!(
-        "the answer for {workers} workers has {bytes} bytes, of which gRPC clients take {limit}: \
-         select by task_id or status_filter, or let the client take more and say so in the \
-         metadata {MAX_RESPONSE_BYTES_KEY}"
+        "the next worker has {bytes} bytes, and the client accepts {limit}: let it accept more, \
+         and say so in the metadata {MAX_RESPONSE_BYTES_KEY}"
     );
     let metadata = HashMap::from([("bytes".to_owned(), bytes.to_string())]);
     let details = ErrorDetails::with_error_info("ANSWER_TOO_LONG", DOMAIN, metadata);

@@ -12,6 +12,7 @@ mod forward;
 mod health;
 mod limits;
 mod listen;
+mod pages;
 mod reads;
 mod router;
 mod scale;

@@ -17,9 +17,12 @@ use crate::{
     index::Index,
     logs::LogViewer,
     proto::{
-        self, ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
+        self, ScaleRequest, ScaleResponse, WorkerStatusRequest,
+        encoded::{
+            WorkerEvent, WorkerStatusResponse,
+            ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
+        },
         ottoscaler_admin_service_server::OttoscalerAdminServiceServer,
-        ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
     },
     telemetry,
 };
@@ -128,8 +131,9 @@ impl Server {
             .add_service(
                 OttoscalerServiceServer::new(service)
                     .max_decoding_message_size(MAX_REQUEST_BYTES)
-                    .accept_compressed(tonic::codec::CompressionEncoding::Gzip)
-                    .send_compressed(tonic::codec::CompressionEncoding::Gzip),
+                    // Responses stay uncompressed: inside a cluster gzip costs more time than
+                    // it saves, and grpc-js always offers it.
+                    .accept_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
             .add_service(
                 OttoscalerAdminServiceServer::new(admin)

@@ -323,16 +323,59 @@ fn with_workers(replica: &Replica, tasks: u64) {
 }
 
 #[tokio::test]
-async fn an_answer_that_clients_would_refuse_says_how_to_get_it() {
+async fn a_client_that_says_nothing_gets_pages_that_it_accepts() {
     let replica = synced().await;
     with_workers(&replica, 20);
     let mut usual = replica.service().await;
-    let refused = usual.get_worker_status(WorkerStatusRequest::default());
-    let status = refused.await.map(|_| ()).unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-    for word in ["20000 workers", "task_id", proto::MAX_RESPONSE_BYTES_KEY] {
-        assert!(status.message().contains(word), "{status:?}");
+    let (mut names, mut token, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let request = WorkerStatusRequest {
+            page_token: token,
+            ..Default::default()
+        };
+        let answer = usual.get_worker_status(request).await.unwrap().into_inner();
+        assert_eq!((answer.workers.len(), answer.total_count), (2_000, 20_000));
+        names.extend(answer.workers.into_iter().map(|w| w.pod_name));
+        pages += 1;
+        token = answer.next_page_token;
+        if token.is_empty() {
+            break;
+        }
     }
+    names.sort();
+    names.dedup();
+    assert_eq!((pages, names.len()), (10, 20_000));
+    let of_other_filters = WorkerStatusRequest {
+        page_token: "AAAA".into(),
+        ..Default::default()
+    };
+    let negative = WorkerStatusRequest {
+        page_size: -1,
+        ..Default::default()
+    };
+    for (field, request) in [("page_token", of_other_filters), ("page_size", negative)] {
+        let status = usual.get_worker_status(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        let details = status.get_details_bad_request().unwrap();
+        assert_eq!(details.field_violations[0].field, field);
+    }
+    let of_three = WorkerStatusRequest {
+        page_size: 3,
+        ..Default::default()
+    };
+    let answer = usual
+        .get_worker_status(of_three)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(answer.workers.len(), 3);
+}
+
+#[tokio::test]
+async fn a_client_that_accepts_larger_messages_gets_them() {
+    let replica = synced().await;
+    with_workers(&replica, 20);
+    let mut usual = replica.service().await;
     let of_one = WorkerStatusRequest {
         task_id: "build-7".into(),
         ..Default::default()
@@ -354,6 +397,14 @@ async fn an_answer_that_clients_would_refuse_says_how_to_get_it() {
         .insert(proto::MAX_RESPONSE_BYTES_KEY, "67108864".parse().unwrap());
     let answer = more.get_worker_status(request).await.unwrap().into_inner();
     assert_eq!((answer.workers.len(), answer.total_count), (20_000, 20_000));
+    assert_eq!(answer.next_page_token, "");
+    let mut request = Request::new(WorkerStatusRequest::default());
+    request
+        .metadata_mut()
+        .insert(proto::MAX_RESPONSE_BYTES_KEY, "1100".parse().unwrap());
+    let status = more.get_worker_status(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains(proto::MAX_RESPONSE_BYTES_KEY));
     let mut request = Request::new(WorkerStatusRequest::default());
     request
         .metadata_mut()

@@ -1,23 +1,34 @@
-//! The handler of GetWorkerStatus: a snapshot of this replica's index.
+//! The handler of GetWorkerStatus: a page of what this replica's index has.
 use std::time::Duration;
 
-use prost::Message as _;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::{ReplicaService, convert, errors, forward::insert_metadata, listen::ConnectionHandle};
+use super::{
+    ReplicaService, errors,
+    forward::insert_metadata,
+    listen::ConnectionHandle,
+    pages::{Page, PageLimits, Position},
+};
 use crate::{
-    domain::{request::Selection, view::ClientState},
-    proto::{self, MAX_RESPONSE_BYTES_KEY},
+    domain::{
+        request::{Refusal, Selection},
+        violation::Violation,
+    },
+    proto::{self, MAX_RESPONSE_BYTES_KEY, encoded},
 };
 
 /// The staleness of the index from which on a response is marked stale.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
-/// The largest message in bytes that gRPC clients accept by default. They refuse a larger one only
-/// after it was sent.
-const DEFAULT_MAX_RESPONSE_BYTES: usize = 4 * 1024 * 1024;
+/// The workers of a page whose client says nothing.
+const DEFAULT_PAGE_SIZE: usize = 2_000;
+/// The bytes of a page whose client says nothing. gRPC clients accept 4 MiB by default and refuse
+/// a larger message only after it was sent.
+const DEFAULT_PAGE_BYTES: usize = 3 * 1024 * 1024;
 /// The largest limit in bytes that a client can ask for.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
+/// What a response takes besides its workers: numbers, the token, and the reason of a pause.
+const RESPONSE_HEAD_BYTES: usize = 1024;
 
 pub(super) fn parse_selection(request: &proto::WorkerStatusRequest) -> Result<Selection, Status> {
     Selection::parse(
@@ -32,37 +43,34 @@ impl ReplicaService {
     pub(super) fn status(
         &self,
         request: &Request<proto::WorkerStatusRequest>,
-    ) -> Result<Response<proto::WorkerStatusResponse>, Status> {
+    ) -> Result<Response<encoded::WorkerStatusResponse>, Status> {
         let selection = parse_selection(request.get_ref())?;
-        let limit = max_response_bytes(request.metadata())?;
+        let limits = page_limits(request.get_ref(), request.metadata())?;
+        let after = page_position(request.get_ref(), &selection)?;
         let index = self.index.synced()?;
-        let found = index.workers(&selection);
-        let count = |state: ClientState| {
-            i32::try_from(found.iter().filter(|w| w.view.state() == state).count())
-                .unwrap_or(i32::MAX)
-        };
+        let page = Page::read(index, &selection, after.as_ref(), limits);
+        if let Some(bytes) = page.oversized {
+            return Err(errors::worker_too_large(bytes, limits.bytes));
+        }
         let staleness = index.staleness();
-        let answer = proto::WorkerStatusResponse {
-            total_count: i32::try_from(found.len()).unwrap_or(i32::MAX),
-            running_count: count(ClientState::Running),
-            pending_count: count(ClientState::Pending),
-            succeeded_count: count(ClientState::Succeeded),
-            failed_count: count(ClientState::Failed),
-            workers: found.iter().map(convert::worker_status).collect(),
+        let next = page.next.as_ref();
+        let head = proto::WorkerStatusResponse {
             stale: staleness > STALE_AFTER,
             paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),
+            next_page_token: next.map(|n| n.token(&selection)).unwrap_or_default(),
+            ..page.counts.response()
         };
-        let bytes = answer.encoded_len();
-        if bytes > limit {
-            return Err(errors::response_too_large(found.len(), bytes, limit));
-        }
         let peer = request.extensions().get::<ConnectionHandle>();
+        let bytes = page.bytes + RESPONSE_HEAD_BYTES;
         let slot = self.response_bytes.reserve(bytes, peer).ok_or_else(|| {
             errors::resource_exhausted(
                 "this replica has reached its maximum of unread responses; try again",
             )
         })?;
-        let mut response = Response::new(answer);
+        let mut response = Response::new(encoded::WorkerStatusResponse {
+            head,
+            workers: page.workers,
+        });
         response.extensions_mut().insert(slot);
         insert_metadata(
             response.metadata_mut(),
@@ -73,14 +81,55 @@ impl ReplicaService {
     }
 }
 
-/// Reads the size limit that the client asks for, or returns the default.
-fn max_response_bytes(metadata: &MetadataMap) -> Result<usize, Status> {
+/// Reads what the client accepts in one response, or returns the defaults. A client that says how
+/// many bytes it accepts gets as many workers as fit.
+fn page_limits(
+    request: &proto::WorkerStatusRequest,
+    metadata: &MetadataMap,
+) -> Result<PageLimits, Status> {
+    let bytes = max_response_bytes(metadata)?;
+    let workers = match usize::try_from(request.page_size) {
+        Ok(0) if bytes.is_some() => usize::MAX,
+        Ok(0) => DEFAULT_PAGE_SIZE,
+        Ok(size) => size,
+        Err(_) => return Err(invalid("page_size", "must not be negative")),
+    };
+    let bytes = bytes.map_or(DEFAULT_PAGE_BYTES, |most| {
+        most.saturating_sub(RESPONSE_HEAD_BYTES)
+    });
+    Ok(PageLimits { workers, bytes })
+}
+
+fn page_position(
+    request: &proto::WorkerStatusRequest,
+    selection: &Selection,
+) -> Result<Option<Position>, Status> {
+    let token = request.page_token.as_str();
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let position = Position::parse(token, selection).ok_or_else(|| {
+        let reason = "must be the next_page_token of a response to the same filters";
+        invalid("page_token", reason)
+    });
+    position.map(Some)
+}
+
+fn invalid(field: &str, reason: &str) -> Status {
+    errors::from_refusal(Refusal::Invalid(vec![Violation {
+        field: field.to_owned(),
+        description: reason.to_owned(),
+    }]))
+}
+
+/// Reads the size limit that the client asks for.
+fn max_response_bytes(metadata: &MetadataMap) -> Result<Option<usize>, Status> {
     let Some(value) = metadata.get(MAX_RESPONSE_BYTES_KEY) else {
-        return Ok(DEFAULT_MAX_RESPONSE_BYTES);
+        return Ok(None);
     };
     let bytes = value.to_str().ok().and_then(|v| v.parse::<usize>().ok());
     let bytes = bytes.ok_or_else(|| {
         Status::invalid_argument(format!("{MAX_RESPONSE_BYTES_KEY}: must be a number"))
     })?;
-    Ok(bytes.min(MAX_RESPONSE_BYTES))
+    Ok(Some(bytes.min(MAX_RESPONSE_BYTES)))
 }

@@ -9,27 +9,25 @@
 //!   knows, not each change in between.
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
+use bytes::Bytes;
 use futures::{Stream, stream};
+use prost::Message as _;
 use tokio::sync::broadcast::{
     self,
     error::{RecvError, TryRecvError},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use xxhash_rust::xxh3::xxh3_64;
 
-use super::{convert, undelivered::DeliverySlot};
+use super::undelivered::DeliverySlot;
 use crate::{
-    domain::{
-        names,
-        request::Selection,
-        view::{ClientState, WorkerView},
-    },
-    index::{Index, TaskChanged, TaskSnapshot},
-    proto::{WorkerEvent, WorkerPodStatus, worker_event::Type},
+    domain::{names, request::Selection, view::ClientState},
+    index::{Index, Row, TaskChanged},
+    proto::{WorkerPodStatus, encoded::WorkerEvent, worker_event::Type},
 };
 
 /// The number of events from which on no more are made until the client has read them.
@@ -167,24 +165,24 @@ impl WorkerWatch {
     /// Makes events of the differences between a task and what the client knows of it. Returns
     /// false when there are more differences than fit.
     fn diff_task(&mut self, task: &Arc<str>) -> bool {
-        let picture = self.index.snapshot(task);
+        let view = self.index.view(task);
         let mut selected = Vec::new();
-        if let Some(TaskSnapshot { task: of, workers }) = &picture {
-            let id: Arc<str> = match of.spec.task_id.as_str() {
+        if let Some(view) = &view {
+            let id: Arc<str> = match view.task.spec.task_id.as_str() {
                 id if *id == **task => task.clone(),
                 id => id.into(),
             };
-            for view in workers.iter().filter(|v| self.selection.selects(of, v)) {
-                let index = view.record.index;
-                selected.push(index);
-                let shown = convert::unlabelled_worker_status(of, view);
+            for position in view.select(&self.selection).into_iter().flatten() {
+                let row = view.rows()[position];
+                selected.push(row.index);
+                let message = view.message(position);
                 let now = KnownWorker {
                     task_id: id.clone(),
-                    fingerprint: fingerprint(&shown),
-                    attempt: view.record.attempt,
-                    state: view.state(),
+                    fingerprint: xxh3_64(&message),
+                    attempt: row.attempt,
+                    state: row.state,
                 };
-                let key = (task.clone(), index);
+                let key = (task.clone(), row.index);
                 let old = self.known.get(&key);
                 if old.is_some_and(|old| old.fingerprint == now.fingerprint) {
                     continue;
@@ -192,11 +190,10 @@ impl WorkerWatch {
                 if self.ready.len() >= MAX_READY_EVENTS {
                     return false;
                 }
-                let shown = convert::with_labels(of, index, shown);
-                self.ready.push_back(event(Type::Updated, Some(shown)));
+                self.ready.push_back(event(Type::Updated, Some(&message)));
                 if let Some(old) = old.filter(|old| old.attempt != now.attempt) {
-                    let old = removed_worker(task, index, old);
-                    self.ready.push_back(event(Type::Removed, Some(old)));
+                    let old = removed_worker(task, row.index, old);
+                    self.ready.push_back(event(Type::Removed, Some(&old)));
                 }
                 self.known.insert(key, now);
             }
@@ -216,19 +213,14 @@ impl WorkerWatch {
                 continue;
             };
             // The worker may still exist and only have left the selection.
-            let last_status = picture.as_ref().and_then(|p| {
-                let same = |v: &&WorkerView| {
-                    v.record.index == index
-                        && v.record.attempt == old.attempt
-                        && p.task.spec.task_id == *old.task_id
-                };
-                let view = p.workers.iter().find(same)?;
-                let shown = convert::unlabelled_worker_status(&p.task, view);
-                Some(convert::with_labels(&p.task, index, shown))
+            let last_status = view.as_ref().and_then(|view| {
+                let same = |row: &Row| row.index == index && row.attempt == old.attempt;
+                let position = view.rows().iter().position(same)?;
+                (view.task.spec.task_id == *old.task_id).then(|| view.message(position))
             });
             let last_status = last_status.unwrap_or_else(|| removed_worker(task, index, &old));
             self.ready
-                .push_back(event(Type::Removed, Some(last_status)));
+                .push_back(event(Type::Removed, Some(&last_status)));
         }
         true
     }
@@ -239,53 +231,26 @@ impl WorkerWatch {
     }
 }
 
-fn event(kind: Type, worker: Option<WorkerPodStatus>) -> WorkerEvent {
+/// Makes an event. It has a copy of the worker's bytes, because a client that does not read must
+/// not keep the encoded workers of whole tasks in memory.
+fn event(kind: Type, worker: Option<&Bytes>) -> WorkerEvent {
     WorkerEvent {
         r#type: kind.into(),
-        worker,
+        worker: worker.map(|w| Bytes::copy_from_slice(w)),
     }
 }
 
 /// Returns what is sent about a worker that no longer exists.
-fn removed_worker(task: &str, index: u32, known: &KnownWorker) -> WorkerPodStatus {
-    WorkerPodStatus {
+fn removed_worker(task: &str, index: u32, known: &KnownWorker) -> Bytes {
+    let removed = WorkerPodStatus {
         pod_name: names::pod_name_of(task, index, known.attempt),
         task_id: known.task_id.to_string(),
         status: known.state.as_str().to_owned(),
         worker_index: i32::try_from(index).unwrap_or(i32::MAX),
         attempt: i32::try_from(known.attempt).unwrap_or(i32::MAX),
         ..WorkerPodStatus::default()
-    }
-}
-
-/// Returns a hash of everything that a client sees of a worker.
-fn fingerprint(shown: &WorkerPodStatus) -> u64 {
-    let WorkerPodStatus {
-        pod_name,
-        task_id,
-        status,
-        created_at,
-        started_at,
-        completed_at,
-        node_name,
-        pod_ip,
-        // The labels are derived from the task and the index.
-        labels: _,
-        error_message,
-        worker_index,
-        attempt,
-        exit_code,
-        queued_at,
-        scheduled_at,
-        prepared_at,
-        first_line_at,
-    } = shown;
-    let mut hasher = DefaultHasher::new();
-    [pod_name, task_id, status, created_at, started_at].hash(&mut hasher);
-    [completed_at, node_name, pod_ip, error_message].hash(&mut hasher);
-    [queued_at, scheduled_at, prepared_at, first_line_at].hash(&mut hasher);
-    (worker_index, attempt, exit_code).hash(&mut hasher);
-    hasher.finish()
+    };
+    removed.encode_to_vec().into()
 }
 
 #[cfg(test)]

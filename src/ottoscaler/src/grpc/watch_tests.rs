@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     domain::task::{Task, TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
     grpc::undelivered::UndeliveredResponses,
+    proto::WorkerEvent,
 };
 
 /// Returns a task of so many workers, all in one phase.
@@ -45,7 +46,10 @@ fn read(watch: &mut WorkerWatch) -> Vec<WorkerEvent> {
     let mut turns = 0;
     while turns < 2_000 {
         match watch.next().now_or_never() {
-            Some(Some(event)) => events.push(event),
+            Some(Some(event)) => events.push(WorkerEvent {
+                r#type: event.r#type,
+                worker: event.decode_worker().unwrap(),
+            }),
             Some(None) => break,
             None => turns += 1,
         }

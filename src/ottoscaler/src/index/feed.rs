@@ -1,7 +1,7 @@
 //! The feeds through which the two watches, and lists beside them, fill the index.
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
-use super::{ChangeKind, Index, IndexState, TaskChanged, WatchProgress};
+use super::{Index, IndexState, TaskChanged, WatchProgress};
 use crate::{
     cluster::{
         convert::{self, PodView},
@@ -38,13 +38,7 @@ impl WatchHandler<PodView> for PodFeed {
             // A list beside the watch may be older than what the watch has reported.
             self.0.apply_pod(pod, |synced| version < synced);
         }
-        let mut lost = Vec::new();
-        self.0.change(|s| {
-            lost = s.retain_pods(&listed, version);
-            None
-        });
-        lost.into_iter()
-            .for_each(|task| self.0.announce(task, ChangeKind::Other));
+        self.0.change(|s| s.retain_pods(&listed, version));
         self.0.0.pods.synced.store(true, Ordering::Release);
         self.synced_to(version);
     }
@@ -106,13 +100,7 @@ impl WatchHandler<WorkerTask> for TaskFeed {
         let listed = tasks.iter().map(|t| t.uid.clone());
         let listed: BTreeSet<String> = listed.chain(unread.iter().map(|u| u.uid.clone())).collect();
         self.apply_some(tasks, unread, version);
-        let mut lost = Vec::new();
-        self.0.change(|s| {
-            lost = s.retain_tasks(&listed, version);
-            None
-        });
-        lost.into_iter()
-            .for_each(|task| self.0.announce(task, ChangeKind::Other));
+        self.0.change(|s| s.retain_tasks(&listed, version));
         self.0.0.tasks.synced.store(true, Ordering::Release);
         self.synced_to(version);
     }
@@ -145,14 +133,7 @@ impl WatchHandler<WorkerTask> for TaskFeed {
             .versions
             .send_modify(|(tasks, _)| *tasks = version.max(*tasks));
         if self.0.read().has_unclaimed_tombstones() {
-            let mut orphaned = BTreeSet::new();
-            self.0.change(|s| {
-                orphaned = s.prune_unclaimed_tombstones(version);
-                None
-            });
-            for task in orphaned {
-                self.0.announce(task, ChangeKind::Other);
-            }
+            self.0.change(|s| s.prune_unclaimed_tombstones(version));
         }
     }
 }

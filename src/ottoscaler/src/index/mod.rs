@@ -15,7 +15,11 @@ mod feed;
 mod metrics;
 mod state;
 mod stored_bytes;
+mod task_view;
+#[cfg(test)]
+mod tests;
 mod unread_objects;
+mod worker_status;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -34,6 +38,8 @@ use metrics::UndecodableObjects;
 use state::IndexState;
 pub use state::{ChangeKind, TaskChanged};
 pub use stored_bytes::{StorageRoom, StoredBytes};
+use task_view::TaskViews;
+pub use task_view::{Row, TaskView};
 
 use crate::domain::{
     names,
@@ -56,6 +62,8 @@ pub struct Index(Arc<Inner>);
 struct Inner {
     /// The objects. The feeds and the answers to writes change them.
     state: RwLock<IndexState>,
+    /// What clients are sent of each task, where it was asked for.
+    views: TaskViews,
     changes: broadcast::Sender<TaskChanged>,
     /// A channel for each task that somebody follows. Without them, every change of any task
     /// would wake each of hundreds of waiting calls.
@@ -113,6 +121,7 @@ impl Default for Index {
     fn default() -> Self {
         Self(Arc::new(Inner {
             state: RwLock::default(),
+            views: TaskViews::default(),
             changes: broadcast::channel(CHANGE_BUFFER).0,
             followed: Mutex::default(),
             versions: watch::channel((0, 0)).0,
@@ -129,10 +138,18 @@ impl Index {
         self.0.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state, then announces the task that changed.
-    fn change(&self, change: impl FnOnce(&mut IndexState) -> Option<TaskChanged>) {
-        let changed = change(&mut self.0.state.write().unwrap_or_else(PoisonError::into_inner));
-        if let Some(change) = changed {
+    /// Changes the state, then announces the tasks that changed.
+    fn change<C>(&self, change: impl FnOnce(&mut IndexState) -> C)
+    where
+        C: IntoIterator<Item = TaskChanged>,
+    {
+        let mut state = self.0.state.write().unwrap_or_else(PoisonError::into_inner);
+        let changes: Vec<TaskChanged> = change(&mut state).into_iter().collect();
+        for change in &changes {
+            self.0.views.drop_view(&change.task);
+        }
+        drop(state);
+        for change in changes {
             self.notify(change);
         }
     }
@@ -312,14 +329,37 @@ impl Index {
         Some(TaskSnapshot { task, workers })
     }
 
+    /// Returns the workers of a task as clients are sent them.
+    pub fn view(&self, name: &str) -> Option<Arc<TaskView>> {
+        let state = self.read();
+        let task = state.tasks.get(name)?;
+        let cell = self.0.views.cell(name);
+        if let Some(view) = cell.get() {
+            return Some(view.clone());
+        }
+        let task = task.clone();
+        let pods = state.all_pods_of(&task);
+        drop(state);
+        let build = || Arc::new(TaskView::new(task.clone(), &view::workers(&task, &pods)));
+        Some(cell.get_or_init(build).clone())
+    }
+
+    /// Returns the tasks that may have selected workers, in the order of their names.
+    pub fn candidates(&self, selection: &Selection) -> Vec<Arc<str>> {
+        if let Some(id) = &selection.task_id {
+            return vec![Arc::from(names::task_name(id))];
+        }
+        match &selection.pod_name {
+            Some(pod) => names::task_of_pod(pod).map(Arc::from).into_iter().collect(),
+            None => self.task_names(),
+        }
+    }
+
     /// Returns the selected workers by task and index. The workers of one task are as of one
     /// moment.
     pub fn workers(&self, selection: &Selection) -> Vec<Worker> {
-        let names = match &selection.task_id {
-            Some(id) => vec![Arc::from(names::task_name(id))],
-            None => self.task_names(),
-        };
         let mut found = Vec::new();
+        let names = self.candidates(selection);
         for TaskSnapshot { task, workers } in names.iter().filter_map(|name| self.snapshot(name)) {
             let selected = workers.into_iter().filter(|w| selection.selects(&task, w));
             found.extend(selected.map(|view| Worker {
@@ -431,140 +471,5 @@ impl Index {
     pub fn wrote_pod(&self, pod: Pod) {
         let version = pod.resource_version;
         self.apply_pod(pod, |synced| version <= synced);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::task::TaskSpec;
-
-    /// Returns two task ids with the same name.
-    fn colliding() -> (String, String) {
-        let mut seen = HashMap::new();
-        let ids = (0..).map(|n| format!("{}-{n}", "x".repeat(60)));
-        for id in ids {
-            if let Some(other) = seen.insert(names::task_name(&id), id.clone()) {
-                return (other, id);
-            }
-        }
-        unreachable!("names are finite")
-    }
-
-    #[test]
-    fn a_task_is_found_by_its_id_not_by_a_name_that_another_id_shares() {
-        let (known, other) = colliding();
-        assert_ne!(known, other);
-        let index = Index::default();
-        index.wrote_task(Task {
-            name: names::task_name(&known),
-            uid: "u".into(),
-            resource_version: 1,
-            spec: TaskSpec {
-                task_id: known.clone(),
-                workers: 2,
-                ..TaskSpec::default()
-            },
-            ..Task::default()
-        });
-        let workers = |id: &String| {
-            let task_id = Some(id.clone());
-            let selection = Selection {
-                task_id,
-                ..Selection::default()
-            };
-            index.workers(&selection).len()
-        };
-        assert_eq!((workers(&known), workers(&other)), (2, 0));
-    }
-
-    #[test]
-    fn who_follows_a_task_hears_of_no_other_and_is_forgotten_when_gone() {
-        let index = Index::default();
-        let mut mine = index.follow("mine");
-        let also = index.follow("mine");
-        index.announce(Arc::from("other"), ChangeKind::Other);
-        assert!(!mine.has_changed().unwrap_or(true));
-        index.announce(Arc::from("mine"), ChangeKind::PodWaits);
-        assert!(mine.has_changed().unwrap_or(false) && also.has_changed().unwrap_or(false));
-        mine.mark_unchanged();
-        assert!(!mine.has_changed().unwrap_or(true));
-        drop((mine, also));
-        assert_eq!(index.followed().len(), 1);
-        index.announce(Arc::from("mine"), ChangeKind::Other);
-        assert_eq!(index.followed().len(), 0);
-    }
-
-    /// A writer ends workers as they end in a cluster: the pod ends, the record is written, the
-    /// pod is deleted. A reader on another thread must not combine an old record with newer pods.
-    #[test]
-    fn a_worker_that_has_succeeded_never_shows_running_again() {
-        use crate::{
-            cluster::watch::WatchHandler as _,
-            domain::{
-                pod::PodPhase,
-                task::{TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
-                view::ClientState,
-            },
-        };
-        const TASKS: u64 = 400;
-        let task = |n: u64, version: u64, phase| Task {
-            name: format!("t{n}"),
-            uid: format!("u{n}"),
-            resource_version: version,
-            spec: TaskSpec {
-                task_id: format!("t{n}"),
-                workers: 1,
-                ..TaskSpec::default()
-            },
-            status: TaskStatus {
-                workers: vec![WorkerRecord {
-                    index: 1,
-                    attempt: 1,
-                    phase,
-                    ..WorkerRecord::default()
-                }],
-                ..TaskStatus::default()
-            },
-            ..Task::default()
-        };
-        let pod = |n: u64, version: u64, phase| Pod {
-            name: Arc::from(format!("otto-agent-t{n}-1")),
-            uid: format!("p{n}"),
-            task: Arc::from(format!("t{n}")),
-            task_uid: Arc::from(format!("u{n}")),
-            index: 1,
-            attempt: 1,
-            resource_version: version,
-            phase,
-            ..Pod::default()
-        };
-        for _ in 0..20 {
-            let index = Index::default();
-            for n in 0..TASKS {
-                index.wrote_task(task(n, 1, WorkerPhase::Running));
-                index.wrote_pod(pod(n, 2, PodPhase::Succeeded));
-            }
-            PodFeed(index.clone()).synced_to(2);
-            let over = AtomicBool::new(false);
-            std::thread::scope(|threads| {
-                threads.spawn(|| {
-                    for n in 0..TASKS {
-                        index.wrote_task(task(n, 3, WorkerPhase::Succeeded));
-                        index.change(|s| s.delete_pod(pod(n, 4, PodPhase::Succeeded)));
-                    }
-                    over.store(true, Ordering::Release);
-                });
-                while !over.load(Ordering::Acquire) {
-                    let workers = index.workers(&Selection::default());
-                    assert_eq!(workers.len(), 400);
-                    for worker in workers {
-                        assert_eq!(worker.view.state(), ClientState::Succeeded, "{worker:?}");
-                    }
-                    let old = task(TASKS - 1, 1, WorkerPhase::Running);
-                    assert_eq!(index.workers_of(&old)[0].state(), ClientState::Succeeded);
-                }
-            });
-        }
     }
 }

@@ -251,9 +251,12 @@ impl IndexState {
         Some(TaskChanged { task, kind })
     }
 
-    /// Removes the pods that are missing from a complete list as of `version`. Returns the names
-    /// of their tasks.
-    pub(super) fn retain_pods(&mut self, listed: &BTreeSet<String>, version: u64) -> Vec<Arc<str>> {
+    /// Removes the pods that are missing from a complete list as of `version`.
+    pub(super) fn retain_pods(
+        &mut self,
+        listed: &BTreeSet<String>,
+        version: u64,
+    ) -> Vec<TaskChanged> {
         let missing: Vec<Arc<Pod>> = self
             .pods
             .values()
@@ -267,16 +270,15 @@ impl IndexState {
             self.add_tombstone(&pod);
             pod.task.clone()
         }));
-        tasks
+        tasks.into_iter().map(TaskChanged::other).collect()
     }
 
-    /// Removes the tasks that are missing from a complete list as of `version`. Returns their
-    /// names.
+    /// Removes the tasks that are missing from a complete list as of `version`.
     pub(super) fn retain_tasks(
         &mut self,
         listed: &BTreeSet<String>,
         version: u64,
-    ) -> Vec<Arc<str>> {
+    ) -> Vec<TaskChanged> {
         let mut missing: Vec<(Arc<str>, String)> = self
             .tasks
             .iter()
@@ -289,7 +291,6 @@ impl IndexState {
         missing
             .into_iter()
             .filter_map(|(name, uid)| self.delete_task(&name, &uid))
-            .map(|change| change.task)
             .collect()
     }
 

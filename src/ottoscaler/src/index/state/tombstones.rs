@@ -29,11 +29,11 @@ impl IndexState {
 
     /// Drops the tombstones of tasks that are still unknown although all changes of tasks up to
     /// `version` have been received, so that these tasks must have been deleted. Tasks and pods
-    /// share one sequence of versions. Returns the names of the deleted tasks.
+    /// share one sequence of versions.
     pub(in crate::index) fn prune_unclaimed_tombstones(
         &mut self,
         version: u64,
-    ) -> BTreeSet<Arc<str>> {
+    ) -> Vec<TaskChanged> {
         let mut orphaned = BTreeSet::new();
         while self.unclaimed.first().is_some_and(|(v, _)| *v <= version) {
             let Some((_, uid)) = self.unclaimed.pop_first() else {
@@ -48,7 +48,7 @@ impl IndexState {
                 }
             }
         }
-        orphaned
+        orphaned.into_iter().map(TaskChanged::other).collect()
     }
 
     /// Reports whether there are tombstones whose task is not known.

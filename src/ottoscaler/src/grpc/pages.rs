@@ -1,0 +1,213 @@
+//! The pages of GetWorkerStatus.
+//!
+//! Workers are in the order of (task name, index), which no change of a worker alters. A page
+//! begins after the last worker of the page before it, so that a worker which exists all the while
+//! is on exactly one page, whatever else comes and goes.
+use std::{ops::Range, sync::Arc};
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine as _};
+use bytes::Bytes;
+
+use crate::{
+    domain::{request::Selection, view::ClientState},
+    index::{Index, TaskView},
+    proto,
+};
+
+/// A `Position` is the place of a worker in the order of all workers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Position {
+    task: Arc<str>,
+    index: u32,
+}
+
+impl Position {
+    /// Returns the token of the page after this position, for requests with this selection.
+    pub(super) fn token(&self, selection: &Selection) -> String {
+        let hash = selection_hash(selection);
+        BASE64.encode(format!("{hash:016x}{:04}{}", self.index, self.task))
+    }
+
+    /// Parses a token. Returns None for a text that is no token, and for the token of another
+    /// selection.
+    pub(super) fn parse(token: &str, selection: &Selection) -> Option<Self> {
+        let text = String::from_utf8(BASE64.decode(token).ok()?).ok()?;
+        let (hash, rest) = text.split_at_checked(16)?;
+        let (index, task) = rest.split_at_checked(4)?;
+        let position = Self {
+            task: Arc::from(task),
+            index: index.parse().ok()?,
+        };
+        // What was parsed must give the same token: so one position has one token.
+        let is_own = hash == format!("{:016x}", selection_hash(selection));
+        (is_own && position.token(selection) == token).then_some(position)
+    }
+}
+
+fn selection_hash(selection: &Selection) -> u64 {
+    let Selection {
+        task_id,
+        pod_name,
+        state,
+    } = selection;
+    // The lengths keep the parts apart.
+    let mut text = String::new();
+    for part in [
+        task_id.as_deref(),
+        pod_name.as_deref(),
+        state.map(ClientState::as_str),
+    ] {
+        let part = part.unwrap_or_default();
+        text.push_str(&format!("{}:{part}", part.len()));
+    }
+    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+}
+
+/// What a page may hold at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageLimits {
+    pub workers: usize,
+    /// The sum of the encoded workers.
+    pub bytes: usize,
+}
+
+/// A `Page` is a part of the selected workers, and the counts of all of them.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// Pieces of encoded workers.
+    pub workers: Vec<Bytes>,
+    pub bytes: usize,
+    /// The counts of all selected workers, on whatever page they are.
+    pub counts: Counts,
+    /// The position after which the next page begins; None on the last page.
+    pub next: Option<Position>,
+    /// The size of the first worker where it alone is larger than a page.
+    pub oversized: Option<usize>,
+    len: usize,
+    is_full: bool,
+    last: Option<Position>,
+}
+
+/// The numbers of workers by state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub total: usize,
+    pub pending: usize,
+    pub running: usize,
+    pub succeeded: usize,
+    pub failed: usize,
+}
+
+impl Counts {
+    fn add(&mut self, state: ClientState) {
+        self.total += 1;
+        *match state {
+            ClientState::Pending => &mut self.pending,
+            ClientState::Running => &mut self.running,
+            ClientState::Succeeded => &mut self.succeeded,
+            ClientState::Failed => &mut self.failed,
+        } += 1;
+    }
+
+    /// Returns a response with these counts and nothing else.
+    pub(super) fn response(self) -> proto::WorkerStatusResponse {
+        let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        proto::WorkerStatusResponse {
+            total_count: number(self.total),
+            pending_count: number(self.pending),
+            running_count: number(self.running),
+            succeeded_count: number(self.succeeded),
+            failed_count: number(self.failed),
+            ..proto::WorkerStatusResponse::default()
+        }
+    }
+}
+
+impl Page {
+    /// Returns the page of the selected workers that begins after a position, or the first one.
+    pub(super) fn read(
+        index: &Index,
+        selection: &Selection,
+        after: Option<&Position>,
+        limits: PageLimits,
+    ) -> Self {
+        let mut page = Self::default();
+        for name in index.candidates(selection) {
+            let Some(view) = index.view(&name) else {
+                continue;
+            };
+            for range in view.select(selection) {
+                for row in &view.rows()[range.clone()] {
+                    page.counts.add(row.state);
+                }
+                page.add_after(&name, &view, range, after, limits);
+            }
+        }
+        page
+    }
+
+    /// Adds those of some neighbouring workers that come after a position, as many as fit.
+    fn add_after(
+        &mut self,
+        name: &Arc<str>,
+        view: &TaskView,
+        mut range: Range<usize>,
+        after: Option<&Position>,
+        limits: PageLimits,
+    ) {
+        let rows = view.rows();
+        if let Some(after) = after {
+            if *name < after.task {
+                return;
+            }
+            if *name == after.task {
+                let skipped = rows[range.clone()].iter();
+                range.start += skipped.take_while(|row| row.index <= after.index).count();
+            }
+        }
+        if range.is_empty() || self.is_full {
+            self.set_full(!range.is_empty());
+            return;
+        }
+        let fitting = self.fitting(view, range.clone(), limits);
+        let taken = range.start..range.start + fitting;
+        if let Some(last) = rows[taken.clone()].last() {
+            self.len += fitting;
+            let elements = view.elements(taken.clone());
+            self.bytes += elements.len();
+            self.workers.push(elements);
+            self.last = Some(Position {
+                task: name.clone(),
+                index: last.index,
+            });
+        } else if self.len == 0 {
+            self.oversized = Some(view.elements(range.start..range.start + 1).len());
+        }
+        self.set_full(taken.end < range.end);
+    }
+
+    /// Returns how many of some neighbouring workers fit.
+    fn fitting(&self, view: &TaskView, range: Range<usize>, limits: PageLimits) -> usize {
+        let free = limits.bytes.saturating_sub(self.bytes);
+        let most = range.len().min(limits.workers.saturating_sub(self.len));
+        let size = |count: usize| view.elements(range.start..range.start + count).len();
+        if size(most) <= free {
+            return most;
+        }
+        // The sizes ascend with the count.
+        let counts: Vec<usize> = (0..=most).collect();
+        counts.partition_point(|count| size(*count) <= free) - 1
+    }
+
+    /// Ends the page where there are more workers than it holds.
+    fn set_full(&mut self, has_more: bool) {
+        if has_more {
+            self.is_full = true;
+            self.next = self.last.clone();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "pages_tests.rs"]
+mod tests;
