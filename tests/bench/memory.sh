@@ -29,7 +29,7 @@ memory() {
   one=$("$bin/status-load" --server "127.0.0.1:$grpc" --task many1)
   all=$("$bin/status-load" --server "127.0.0.1:$grpc")
   echo "$one $all" > "$raw/status.txt"
-  awk '{print $2 / $1 * 1000, $4 / $3 * 1000}' "$raw/status.txt" > "$raw/status-us.txt"
+  awk '{print $2 / $1 * 1000, $6 / $5 * 1000}' "$raw/status.txt" > "$raw/status-us.txt"
   ratio status_per_worker_10000 "$(awk '{print $2}' "$raw/status-us.txt")" us "<=1.5" "$(awk '{print $1}' "$raw/status-us.txt")"
   KUBECONFIG=$admin "$bin/phase-latency" --namespace $ns --selector app=otto-agent
   no_pods app=otto-agent
