@@ -4,6 +4,7 @@
 //! through the [`Router`] to the leader. Status is answered from the index of this replica.
 mod admin;
 mod call;
+mod callers;
 mod connections;
 mod convert;
 mod deadline;

@@ -1,0 +1,2 @@
+//! Says who calls, and decides what each caller may do.
+pub(crate) mod peer;
