@@ -70,6 +70,10 @@ status() {
   # The nodes have no room for these: their pods wait.
   for n in {1..9}; do scale_up "more-$n" 1000; done
   sleep 5
-  for _ in 1 2 3; do load "${ports[0]}" --calls 5000 --in-flight 16 >> "$raw/status-of-10000.txt"; done
-  ratio status_rate_of_10000 "$(median "$raw/status-of-10000.txt" 4)" "/s" ">=0.9" "$(median "$raw/status-leader.txt" 4)"
+  # Beside the bare handler, which knows of a hundred: what else the machine has to do is alike.
+  for _ in 1 2 3; do
+    load $bare --calls 5000 --in-flight 16 >> "$raw/status-of-10000-bare.txt"
+    load "${ports[0]}" --calls 5000 --in-flight 16 >> "$raw/status-of-10000.txt"
+  done
+  ratio status_rate_of_10000 "$(median "$raw/status-of-10000.txt" 4)" "/s" ">=1" "$(median "$raw/status-of-10000-bare.txt" 4)"
 }
