@@ -42,6 +42,31 @@ publishes() {
   [ -z "$(git status --porcelain src/fenced-lease)" ] || dirty=(--allow-dirty)
   K8S_OPENAPI_ENABLED_VERSION=1.34 cargo publish --dry-run --quiet "${dirty[@]}" --package fenced-lease
 }
+# Under one version its interface only grows. The last released interface is that of the commit
+# which set the version; a release names its own commit here.
+released=3dbb41694358b9fa0fbf04052ee0627e6650b1ff
+interface_holds() {
+  local cache=${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler baseline work built
+  built=${CARGO_TARGET_DIR:-$cache/target}/interface
+  # The format of an interface belongs to a version of rustc.
+  baseline=$cache/interface/$released-$(rustc --version | sha256sum | cut -c1-16).json
+  if [ ! -s "$baseline" ]; then
+    work=$(mktemp -d) && mkdir -p "$cache/interface" && git archive "$released" | tar -x -C "$work" &&
+      (cd "$work" && interface "$built") && mv "$built/doc/fenced_lease.json" "$baseline"
+    rm -rf "$work"
+  fi
+  interface "$built" &&
+    cargo semver-checks check-release --baseline-rustdoc "$baseline" --current-rustdoc "$built/doc/fenced_lease.json"
+}
+# Describes the interface of the fenced-lease in the working directory. The dependencies are those
+# of Cargo.lock: cargo semver-checks by itself takes the newest, among them two k8s-openapi. The
+# build directory is its own, because both variables would make the others build anew.
+interface() { # build directory
+  rm -f "$1/doc/fenced_lease.json"
+  RUSTC_BOOTSTRAP=1 K8S_OPENAPI_ENABLED_VERSION=1.34 CARGO_TARGET_DIR=$1 \
+    cargo rustdoc --quiet --locked --package fenced-lease --lib --all-features -- \
+    -Z unstable-options --output-format json --cap-lints allow
+}
 # Tests wait for facts: the one pause is in wait_for (a delay of the proxy is a fault,
 # a probe's moments are its question).
 sleeps() {
@@ -65,6 +90,7 @@ paths() { ! git grep -nE '/(root|work)/' -- . ':!tests/lint.sh' ':!*/go.sum'; }
 
 tool cargo-machete 0.9.2
 tool cargo-deny 0.20.2
+tool cargo-semver-checks 0.51.0
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --quiet -- -D warnings
 check "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --quiet
@@ -75,6 +101,12 @@ check "domain is pure" purity
 check "ottoctl knows no Kubernetes" ottoctl_has_no_kubernetes
 check "fenced-lease stands alone" fenced_lease_stands_alone
 check "fenced-lease publishes" publishes
+if git cat-file -e "$released^{commit}" 2> /dev/null; then
+  check "fenced-lease's interface" interface_holds
+else
+  echo "fenced-lease's interface    not compared: this clone lacks the commit $released (git fetch --unshallow)"
+  [ "${CI:-}" != true ] || failed=1
+fi
 check "no sleep in tests" sleeps
 check "no machine's paths" paths
 check "tools are built" tools_of_each_script_are_built
