@@ -25,12 +25,17 @@ pub struct Verdict {
     /// The first of these.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_repeat_after_release: Option<String>,
-    /// Lines of all workers that a leader sent although another had sent them that did not
-    /// release the Lease: of the leader that sent the most.
+    /// Leaders that sent lines and were then killed.
+    pub killed: usize,
+    /// Lines of all workers that a leader was the last to send, and another sent again
+    /// because that leader was killed: of the leader with the most.
     pub repeats_after_kill: usize,
-    /// The same of each leader.
+    /// The same of leaders that neither released the Lease nor were killed: their renewals
+    /// came too late.
+    pub repeats_after_loss: usize,
+    /// Lines of each leader that did not release the Lease that another sent again.
     #[serde(skip)]
-    pub repeats_by: BTreeMap<String, usize>,
+    pub repeats_of: BTreeMap<String, usize>,
     pub gaps: usize,
     /// Lines that are missing where a gap record says so.
     pub told: usize,
@@ -53,6 +58,8 @@ pub struct Expect<'a> {
     pub allow_unfinished: bool,
     /// Holders of the Lease that released it.
     pub released: Option<&'a BTreeSet<String>>,
+    /// Holders of the Lease that were killed; without it, all that did not release it.
+    pub killed: Option<&'a BTreeSet<String>>,
     /// The last lines of files that the node rotated. Who follows may miss one: the
     /// kubelet goes to the new file as soon as there is one, and the runtime may write
     /// another line to the old one.
@@ -62,6 +69,10 @@ pub struct Expect<'a> {
 impl Expect<'_> {
     fn is_released(&self, holder: &str) -> bool {
         self.released.is_some_and(|all| all.contains(holder))
+    }
+
+    fn is_killed(&self, holder: &str) -> bool {
+        !self.is_released(holder) && self.killed.is_none_or(|all| all.contains(holder))
     }
 }
 
@@ -84,6 +95,7 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect<'_>) -> Verdic
     }
     let holders: HashSet<&str> = logs.values().flatten().map(|l| l.holder()).collect();
     v.released = holders.iter().filter(|h| expect.is_released(h)).count();
+    v.killed = holders.iter().filter(|h| expect.is_killed(h)).count();
     for truth in truths {
         check_lines(
             truth,
@@ -101,7 +113,13 @@ pub fn check(truths: &[Truth], records: &[Record], expect: Expect<'_>) -> Verdic
                 .push(format!("{}: the printer did not finish", truth.pod));
         }
     }
-    v.repeats_after_kill = v.repeats_by.values().copied().max().unwrap_or(0);
+    for (holder, repeats) in &v.repeats_of {
+        let most = match expect.is_killed(holder) {
+            true => &mut v.repeats_after_kill,
+            false => &mut v.repeats_after_loss,
+        };
+        *most = (*most).max(*repeats);
+    }
     if v.workers == 0 || v.workers < expect.workers {
         v.faults.push(format!(
             "saw {} workers, expected at least {}",
@@ -159,9 +177,8 @@ fn check_lines(truth: &Truth, logs: &[&Log], expect: Expect<'_>, v: &mut Verdict
         *newest = at.max(*newest);
         let before = sent_by.insert(at, log.holder());
         let is_anew = before.is_some_and(|b| b != log.holder());
-        if is_anew && !before.is_some_and(|b| expect.is_released(b)) {
-            let by = v.repeats_by.entry(log.holder().to_owned()).or_default();
-            *by += 1;
+        if let Some(left) = before.filter(|b| is_anew && !expect.is_released(b)) {
+            *v.repeats_of.entry(left.to_owned()).or_default() += 1;
         } else if is_anew {
             v.repeats_after_release += 1;
             let told = || format!("{pod}: {at:?} by {before:?} and then by {}", log.holder());
@@ -434,10 +451,35 @@ mod tests {
         // The last to send it counts.
         r.insert(6, by("c", log(4, 4, "p 4")));
         assert_eq!(judge(&["b"], &r), (3, 1, (1, 1)));
-        // Of each leader by itself.
-        r.insert(7, by("d", log(5, 3, "p 3")));
-        r.insert(8, by("d", log(5, 4, "p 4")));
-        assert_eq!(judge(&[], &r), (5, 0, (0, 2)));
+    }
+
+    #[test]
+    fn a_repeat_counts_for_the_leader_whose_end_caused_it() {
+        let by = |holder: &str, sequence: u64, stream: u64| {
+            let mut record = log(stream, sequence, &format!("p {sequence}"));
+            if let Record::Log(log) = &mut record {
+                let term = format!("uid/1/{holder}");
+                log.metadata.insert("leader-term".into(), term);
+            }
+            record
+        };
+        // `b` is killed before it comes to the lines of `a` that are not stored.
+        let (of_a, of_b) = ((1..=3).map(|n| by("a", n, 1)), [by("b", 4, 2)]);
+        let again = (1..=4).map(|n| by("c", n, 3));
+        let r: Vec<Record> = of_a.chain(of_b).chain(again).collect();
+        let judge = |killed: Option<&[&str]>| {
+            let killed = killed.map(|all| all.iter().map(|h| (*h).to_owned()).collect());
+            let expect = Expect {
+                killed: killed.as_ref(),
+                ..Expect::default()
+            };
+            let v = check(&[truth(4)], &r, expect);
+            (v.killed, v.repeats_after_kill, v.repeats_after_loss)
+        };
+        assert_eq!(judge(None), (3, 3, 0));
+        assert_eq!(judge(Some(&["a", "b"])), (2, 3, 0));
+        // A term that ended for another reason is told from those.
+        assert_eq!(judge(Some(&["b"])), (1, 1, 3));
     }
 
     #[test]

@@ -50,6 +50,9 @@ struct Args {
     /// Bytes of it that are of the time before.
     #[arg(long, default_value_t = 0)]
     audit_from: u64,
+    /// A holder of the Lease that was killed; repeats of others are counted by themselves.
+    #[arg(long)]
+    killed: Vec<String>,
     #[arg(long)]
     json: bool,
 }
@@ -81,6 +84,7 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
         Some(log) => Some(audit::released(&tail::read_from(log, args.audit_from)?)),
         None => None,
     };
+    let killed = BTreeSet::from_iter(args.killed.iter().cloned());
     let rotated = args.rotated.as_deref().map(read_lines).transpose()?;
     let verdict = check::check(
         &truths,
@@ -92,6 +96,7 @@ fn judge(args: &Args) -> anyhow::Result<bool> {
             gaps_each: args.gaps_each,
             allow_unfinished: args.allow_unfinished,
             released: released.as_ref(),
+            killed: Some(&killed).filter(|all| !all.is_empty()),
             rotated: rotated.as_ref(),
         },
     );
