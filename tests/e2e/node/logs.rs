@@ -16,6 +16,9 @@ use super::{
 };
 use crate::support::count_of;
 
+mod beside;
+mod shown;
+
 /// Of the record, where its newest lines are looked for.
 const TAIL: u64 = 64 * 1024;
 
@@ -164,53 +167,6 @@ impl Installed {
         });
         terms.take(1).next()
     }
-
-    /// Printers of a task that have printed all.
-    fn finished(&self, task: &str) -> usize {
-        let files = std::fs::read_dir(self.truth())
-            .unwrap()
-            .filter_map(Result::ok);
-        let prefix = format!("otto-agent-{task}-");
-        let ours = files.filter(|f| f.file_name().to_string_lossy().starts_with(&prefix));
-        let has_end = |path: std::path::PathBuf| {
-            let mut file = std::fs::File::open(path).ok()?;
-            let length = file.metadata().ok()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(8))).ok()?;
-            let mut text = String::new();
-            file.read_to_string(&mut text).ok()?;
-            text.contains("\nend ").then_some(())
-        };
-        ours.filter(|f| has_end(f.path()).is_some()).count()
-    }
-
-    /// The last line of each file that the node has rotated of these workers, and has yet
-    /// to compress: it does so with the next one, 10 s later at the soonest.
-    fn rotated(&self, task: &str) -> BTreeSet<String> {
-        let last = format!(
-            "tail -qn 1 /var/log/pods/*_otto-agent-{task}-*/worker/0.log.*[0-9] 2>/dev/null; true"
-        );
-        let out = self.on_node(&["sh", "-c", &last]).output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout);
-        // Time, stream, whether it is whole.
-        let lines = text.lines().filter_map(|l| l.splitn(4, ' ').nth(3));
-        lines.map(str::to_owned).collect()
-    }
-
-    /// Memory of the leader's process, in KiB.
-    fn leader_resident(&self) -> i64 {
-        let leader = self.leader().unwrap();
-        let find = format!(
-            r"for p in /proc/[0-9]*; do
-                tr '\0' '\n' < $p/environ 2>/dev/null | grep -qx POD_NAME={leader} &&
-                grep -q '^Name:.ottoscaler$' $p/status && sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' $p/status
-            done; true"
-        );
-        let out = self.on_node(&["sh", "-c", &find]).output().unwrap();
-        let text = String::from_utf8_lossy(&out.stdout);
-        text.trim()
-            .parse()
-            .unwrap_or_else(|_| panic!("no memory of {leader}: {text:?}"))
-    }
 }
 
 #[test]
@@ -243,83 +199,6 @@ fn a_handler_of_any_habit_gets_every_line() {
     i.wait_done("habit-mute", 5);
     let verdict = i.judge_logs("habit-mute", 5, 2_000, &[]);
     assert_eq!(verdict["recorded"], 2_000);
-}
-
-#[test]
-fn any_replica_shows_a_tasks_lines_as_they_come() {
-    let i = installed();
-    let (workers, lines) = (3, 100);
-    let env = [("LINES", lines.to_string()), ("RATE", "20".into())];
-    i.scale_up("shown", workers, &env);
-    let replicas = i.three_replicas(SOON);
-    let ctl = program("ottoctl");
-    let shown: Vec<Vec<Value>> = std::thread::scope(|scope| {
-        let show = |(_, address): &(String, String)| {
-            let args = [
-                &ctl, "--server", address, "-o", "json", "logs", "-f", "shown",
-            ];
-            let out = i.cluster.run(&args);
-            out.lines()
-                .map(|l| serde_json::from_str(l).unwrap())
-                .collect()
-        };
-        let all: Vec<_> = replicas
-            .iter()
-            .map(|r| scope.spawn(move || show(r)))
-            .collect();
-        all.into_iter().map(|s| s.join().unwrap()).collect()
-    });
-    for shown in shown {
-        assert_eq!(shown.len(), workers * lines);
-        for worker in 1..=workers {
-            let name = format!("otto-agent-shown-{worker}");
-            let of = shown.iter().filter(|l| l["worker"] == *name);
-            let texts: Vec<&str> = of.map(|l| l["message"].as_str().unwrap()).collect();
-            let truth = std::fs::read_to_string(i.truth().join(format!("{name}.truth"))).unwrap();
-            let printed = truth.lines().filter_map(|l| l.strip_prefix("stdout "));
-            assert_eq!(texts, printed.collect::<Vec<_>>());
-        }
-    }
-    // They are with otto-handler then.
-    i.wait_done("shown", workers as u64);
-    let out = i
-        .cluster
-        .run(&[&ctl, "--server", &i.service, "-o", "json", "logs", "shown"]);
-    let note: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(note["kind"], "NOTE", "{note}");
-}
-
-/// For ottoctl to end by itself.
-const RETURNS: &str = "20";
-
-#[test]
-fn logs_without_follow_return_while_the_workers_run() {
-    let i = installed();
-    i.scale_up(
-        "glanced",
-        2,
-        &shell(&format!("echo one; echo two; {WAITS}")),
-    );
-    i.wait_lines("glanced", 2, 2);
-    let ctl = program("ottoctl");
-    for (replica, address) in i.three_replicas(SOON) {
-        let show = [&ctl, "--server", &address, "-o", "json", "logs", "glanced"];
-        let out = i
-            .cluster
-            .try_run(&[&["timeout", RETURNS][..], &show].concat());
-        let text = String::from_utf8(out.stdout).unwrap();
-        assert_eq!(out.status.code(), Some(0), "{replica}: {text}");
-        let lines: Vec<Value> = text
-            .lines()
-            .map(|l| serde_json::from_str(l).unwrap())
-            .collect();
-        for worker in ["otto-agent-glanced-1", "otto-agent-glanced-2"] {
-            let of = lines.iter().filter(|l| l["worker"] == worker);
-            let messages: Vec<&Value> = of.map(|l| &l["message"]).collect();
-            assert_eq!(messages, ["one", "two"], "{replica}");
-        }
-    }
-    i.ottoctl(&i.service, &["cancel", "glanced"]);
 }
 
 /// The node rotates a log of 500 KiB, and looks every 10 s.

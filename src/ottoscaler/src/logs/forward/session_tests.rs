@@ -28,8 +28,12 @@ use crate::{
     },
 };
 
+#[path = "session_tests/checkpoints.rs"]
+mod checkpoints;
 #[path = "session_tests/epochs.rs"]
 mod epochs;
+#[path = "session_tests/handlers.rs"]
+mod handlers;
 
 /// A finished container's log; opens break off after so many lines, in turn.
 #[derive(Default)]
@@ -270,60 +274,6 @@ async fn run(
     (ended.end, taken, context)
 }
 
-/// Its pod may be there for a while: another leader would send its last lines again.
-#[tokio::test]
-async fn where_a_log_ended_is_noted_to_be_stored() {
-    let (listener, host) = listener().await;
-    let file = file(100);
-    let session = session(&host, file, None);
-    let checkpoints = session.checkpoints.clone();
-    let (ended, _) = against(listener, |_| Some(Status::Ack), session.run()).await;
-    assert_eq!(ended.end, End::Drained);
-    assert_eq!(checkpoints.get("u"), Checkpoint::of_annotation(&after(100)));
-}
-
-/// An earlier version may have led since the shards were written, and so may this one
-/// since the annotation was.
-#[tokio::test]
-async fn a_log_is_read_on_from_the_further_one_of_the_stored_checkpoints() {
-    for (annotated, noted, sent) in [
-        (Some(40), None, 60),
-        (None, Some(40), 60),
-        (Some(40), Some(70), 30),
-        (Some(70), Some(40), 30),
-        (None, None, 100),
-    ] {
-        let (listener, host) = listener().await;
-        let file = file(100);
-        let session = session(&host, file, annotated.map(after));
-        if let Some(noted) = noted {
-            let noted = Checkpoint::of_annotation(&after(noted)).unwrap();
-            session.checkpoints.begin("u", &noted);
-        }
-        let (ended, taken) = against(listener, |_| Some(Status::Ack), session.run()).await;
-        assert_eq!((ended.end, taken.len()), (End::Drained, sent));
-    }
-}
-
-#[tokio::test]
-async fn a_stored_checkpoint_of_a_run_that_has_yet_to_begin_is_none() {
-    let (listener, host) = listener().await;
-    let file = file(100);
-    let session = session(&host, file, None);
-    let noted = Checkpoint::of_annotation(&after(70)).unwrap();
-    let checkpoints = session.checkpoints.clone();
-    checkpoints.begin(
-        "u",
-        &Checkpoint {
-            restart: 1,
-            ..noted
-        },
-    );
-    let (_, taken) = against(listener, |_| Some(Status::Ack), session.run()).await;
-    assert_eq!(taken.len(), 100);
-    assert_eq!(checkpoints.get("u"), Checkpoint::of_annotation(&after(100)));
-}
-
 /// Where a session stands that has read so many lines.
 fn after(n: usize) -> String {
     let (mut resume, mut at) = (Resume::new(None), Checkpoint::start(0));
@@ -429,33 +379,6 @@ async fn a_log_that_gives_nothing_is_asked_for_less_and_less() {
 }
 
 #[tokio::test]
-async fn a_storm_of_retries_loses_nothing_and_keeps_order() {
-    let mood: Mood = |n| {
-        Some(if n % 3 == 1 {
-            Status::Retry
-        } else {
-            Status::Ack
-        })
-    };
-    let (_, taken, _) = run(file(60), mood, None).await;
-    assert_eq!(without_repeats(taken), expected(60));
-}
-
-#[tokio::test]
-async fn a_handler_that_answers_nothing_is_left_and_asked_again() {
-    let mood: Mood = |n| (!(20..36).contains(&n)).then_some(Status::Ack);
-    let (end, taken, _) = run(file(40), mood, None).await;
-    assert_eq!((end, without_repeats(taken)), (End::Drained, expected(40)));
-}
-
-#[tokio::test]
-async fn the_next_leader_goes_on_after_the_last_acknowledged_line() {
-    let stored = after(50);
-    let (_, taken, _) = run(file(80), |_| Some(Status::Ack), Some(stored)).await;
-    assert_eq!(taken, expected(80)[50..]);
-}
-
-#[tokio::test]
 async fn while_otto_handler_is_away_lines_wait_on_disk() {
     let (listener, host) = listener().await;
     drop(listener);
@@ -473,52 +396,6 @@ async fn while_otto_handler_is_away_lines_wait_on_disk() {
     let (ended, taken) = against(listener, |_| Some(Status::Ack), ended).await;
     assert_eq!((ended.unwrap().end, taken), (End::Drained, expected(5_000)));
     assert_eq!(value(&context, "spool_bytes"), 0);
-}
-
-#[tokio::test]
-async fn a_stream_that_is_not_read_gets_a_connection_of_its_own() {
-    let (listener, host) = listener().await;
-    let file = || file(3_000);
-    let mut unread = session(&host, file(), None);
-    unread.context.window = 1_024;
-    unread.pod = Arc::new(Pod {
-        name: UNREAD_WORKER.into(),
-        ..(*unread.pod).clone()
-    });
-    let mut read = session(&host, file(), None);
-    read.context.window = 1_024;
-    read.handler = unread.handler.clone();
-    let handler = unread.handler.clone();
-    let both = async {
-        #[expect(clippy::disallowed_methods, reason = "awaited below")]
-        let unread = tokio::spawn(unread.run());
-        while handler.connections_apart() == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let end = read.run().await;
-        unread.abort();
-        end.end
-    };
-    let both = timeout(Duration::from_secs(20), both);
-    let (end, taken) = against(listener, |_| Some(Status::Ack), both).await;
-    assert_eq!((end.unwrap(), taken), (End::Drained, expected(3_000)));
-}
-
-#[tokio::test]
-async fn more_workers_than_a_connection_may_have_streams_are_served_at_once() {
-    let (listener, host) = listener().await;
-    let first = session(&host, File::default(), None);
-    let all = (0..250).map(|_| {
-        let file = file(3);
-        let mut session = session(&host, file, None);
-        session.handler = first.handler.clone();
-        session.context.ack_timeout = Duration::from_secs(20);
-        session.run()
-    });
-    let all = timeout(Duration::from_secs(15), futures::future::join_all(all));
-    let (ends, taken) = serving(listener, |_| Some(Status::Ack), 250, all).await;
-    assert!(ends.unwrap().iter().all(|e| e.end == End::Drained));
-    assert_eq!(taken.len(), 750);
 }
 
 #[tokio::test]
