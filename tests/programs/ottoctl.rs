@@ -5,8 +5,9 @@ mod run;
 use std::{pin::Pin, time::Duration};
 
 use api::{
-    PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
-    ShownLine, WorkerEvent, WorkerPodStatus, WorkerStatusRequest, WorkerStatusResponse,
+    ListTasksRequest, ListTasksResponse, PauseRequest, PauseState, ResumeRequest, ScaleRequest,
+    ScaleResponse, ShowLogsRequest, ShownLine, TaskEvent, WorkerEvent, WorkerPodStatus,
+    WorkerStatusRequest, WorkerStatusResponse,
     ottoscaler_admin_service_server::{OttoscalerAdminService, OttoscalerAdminServiceServer},
     ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
     worker_event::Type,
@@ -74,6 +75,22 @@ impl OttoscalerService for Replica {
         };
         let events = stream::iter(1..=MANY).map(move |n| Ok(event(n)));
         Ok(Response::new(Box::pin(events.chain(stream::pending()))))
+    }
+
+    type WatchTasksStream = Answers<TaskEvent>;
+
+    async fn list_tasks(
+        &self,
+        _: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        Ok(Response::new(ListTasksResponse::default()))
+    }
+
+    async fn watch_tasks(
+        &self,
+        _: Request<ListTasksRequest>,
+    ) -> Result<Response<Self::WatchTasksStream>, Status> {
+        Ok(Response::new(Box::pin(stream::pending())))
     }
 }
 

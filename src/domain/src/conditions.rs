@@ -113,6 +113,13 @@ pub fn conditions(seen: Seen<'_>, before: &[Condition], now: &str) -> Vec<Condit
     ours.chain(others).collect()
 }
 
+/// Returns what the workers of a task without a pod wait for, as its conditions say; None if none
+/// waits.
+pub fn wait_message(conditions: &[Condition]) -> Option<&str> {
+    let created = conditions.iter().find(|c| c.kind == CREATED)?;
+    (created.status == "False").then_some(created.message.as_str())
+}
+
 /// Returns a message with the first workers whose pods were deleted before otto-handler
 /// acknowledged all of their logs, or None if there are none.
 fn cut(workers: &[WorkerRecord]) -> Option<String> {

@@ -30,7 +30,7 @@ use super::{
     pod::{Pod, PodsByIndex},
     queue::Attempt,
     stage::Stage,
-    task::{self, Counts, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
+    task::{self, Notified, Task, TaskPhase, TaskStatus, WorkerPhase, WorkerRecord},
     transition,
     urgency::{self, WriteUrgency},
     view,
@@ -266,28 +266,8 @@ impl Planner<'_> {
     /// Returns the status of the task, given the new records of its workers.
     fn status(&self, mut workers: Vec<WorkerRecord>) -> TaskStatus {
         task::fit(&mut workers);
-        let mut counts = Counts::default();
         let stored = &self.task.status;
-        let mut everything_final = true;
-        for w in &workers {
-            counts.total += 1;
-            match w.phase {
-                WorkerPhase::Queued | WorkerPhase::Pending => counts.pending += 1,
-                WorkerPhase::Running | WorkerPhase::Unknown => counts.running += 1,
-                WorkerPhase::Succeeded => counts.succeeded += 1,
-                WorkerPhase::Failed | WorkerPhase::Terminated => counts.failed += 1,
-            }
-            everything_final &= w.phase.is_final();
-        }
-        let failed = workers.iter().any(|w| w.phase == WorkerPhase::Failed);
-        let phase = match () {
-            () if stored.phase.is_finished() => stored.phase,
-            () if everything_final && self.task.spec.workers == 0 => TaskPhase::Cancelled,
-            () if everything_final && failed => TaskPhase::Failed,
-            () if everything_final => TaskPhase::Succeeded,
-            () if counts.running + counts.succeeded + counts.failed > 0 => TaskPhase::Running,
-            () => TaskPhase::Pending,
-        };
+        let (counts, phase) = view::progress(self.task, &workers);
         // It is the later of the two clocks, one of which may be behind.
         let latest = self.seen.api_now.map_or(self.now, |api| api.max(self.now));
         let finished_at = phase

@@ -5,6 +5,7 @@
 mod fields;
 mod outcome;
 mod selection;
+mod task_filter;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,7 @@ use super::{
 
 pub use outcome::{Outcome, OutcomeKind, Refusal};
 pub use selection::Selection;
+pub use task_filter::TaskFilter;
 
 /// The greatest size of a stored task without its workers and what the request carries, in
 /// bytes.

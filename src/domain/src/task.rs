@@ -123,6 +123,24 @@ impl TaskPhase {
         Self::Cancelled,
     ];
 
+    /// Parses a phase that this version writes, ignoring case.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|phase| phase.as_str().eq_ignore_ascii_case(text))
+    }
+
+    /// Returns the text of the phase, as the gRPC contract has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+            Self::Cancelled => "Cancelled",
+            Self::Unknown => "Unknown",
+        }
+    }
+
     /// Reports whether the task has finished. A finished task is never revived.
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)

@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 use super::{
     failure, names,
     pod::{Pod, PodPhase, PodsByIndex},
-    task::{MAX_TASK_WORKERS, Task, WorkerPhase, WorkerRecord},
+    task::{Counts, MAX_TASK_WORKERS, Task, TaskPhase, WorkerPhase, WorkerRecord},
 };
 
 /// A `ClientState` is one of the four states of a worker that clients know.
@@ -51,6 +51,19 @@ impl From<WorkerPhase> for ClientState {
     }
 }
 
+impl Counts {
+    /// Counts one more worker.
+    pub fn add(&mut self, state: ClientState) {
+        self.total += 1;
+        *match state {
+            ClientState::Pending => &mut self.pending,
+            ClientState::Running => &mut self.running,
+            ClientState::Succeeded => &mut self.succeeded,
+            ClientState::Failed => &mut self.failed,
+        } += 1;
+    }
+}
+
 /// A `WorkerView` is a worker as clients see it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkerView {
@@ -84,6 +97,30 @@ pub fn workers(task: &Task, pods: &[Arc<Pod>]) -> Vec<WorkerView> {
             WorkerView { pod_name, record }
         })
         .collect()
+}
+
+/// Returns the number of a task's workers in each state, and the phase of the task that follows
+/// from it. `workers` are the records of all of them, brought up to date.
+pub fn progress<'a>(
+    task: &Task,
+    workers: impl IntoIterator<Item = &'a WorkerRecord>,
+) -> (Counts, TaskPhase) {
+    let mut counts = Counts::default();
+    let (mut all_final, mut any_failed) = (true, false);
+    for worker in workers {
+        counts.add(worker.phase.into());
+        all_final &= worker.phase.is_final();
+        any_failed |= worker.phase == WorkerPhase::Failed;
+    }
+    let phase = match () {
+        () if task.status.phase.is_finished() => task.status.phase,
+        () if all_final && task.spec.workers == 0 => TaskPhase::Cancelled,
+        () if all_final && any_failed => TaskPhase::Failed,
+        () if all_final => TaskPhase::Succeeded,
+        () if counts.running + counts.succeeded + counts.failed > 0 => TaskPhase::Running,
+        () => TaskPhase::Pending,
+    };
+    (counts, phase)
 }
 
 /// Returns the stored record of a worker, or that of a queued one if none is stored.

@@ -100,6 +100,12 @@ pub(super) fn not_synced() -> Status {
     unavailable("NOT_SYNCED", message.to_owned())
 }
 
+/// Returns the status that ends a stream when this replica drains.
+pub(super) fn draining() -> Status {
+    let message = "this replica stops; open the stream again, and another one takes it";
+    unavailable("DRAINING", message.to_owned())
+}
+
 /// Makes a status that says when to retry: the same call may succeed later.
 fn with_retry_info(code: Code, reason: &str, message: String) -> Status {
     let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));

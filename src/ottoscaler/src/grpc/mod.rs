@@ -5,6 +5,7 @@
 mod admin;
 mod call;
 mod callers;
+mod changed_tasks;
 mod connections;
 mod convert;
 mod deadline;
@@ -13,12 +14,15 @@ mod forward;
 mod health;
 mod limits;
 mod listen;
+mod page_token;
 mod pages;
 mod reads;
 mod router;
 mod scale;
 mod server;
 mod status;
+mod task_watch;
+mod tasks;
 mod undelivered;
 mod watch;
 

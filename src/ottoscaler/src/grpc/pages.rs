@@ -5,13 +5,12 @@
 //! is on exactly one page, whatever else comes and goes.
 use std::{ops::Range, sync::Arc};
 
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine as _};
 use bytes::Bytes;
 
+use super::page_token;
 use crate::{
-    domain::{request::Selection, view::ClientState},
+    domain::{request::Selection, task::Counts, view::ClientState},
     index::{Index, TaskView},
-    proto,
 };
 
 /// A `Position` is the place of a worker in the order of all workers.
@@ -24,43 +23,33 @@ pub(super) struct Position {
 impl Position {
     /// Returns the token of the page after this position, for requests with this selection.
     pub(super) fn token(&self, selection: &Selection) -> String {
-        let hash = selection_hash(selection);
-        BASE64.encode(format!("{hash:016x}{:04}{}", self.index, self.task))
+        let position = format!("{}/{}", self.index, self.task);
+        page_token::encode(&filters(selection), &position)
     }
 
     /// Parses a token. Returns None for a text that is no token, and for the token of another
     /// selection.
     pub(super) fn parse(token: &str, selection: &Selection) -> Option<Self> {
-        let text = String::from_utf8(BASE64.decode(token).ok()?).ok()?;
-        let (hash, rest) = text.split_at_checked(16)?;
-        let (index, task) = rest.split_at_checked(4)?;
-        let position = Self {
+        let text = page_token::decode(&filters(selection), token)?;
+        let (index, task) = text.split_once('/')?;
+        Some(Self {
             task: Arc::from(task),
             index: index.parse().ok()?,
-        };
-        // What was parsed must give the same token: so one position has one token.
-        let is_own = hash == format!("{:016x}", selection_hash(selection));
-        (is_own && position.token(selection) == token).then_some(position)
+        })
     }
 }
 
-fn selection_hash(selection: &Selection) -> u64 {
+fn filters(selection: &Selection) -> [&str; 3] {
     let Selection {
         task_id,
         pod_name,
         state,
     } = selection;
-    // The lengths keep the parts apart.
-    let mut text = String::new();
-    for part in [
-        task_id.as_deref(),
-        pod_name.as_deref(),
-        state.map(ClientState::as_str),
-    ] {
-        let part = part.unwrap_or_default();
-        text.push_str(&format!("{}:{part}", part.len()));
-    }
-    xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+    [
+        task_id.as_deref().unwrap_or_default(),
+        pod_name.as_deref().unwrap_or_default(),
+        state.map(ClientState::as_str).unwrap_or_default(),
+    ]
 }
 
 /// What a page may hold at most.
@@ -86,41 +75,6 @@ pub(super) struct Page {
     len: usize,
     is_full: bool,
     last: Option<Position>,
-}
-
-/// The numbers of workers by state.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    pub total: usize,
-    pub pending: usize,
-    pub running: usize,
-    pub succeeded: usize,
-    pub failed: usize,
-}
-
-impl Counts {
-    fn add(&mut self, state: ClientState) {
-        self.total += 1;
-        *match state {
-            ClientState::Pending => &mut self.pending,
-            ClientState::Running => &mut self.running,
-            ClientState::Succeeded => &mut self.succeeded,
-            ClientState::Failed => &mut self.failed,
-        } += 1;
-    }
-
-    /// Returns a response with these counts and nothing else.
-    pub(super) fn response(self) -> proto::WorkerStatusResponse {
-        let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
-        proto::WorkerStatusResponse {
-            total_count: number(self.total),
-            pending_count: number(self.pending),
-            running_count: number(self.running),
-            succeeded_count: number(self.succeeded),
-            failed_count: number(self.failed),
-            ..proto::WorkerStatusResponse::default()
-        }
-    }
 }
 
 impl Page {

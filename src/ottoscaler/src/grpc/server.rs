@@ -7,9 +7,19 @@ use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
 use super::{
-    ConnectionLimits, Health, Listener, ReplicaService, Router, admin::Admin, call::ScaleMethod,
-    errors, errors::record_outcome, limits::CallLimits, listen::ConnectionHandle,
-    reads::SyncedIndex, status, undelivered::UndeliveredResponses, watch::WorkerWatch,
+    ConnectionLimits, Health, Listener, ReplicaService, Router,
+    admin::Admin,
+    call::ScaleMethod,
+    errors,
+    errors::record_outcome,
+    limits::CallLimits,
+    listen::ConnectionHandle,
+    reads::SyncedIndex,
+    status,
+    task_watch::TaskWatch,
+    tasks,
+    undelivered::{DeliverySlot, UndeliveredResponses},
+    watch::WorkerWatch,
 };
 use crate::{
     domain::template::Policy,
@@ -17,7 +27,8 @@ use crate::{
     index::Index,
     logs::LogViewer,
     proto::{
-        self, ScaleRequest, ScaleResponse, WorkerStatusRequest,
+        self, ListTasksRequest, ListTasksResponse, ScaleRequest, ScaleResponse, TaskEvent,
+        WorkerStatusRequest,
         encoded::{
             WorkerEvent, WorkerStatusResponse,
             ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
@@ -38,8 +49,8 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 1_000;
 const MAX_CALLS: usize = 4_000;
 /// The bytes of status responses that clients have yet to read.
 const MAX_UNDELIVERED_BYTES: usize = 64 * 1024 * 1024;
-/// The number of WatchWorkers streams. Over 10,000 workers each of them holds about a megabyte.
-const MAX_WORKER_WATCHES: usize = 64;
+/// The number of streams of WatchWorkers and WatchTasks. Over 10,000 workers each of them holds about a megabyte.
+const MAX_WATCHES: usize = 64;
 /// The number of calls in flight over one connection of the probe port.
 const MAX_PROBE_STREAMS_PER_CONNECTION: u32 = 4;
 /// The number of calls in flight on the probe port. Its connections together cannot reach it, so
@@ -106,7 +117,7 @@ impl Server {
             pause: self.pause.clone(),
             drain: self.drain.clone(),
             response_bytes: UndeliveredResponses::new(MAX_UNDELIVERED_BYTES),
-            watch_streams: UndeliveredResponses::new(MAX_WORKER_WATCHES),
+            watch_streams: UndeliveredResponses::new(MAX_WATCHES),
         };
         let admin = Admin {
             pause: self.pause,
@@ -227,6 +238,23 @@ fn call_span(request: &http::Request<()>) -> tracing::Span {
     span
 }
 
+impl ReplicaService {
+    /// Returns the index and the capacity for a stream that follows it.
+    fn watch_slot(
+        &self,
+        extensions: &tonic::Extensions,
+    ) -> Result<(Index, Arc<DeliverySlot>), Status> {
+        let index = self.index.synced()?.clone();
+        let peer = extensions.get::<ConnectionHandle>();
+        let slot = self.watch_streams.reserve(1, peer).ok_or_else(|| {
+            errors::resource_exhausted(format!(
+                "this replica has {MAX_WATCHES} watches in flight; try another replica, or try again later"
+            ))
+        })?;
+        Ok((index, slot))
+    }
+}
+
 #[tonic::async_trait]
 impl OttoscalerService for ReplicaService {
     async fn scale_up(
@@ -257,14 +285,28 @@ impl OttoscalerService for ReplicaService {
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<Self::WatchWorkersStream>, Status> {
         let watch = status::parse_selection(request.get_ref()).and_then(|selection| {
-            let index = self.index.synced()?.clone();
-            let peer = request.extensions().get::<ConnectionHandle>();
-            let slot = self.watch_streams.reserve(1, peer).ok_or_else(|| {
-                errors::resource_exhausted(format!(
-                    "this replica has {MAX_WORKER_WATCHES} watches in flight; try another replica, or try again later"
-                ))
-            })?;
+            let (index, slot) = self.watch_slot(request.extensions())?;
             Ok(WorkerWatch::new(index, selection, self.drain.clone(), slot))
+        });
+        Ok(Response::new(Box::pin(record_outcome(watch)?.events())))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        record_outcome(self.tasks(&request))
+    }
+
+    type WatchTasksStream = Pin<Box<dyn Stream<Item = Result<TaskEvent, Status>> + Send>>;
+
+    async fn watch_tasks(
+        &self,
+        request: Request<ListTasksRequest>,
+    ) -> Result<Response<Self::WatchTasksStream>, Status> {
+        let watch = tasks::parse_filter(request.get_ref()).and_then(|filter| {
+            let (index, slot) = self.watch_slot(request.extensions())?;
+            Ok(TaskWatch::new(index, filter, self.drain.clone(), slot))
         });
         Ok(Response::new(Box::pin(record_outcome(watch)?.events())))
     }

@@ -22,6 +22,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::{
     cluster::watch::WatchHandler as _,
+    domain::task::{Task, TaskSpec},
     election::Leadership,
     index::{PodFeed, TaskFeed},
     proto::{
@@ -294,7 +295,7 @@ async fn an_unfinished_request_is_ended() {
 
 /// Stores tasks of 1,000 workers each.
 fn with_workers(replica: &Replica, tasks: u64) {
-    use crate::domain::task::{Task, TaskSpec, TaskStatus, WorkerRecord};
+    use crate::domain::task::{TaskStatus, WorkerRecord};
     for n in 0..tasks {
         let record = |index| WorkerRecord {
             index,
@@ -372,6 +373,95 @@ async fn a_client_that_says_nothing_gets_pages_that_it_accepts() {
 }
 
 #[tokio::test]
+async fn tasks_come_newest_first_page_by_page_while_others_come() {
+    let replica = synced().await;
+    let task = |n: i64, version| Task {
+        name: format!("t-{n}"),
+        uid: format!("u{n}"),
+        resource_version: version,
+        // Each second has two tasks.
+        created: 1_000_000 + n / 2,
+        spec: TaskSpec {
+            task_id: format!("t-{n}"),
+            repository: (if n % 3 == 0 { "a" } else { "b" }).to_owned(),
+            workers: 1,
+            ..TaskSpec::default()
+        },
+        ..Task::default()
+    };
+    for n in 0..50 {
+        replica.index.wrote_task(task(n, 1));
+    }
+    let mut service = replica.service().await;
+    for (repository, total, expected) in [("", 50, 50), ("a", 17, 17), ("none", 0, 0)] {
+        let (mut ids, mut page_token, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let request = ListTasksRequest {
+                repository: repository.to_owned(),
+                page_size: 7,
+                page_token,
+                ..Default::default()
+            };
+            let answer = service.list_tasks(request).await.unwrap().into_inner();
+            assert!(answer.tasks.len() <= 7);
+            if pages == 0 {
+                assert_eq!(answer.total_count, total, "{repository}");
+            }
+            let numbers = answer.tasks.iter().map(|t| &t.task_id[2..]);
+            ids.extend(numbers.map(|n| n.parse::<i64>().unwrap()));
+            pages += 1;
+            // A newer one, which is on no later page.
+            replica.index.wrote_task(task(100 + pages, 1));
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        let seconds: Vec<i64> = ids.iter().map(|n| n / 2).collect();
+        assert!(seconds.is_sorted_by(|a, b| a >= b), "{ids:?}");
+        let old: std::collections::BTreeSet<i64> =
+            ids.iter().copied().filter(|n| *n < 50).collect();
+        let old_ones = ids.iter().filter(|n| **n < 50).count();
+        assert_eq!((old.len(), old_ones), (expected, expected), "{repository}");
+    }
+    for (field, request) in [
+        (
+            "phase",
+            ListTasksRequest {
+                phase: "done".into(),
+                ..Default::default()
+            },
+        ),
+        (
+            "since",
+            ListTasksRequest {
+                since: "then".into(),
+                ..Default::default()
+            },
+        ),
+        (
+            "page_size",
+            ListTasksRequest {
+                page_size: -1,
+                ..Default::default()
+            },
+        ),
+        (
+            "page_token",
+            ListTasksRequest {
+                page_token: "AAAA".into(),
+                ..Default::default()
+            },
+        ),
+    ] {
+        let status = service.list_tasks(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
+        let details = status.get_details_bad_request().unwrap();
+        assert_eq!(details.field_violations[0].field, field);
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_accepts_larger_messages_gets_them() {
     let replica = synced().await;
     with_workers(&replica, 20);
@@ -418,7 +508,7 @@ async fn watches_are_bounded_and_their_end_makes_room() {
     let replica = synced().await;
     let mut service = replica.service().await;
     let mut watches = Vec::new();
-    for _ in 0..MAX_WORKER_WATCHES {
+    for _ in 0..MAX_WATCHES {
         let watch = service.watch_workers(WorkerStatusRequest::default()).await;
         watches.push(watch.unwrap().into_inner());
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    ReplicaService, errors,
+    ReplicaService, convert, errors,
     forward::insert_metadata,
     listen::ConnectionHandle,
     pages::{Page, PageLimits, Position},
@@ -12,13 +12,14 @@ use super::{
 use crate::{
     domain::{
         request::{Refusal, Selection},
+        task::Counts,
         violation::Violation,
     },
     proto::{self, MAX_RESPONSE_BYTES_KEY, encoded},
 };
 
 /// The staleness of the index from which on a response is marked stale.
-const STALE_AFTER: Duration = Duration::from_secs(30);
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// The workers of a page whose client says nothing.
 const DEFAULT_PAGE_SIZE: usize = 2_000;
@@ -58,7 +59,7 @@ impl ReplicaService {
             stale: staleness > STALE_AFTER,
             paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),
             next_page_token: next.map(|n| n.token(&selection)).unwrap_or_default(),
-            ..page.counts.response()
+            ..counts_response(page.counts)
         };
         let peer = request.extensions().get::<ConnectionHandle>();
         let bytes = page.bytes + RESPONSE_HEAD_BYTES;
@@ -78,6 +79,18 @@ impl ReplicaService {
             &staleness.as_millis().to_string(),
         );
         Ok(response)
+    }
+}
+
+/// Returns a response with these counts and nothing else.
+fn counts_response(counts: Counts) -> proto::WorkerStatusResponse {
+    proto::WorkerStatusResponse {
+        total_count: convert::count(counts.total),
+        pending_count: convert::count(counts.pending),
+        running_count: convert::count(counts.running),
+        succeeded_count: convert::count(counts.succeeded),
+        failed_count: convert::count(counts.failed),
+        ..proto::WorkerStatusResponse::default()
     }
 }
 
@@ -115,7 +128,7 @@ fn page_position(
     position.map(Some)
 }
 
-fn invalid(field: &str, reason: &str) -> Status {
+pub(super) fn invalid(field: &str, reason: &str) -> Status {
     errors::from_refusal(Refusal::Invalid(vec![Violation {
         field: field.to_owned(),
         description: reason.to_owned(),

@@ -8,25 +8,21 @@
 //! - A client that reads slowly gets the difference between the current workers and those that it
 //!   knows, not each change in between.
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
 use bytes::Bytes;
 use futures::{Stream, stream};
 use prost::Message as _;
-use tokio::sync::broadcast::{
-    self,
-    error::{RecvError, TryRecvError},
-};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::undelivered::DeliverySlot;
+use super::{changed_tasks::ChangedTasks, undelivered::DeliverySlot};
 use crate::{
     domain::{names, request::Selection, view::ClientState},
-    index::{Index, Row, TaskChanged},
+    index::{Index, Row},
     proto::{WorkerPodStatus, encoded::WorkerEvent, worker_event::Type},
 };
 
@@ -51,13 +47,8 @@ struct KnownWorker {
 pub(super) struct WorkerWatch {
     index: Index,
     selection: Selection,
-    /// The name of the selected task, when the selection names one.
-    only_task: Option<Arc<str>>,
-    changes: broadcast::Receiver<TaskChanged>,
-    drain: CancellationToken,
+    changed: ChangedTasks,
     known: BTreeMap<WorkerKey, KnownWorker>,
-    /// The names of tasks to compare with what the client knows.
-    dirty_tasks: BTreeSet<Arc<str>>,
     ready: VecDeque<WorkerEvent>,
     /// Whether the end of the snapshot was sent.
     synced: bool,
@@ -71,42 +62,39 @@ impl WorkerWatch {
         drain: CancellationToken,
         slot: Arc<DeliverySlot>,
     ) -> Self {
-        // It subscribes before it takes the snapshot, so that no change is lost in between.
-        let changes = index.subscribe();
-        let only_task = selection.task_id.as_deref();
-        let mut watch = Self {
-            only_task: only_task.map(|id| names::task_name(id).into()),
+        let only = selection.task_id.as_deref();
+        let only = only.map(|id| names::task_name(id).into());
+        Self {
+            changed: ChangedTasks::new(index.clone(), only, drain),
             index,
             selection,
-            changes,
-            drain,
             known: BTreeMap::new(),
-            dirty_tasks: BTreeSet::new(),
             ready: VecDeque::new(),
             synced: false,
             slot,
-        };
-        watch.enqueue_all();
-        watch
+        }
     }
 
     pub(super) fn events(self) -> impl Stream<Item = Result<WorkerEvent, Status>> + Send + 'static {
-        stream::unfold(self, |mut watch| async move {
-            let event = watch.next().await?;
-            Some((Ok(event), watch))
+        stream::unfold(Some(self), |watch| async move {
+            let mut watch = watch?;
+            match watch.next().await {
+                Ok(event) => Some((Ok(event), Some(watch))),
+                Err(status) => Some((Err(status), None)),
+            }
         })
     }
 
-    async fn next(&mut self) -> Option<WorkerEvent> {
+    async fn next(&mut self) -> Result<WorkerEvent, Status> {
         let mut diffed = 0_usize;
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.slot.mark_offered();
-                return Some(event);
+                return Ok(event);
             }
-            if let Some(task) = self.dirty_tasks.pop_first() {
+            if let Some(task) = self.changed.pop() {
                 if !self.diff_task(&task) {
-                    self.dirty_tasks.insert(task);
+                    self.changed.put_back(task);
                 }
                 diffed += 1;
                 if diffed.is_multiple_of(TASKS_PER_TURN) {
@@ -116,49 +104,12 @@ impl WorkerWatch {
             }
             if !self.synced {
                 self.synced = true;
-                return Some(event(Type::Synced, None));
+                return Ok(event(Type::Synced, None));
             }
             self.slot.mark_read();
-            tokio::select! {
-                () = self.drain.cancelled() => return None,
-                change = self.changes.recv() => match change {
-                    Ok(change) => self.enqueue(change),
-                    Err(RecvError::Lagged(_)) => self.enqueue_all(),
-                    Err(RecvError::Closed) => return None,
-                },
-            }
-            // A burst of changes is compared once.
-            loop {
-                match self.changes.try_recv() {
-                    Ok(change) => self.enqueue(change),
-                    Err(TryRecvError::Lagged(_)) => self.enqueue_all(),
-                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
-                }
-            }
-        }
-    }
-
-    /// Marks the task of a change to be compared, if the client can see it.
-    fn enqueue(&mut self, change: TaskChanged) {
-        if self
-            .only_task
-            .as_ref()
-            .is_none_or(|only_task| *only_task == change.task)
-        {
-            self.dirty_tasks.insert(change.task);
-        }
-    }
-
-    /// Marks every task to be compared, at the start and after missed changes.
-    fn enqueue_all(&mut self) {
-        match &self.only_task {
-            Some(only_task) => drop(self.dirty_tasks.insert(only_task.clone())),
-            None => {
-                self.dirty_tasks.extend(self.index.task_names());
-                // The client may know tasks that no longer exist.
-                let known = self.known.keys().map(|(task, _)| task.clone());
-                self.dirty_tasks.extend(known);
-            }
+            let known = &self.known;
+            let known = || known.keys().map(|(task, _)| task.clone());
+            self.changed.wait(known).await?;
         }
     }
 

@@ -16,16 +16,18 @@ use crate::{
     domain::{
         names,
         request::Selection,
-        task::Task,
-        view::{ClientState, WorkerView},
+        task::{Counts, Task, TaskPhase},
+        view::{self, ClientState, WorkerView},
     },
     proto::encoded::EncodedWorkers,
 };
 
-/// The workers of a task by index, each with its encoded status.
+/// A task as its pods bring it up to date, and its workers by index, each with its encoded status.
 #[derive(Debug)]
 pub struct TaskView {
     pub task: Arc<Task>,
+    pub phase: TaskPhase,
+    pub counts: Counts,
     rows: Vec<Row>,
     encoded: EncodedWorkers,
 }
@@ -45,7 +47,10 @@ impl TaskView {
             attempt: worker.record.attempt,
             state: worker.state(),
         });
+        let (counts, phase) = view::progress(&task, workers.iter().map(|w| &w.record));
         Self {
+            phase,
+            counts,
             rows: rows.collect(),
             encoded: workers.iter().map(|w| worker_status(&task, w)).collect(),
             task,

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use clap::Parser;
 use futures::Stream;
 use ottoscaler_partners::proto::{
-    ScaleRequest, ScaleResponse, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
+    ListTasksRequest, ListTasksResponse, ScaleRequest, ScaleResponse, TaskEvent, WorkerEvent,
+    WorkerStatusRequest, WorkerStatusResponse,
     ottoscaler_service_client::OttoscalerServiceClient,
     ottoscaler_service_server::{OttoscalerService, OttoscalerServiceServer},
 };
@@ -43,6 +44,22 @@ impl OttoscalerService for Prepared {
         &self,
         _: Request<ScaleRequest>,
     ) -> Result<Response<ScaleResponse>, Status> {
+        Err(Status::unimplemented("this is a reference"))
+    }
+
+    async fn list_tasks(
+        &self,
+        _: Request<ListTasksRequest>,
+    ) -> Result<Response<ListTasksResponse>, Status> {
+        Err(Status::unimplemented("this is a reference"))
+    }
+
+    type WatchTasksStream = Pin<Box<dyn Stream<Item = Result<TaskEvent, Status>> + Send>>;
+
+    async fn watch_tasks(
+        &self,
+        _: Request<ListTasksRequest>,
+    ) -> Result<Response<Self::WatchTasksStream>, Status> {
         Err(Status::unimplemented("this is a reference"))
     }
 
