@@ -19,7 +19,7 @@ use crate::{
         watch::{self, Select},
     },
     election::{self, Clients, Clock, Clocks, Election, PauseSwitch},
-    grpc::{self, ConnectionLimits, Health, Probe, Router, Server},
+    grpc::{self, Callers, ConnectionLimits, Health, Probe, Router, Server},
     handler::HandlerClient,
     index::{Index, PodFeed, TaskFeed},
     leader::Controllers,
@@ -97,6 +97,7 @@ async fn serve_with(
     let Options {
         namespace,
         serve,
+        callers,
         replica,
         lease,
         worker,
@@ -148,6 +149,8 @@ async fn serve_with(
         drain: shutdown.clone(),
     };
     let policy = Arc::new(worker);
+    let callers = Callers::new(&callers, &namespace, &policy, &work_client)?;
+    callers.register(&mut registry);
     let server = Server {
         router: router.clone(),
         index: index.clone(),
@@ -161,6 +164,7 @@ async fn serve_with(
             limits.logs_forwarded,
         ),
         health: health.clone(),
+        callers: callers.clone(),
         drain: shutdown.clone(),
     };
     let listener = Server::listen(serve.grpc_port, ConnectionLimits::grpc())?;
@@ -199,6 +203,11 @@ async fn serve_with(
     let (reporter, until) = (health.clone(), stop.clone());
     tasks.essential("health server", async move {
         Ok(Server::serve_health(reporter, health_listener, until).await?)
+    });
+    let until = stop.clone();
+    tasks.essential("callers", async move {
+        callers.run(until).await;
+        Ok(())
     });
     let until = stop.clone();
     tasks.essential("metrics server", async move {

@@ -49,7 +49,11 @@ pub struct Bounds {
 
 /// A `Patterns` is a list of patterns in which `*` stands for any text.
 #[derive(Debug, Clone)]
-pub struct Patterns(Vec<String>);
+pub struct Patterns {
+    one_of: Vec<String>,
+    /// Patterns that a text must match as well.
+    within: Option<Box<Patterns>>,
+}
 
 impl Patterns {
     /// Parses patterns that commas separate; `none` allows nothing.
@@ -58,12 +62,16 @@ impl Patterns {
             .split(',')
             .map(str::trim)
             .filter(|p| !p.is_empty() && *p != "none");
-        Self(patterns.map(str::to_owned).collect())
+        Self {
+            one_of: patterns.map(str::to_owned).collect(),
+            within: None,
+        }
     }
 
     /// Reports whether a text matches one of the patterns.
     pub fn allows(&self, text: &str) -> bool {
-        self.0.iter().any(|p| matches(p, text))
+        self.one_of.iter().any(|p| matches(p, text))
+            && self.within.as_ref().is_none_or(|all| all.allows(text))
     }
 
     /// Checks that a text matches one of the patterns, which are those of `setting`.
@@ -84,17 +92,36 @@ impl Patterns {
 impl Policy {
     /// Returns the patterns of a setting.
     pub(super) fn allowed(&self, setting: &str) -> &Patterns {
-        static NOTHING: Patterns = Patterns(Vec::new());
+        static NOTHING: Patterns = Patterns {
+            one_of: Vec::new(),
+            within: None,
+        };
         self.allowed.get(setting).unwrap_or(&NOTHING)
+    }
+
+    /// Returns the same policy with a setting that allows only what it allows now and `patterns`
+    /// allow too.
+    #[must_use]
+    pub fn narrowed(&self, setting: &'static str, patterns: Patterns) -> Self {
+        let mut narrower = self.clone();
+        let within = Some(Box::new(self.allowed(setting).clone()));
+        narrower
+            .allowed
+            .insert(setting, Patterns { within, ..patterns });
+        narrower
     }
 }
 
 impl fmt::Display for Patterns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("none");
+        match &*self.one_of {
+            [] => f.write_str("none")?,
+            one_of => f.write_str(&one_of.join(","))?,
         }
-        f.write_str(&self.0.join(","))
+        match &self.within {
+            Some(within) => write!(f, " within {within}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -160,6 +187,22 @@ mod tests {
             none.check("c", "X"),
             Err("\"c\" is not allowed: X is none".to_owned())
         );
+    }
+
+    #[test]
+    fn a_narrowed_setting_allows_what_both_lists_do() {
+        let policy = super::super::test_policy::policy_with(&[("ALLOWED_SECRETS", "ci-*")]);
+        let narrower = policy.narrowed("ALLOWED_SECRETS", Patterns::parse("*-token,other"));
+        let allowed = narrower.allowed("ALLOWED_SECRETS");
+        assert!(allowed.allows("ci-token"));
+        assert!(
+            !allowed.allows("ci-key") && !allowed.allows("x-token") && !allowed.allows("other")
+        );
+        assert_eq!(allowed.to_string(), "*-token,other within ci-*");
+        // A setting that allows nothing stays so.
+        let narrower = policy.narrowed("ALLOWED_CACHE_CLAIMS", Patterns::parse("*"));
+        assert!(!narrower.allowed("ALLOWED_CACHE_CLAIMS").allows("x"));
+        assert!(policy.allowed("ALLOWED_SECRETS").allows("ci-key"));
     }
 
     proptest! {

@@ -9,6 +9,7 @@
 //! - An empty value means the default.
 //! - Values come from a look-up that the caller gives, never from the process itself.
 //! - [`Options`] have passed every check, those across settings included.
+mod callers;
 mod environment;
 #[cfg(test)]
 mod generated_tests;
@@ -30,6 +31,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::domain::template::Policy;
 
+pub use callers::{CallerMode, CallerOptions};
 pub use invalid::Invalid;
 pub use lease::LeaseOptions;
 pub use limits::Limits;
@@ -68,6 +70,8 @@ struct Args {
     #[command(flatten)]
     serving: ServingOptions,
     #[command(flatten)]
+    callers: callers::CallerArgs,
+    #[command(flatten)]
     replica: replica::ReplicaArgs,
     #[command(flatten)]
     lease: lease::LeaseArgs,
@@ -87,6 +91,7 @@ pub struct Options {
     /// The namespace of the Lease, the WorkerTasks and the pods.
     pub namespace: String,
     pub serve: ServingOptions,
+    pub callers: CallerOptions,
     pub replica: ReplicaOptions,
     pub lease: LeaseOptions,
     /// What a request may say about its workers' pods.

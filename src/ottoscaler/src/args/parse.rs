@@ -113,6 +113,7 @@ fn checked(
 ) -> Result<Options, Invalid> {
     let Args {
         serving,
+        callers,
         replica,
         lease,
         limits,
@@ -124,6 +125,7 @@ fn checked(
     warnings.splice(0..0, telemetry.warning());
     Ok(Options {
         namespace: replica.namespace.clone(),
+        callers: callers.options(false)?,
         lease: lease.options()?,
         worker: worker.policy(set, replica.service_account.clone())?,
         replica: replica.options(host, serving.grpc_port),

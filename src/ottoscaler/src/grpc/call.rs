@@ -1,6 +1,7 @@
 //! A ScaleUp or ScaleDown on its way to the leader and back.
 use tokio::time::Instant;
 
+use super::callers::Caller;
 use crate::{
     domain::{
         request::{Refusal, ScaleDown, ScaleRequest, ScaleUp},
@@ -50,6 +51,8 @@ pub(super) struct ScaleCall {
     /// The term whose leader must answer. It is set exactly when another replica forwarded the
     /// call, so such a call has already crossed its one hop.
     pub(super) target_term: Option<String>,
+    /// None with CALLERS=none.
+    pub(super) caller: Option<Caller>,
 }
 
 /// A `RoutedResponse` is the leader's response together with the resource versions that a watch

@@ -11,7 +11,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use crate::domain::request::Refusal;
 use crate::proto::MAX_RESPONSE_BYTES_KEY;
 
-const DOMAIN: &str = "ottoscaler.io";
+pub(super) const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
@@ -72,6 +72,22 @@ pub(super) fn from_hop(status: Status) -> Status {
         Some(_) => status,
         None => not_leader(format!("the leader did not answer: {}", status.message())),
     }
+}
+
+/// Reports whether a leader refused the replica that forwarded a call, rather than the call, whose
+/// rights that replica has checked already.
+pub(super) fn is_about_the_hop(code: Code) -> bool {
+    matches!(code, Code::Unauthenticated | Code::PermissionDenied)
+}
+
+/// Returns the status of a call whose hop the leader refused. It is not the client's fault: the
+/// leader may have older rights, or another configuration.
+pub(super) fn hop_refused(status: &Status) -> Status {
+    not_leader(format!(
+        "the leader refused the call of this replica ({}); do all replicas have the same callers \
+         and certificates?",
+        status.message()
+    ))
 }
 
 fn unavailable(reason: &str, message: String) -> Status {

@@ -27,6 +27,7 @@ use tonic::{
 
 use super::{
     call::{Checked, RoutedResponse, ScaleCall},
+    callers::{CALLER, Caller},
     errors,
 };
 use crate::{
@@ -104,6 +105,9 @@ impl ForwardingClient {
         let mut request = Request::new(call.request.clone());
         let metadata = request.metadata_mut();
         insert_metadata(metadata, FORWARDED, &self.pod_name);
+        if let Some(caller) = &call.caller {
+            self.insert_caller(metadata, caller);
+        }
         insert_metadata(metadata, TERM, &term);
         insert_metadata(metadata, REQUEST_ID, &call.request_id);
         telemetry::inject(metadata, call.traceparent.as_deref());
@@ -149,6 +153,20 @@ impl ForwardingClient {
             pod_version: version(POD_VERSION),
             response: response.into_inner(),
         })
+    }
+
+    /// Names the caller, for a leader that believes this replica, and passes the caller's token on,
+    /// for one that has no proof of who forwards. To the latter the marks count the hops.
+    fn insert_caller(&self, metadata: &mut MetadataMap, caller: &Caller) {
+        insert_metadata(metadata, CALLER, &caller.name);
+        for _ in 0..caller.hops {
+            if let Ok(mark) = self.pod_name.parse() {
+                metadata.append(FORWARDED, mark);
+            }
+        }
+        if let Some(authorization) = &caller.authorization {
+            metadata.insert("authorization", authorization.clone());
+        }
     }
 
     /// Returns why the last connection to an address failed, unless one has worked since.

@@ -26,6 +26,7 @@ mod tasks;
 mod undelivered;
 mod watch;
 
+pub use callers::{Callers, CallersFileError};
 pub use health::{Health, Probe};
 pub use listen::{ConnectionLimits, Listener, raise_open_files};
 pub use router::Router;

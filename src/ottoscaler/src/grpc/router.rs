@@ -149,6 +149,9 @@ impl Router {
             answer = self.forwarding_client.send(&leader, call) => match answer {
                 Ok(answer) => RouteAttempt::Answered(Box::new(answer)),
                 Err(status) if errors::is_retryable(status.code()) => RouteAttempt::Unavailable(errors::from_hop(status)),
+                Err(status) if errors::is_about_the_hop(status.code()) => {
+                    RouteAttempt::Unavailable(errors::hop_refused(&status))
+                }
                 Err(status) => RouteAttempt::Refused(status),
             },
             () = leader_changed => RouteAttempt::Unavailable(errors::not_leader("the leader changed")),

@@ -140,6 +140,7 @@ fn call_of(method: ScaleMethod, within: Duration) -> ScaleCall {
         traceparent,
         deadline: Instant::now() + within,
         target_term: None,
+        caller: None,
     }
 }
 
@@ -177,6 +178,7 @@ async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
         show: crate::logs::LogViewer::new(nowhere.clone(), "n", Index::default(), true),
         switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
+        callers: crate::grpc::Callers::anyone(),
         drain: CancellationToken::new(),
     };
     let mut serving = tokio::task::JoinSet::new();

@@ -8,6 +8,7 @@ use tracing::Span;
 use super::{
     ReplicaService,
     call::{Checked, ScaleCall, ScaleMethod},
+    callers::Caller,
     convert,
     deadline::CallDeadline,
     errors,
@@ -56,8 +57,10 @@ impl ReplicaService {
         let traceparent =
             telemetry::traceparent(&Span::current()).or_else(|| metadata_text("traceparent"));
         let request = convert::scale_request(wire.clone(), request_id.clone(), traceparent.clone());
-        let checked =
-            Checked::parse(method, request, &self.policy).map_err(errors::from_refusal)?;
+        let caller = extensions.get::<Caller>().cloned();
+        let policy = caller.as_ref().and_then(|caller| caller.policy.as_ref());
+        let policy = policy.unwrap_or(&self.policy);
+        let checked = Checked::parse(method, request, policy).map_err(errors::from_refusal)?;
         let call = ScaleCall {
             checked,
             request: wire,
@@ -67,6 +70,7 @@ impl ReplicaService {
             target_term: metadata
                 .contains_key(FORWARDED)
                 .then(|| metadata_text(TERM).unwrap_or_default()),
+            caller,
         };
         let deadline = call.deadline;
         let answer = self.router.route(call).await?;

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status, transport};
 use tonic_health::pb::health_server::HealthServer;
 
 use super::{
-    ConnectionLimits, Health, Listener, ReplicaService, Router,
+    Callers, ConnectionLimits, Health, Listener, ReplicaService, Router,
     admin::Admin,
     call::ScaleMethod,
     errors,
@@ -85,6 +85,7 @@ pub struct Server {
     pub switch: PauseSwitch,
     pub show: LogViewer,
     pub health: Health,
+    pub callers: Callers,
     /// Cancelled when the replica drains. Long streams then end, so that their clients go to
     /// another replica.
     pub drain: CancellationToken,
@@ -139,6 +140,8 @@ impl Server {
                 MAX_PENDING_REQUEST_BYTES,
                 REQUEST_BODY_TIMEOUT,
             ))
+            // Inside the limits, which bound the time of a review too.
+            .layer(tower::util::option_layer(self.callers.layer()))
             .add_service(
                 OttoscalerServiceServer::new(service)
                     .max_decoding_message_size(MAX_REQUEST_BYTES)

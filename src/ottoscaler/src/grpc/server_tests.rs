@@ -54,6 +54,7 @@ async fn replica() -> Replica {
         show: LogViewer::new(nowhere.clone(), "n", index.clone(), true),
         switch: PauseSwitch::new(nowhere, "n", "l"),
         health: Health::default(),
+        callers: crate::grpc::Callers::anyone(),
         drain: CancellationToken::new(),
     };
     let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
