@@ -10,6 +10,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use super::token::Token;
 use api::{
     PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
     ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -36,6 +37,7 @@ pub(super) struct Client {
     timeout: Duration,
     deadline: Instant,
     traceparent: String,
+    token: Token,
 }
 
 fn random() -> u64 {
@@ -47,7 +49,10 @@ impl Client {
         server: &str,
         timeout: Duration,
         traceparent: Option<String>,
+        token: Token,
     ) -> anyhow::Result<Self> {
+        // A token that cannot be read is told before any call.
+        token.authorization()?;
         let url = if server.contains("://") {
             server.to_owned()
         } else {
@@ -81,6 +86,7 @@ impl Client {
             timeout,
             deadline: Instant::now() + timeout,
             traceparent,
+            token,
         })
     }
 
@@ -105,6 +111,10 @@ impl Client {
         }
         if let Some(value) = request_id.and_then(|id| id.parse().ok()) {
             request.metadata_mut().insert("request_id", value);
+        }
+        // A file that cannot be read any more sends no token, and the server says so.
+        if let Ok(Some(value)) = self.token.authorization() {
+            request.metadata_mut().insert("authorization", value);
         }
         if bounded {
             request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
@@ -318,7 +328,7 @@ mod tests {
         let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let client = || {
             let timeout = Duration::from_secs(1);
-            Client::new("127.0.0.1:1", timeout, Some(trace.to_owned())).unwrap()
+            Client::new("127.0.0.1:1", timeout, Some(trace.to_owned()), Token::None).unwrap()
         };
         let (one, other) = (client().new_request_id(), client().new_request_id());
         assert_ne!(one, other);
