@@ -129,7 +129,7 @@ lease_timings_that_cannot_be_safe_are_refused() {
 
 a_value_that_does_not_exist_is_refused_with_its_path() {
   local path
-  for path in replica image.tags worker.cpu lease.period logSpool.path fence.enabled fence.policy.enable \
+  for path in replica image.tags callers.modes networkPolicy.enable worker.cpu lease.period logSpool.path fence.enabled fence.policy.enable \
     flowSchema.enable serviceAccount.create resources.limit; do
     refused "'${path##*.}' not allowed" --set "$path=1"
     case $path in *.*) refused "at '/$(sed 's#\.[^.]*$##; s#\.#/#g' <<< "$path")'" --set "$path=1" ;; esac
@@ -217,6 +217,78 @@ the_image_is_the_releases_own_by_default() {
   shows "image: \"ottoscaler:$version\""
   render --set image.repository=registry.example/ci/ottoscaler --set image.tag=dev
   shows 'image: "registry.example/ci/ottoscaler:dev"'
+}
+
+callers_are_set_by_values_and_the_secret_is_mounted_whole() {
+  render
+  equals "$(setting CALLERS) $(setting CALLERS_FILE) $(setting CALLER_AUDIENCE)" 'none  ottoscaler'
+  equals "$(setting REPLICAS_NAME)" otto-replicas.ci.svc
+  equals "$(grep -c /etc/ottoscaler/callers "$work/out")" 0
+  render --set callers.mode=static --set callers.secret=who --set callers.allowPlaintextTokens=true
+  equals "$(setting CALLERS) $(setting CALLERS_FILE)" 'static /etc/ottoscaler/callers/callers'
+  equals "$(setting OWN_SECRETS) $(setting ALLOW_PLAINTEXT_TOKENS)" 'who true'
+  shows '{name: callers, secret: {secretName: "who"}}' \
+    '{name: callers, mountPath: /etc/ottoscaler/callers, readOnly: true}'
+  equals "$(grep -c subPath: "$work/out")" 0
+  refused callers.secret --set callers.mode=static --set callers.allowPlaintextTokens=true
+  refused callers.allowPlaintextTokens --set callers.mode=static --set callers.secret=who
+  refused callers.allowPlaintextTokens --set callers.mode=kubernetes
+  refused /callers/mode --set callers.mode=open
+  refused "'token' not allowed" --set callers.token=x
+}
+
+only_callers_of_kubernetes_take_rights_outside_the_namespace() {
+  local reviews='resources: [tokenreviews], verbs: [create]' access='resources: [localsubjectaccessreviews], verbs: [create]'
+  local flags=(--set callers.mode=kubernetes --set callers.allowPlaintextTokens=true) mode
+  for mode in none static; do
+    render --set "callers.mode=$mode" --set callers.secret=who --set callers.allowPlaintextTokens=true
+    equals "$(grep -cE 'tokenreviews|localsubjectaccessreviews|^kind: ClusterRole' "$work/out")" 0
+  done
+  render "${flags[@]}"
+  shows "$reviews" "$access"
+  equals "$(objects | grep '^ClusterRole')" $'ClusterRole ci.otto-callers -\nClusterRoleBinding ci.otto-callers -'
+  equals "$(objects | awk '$1 == "Role" {print $2}' | sort | xargs)" \
+    'ottoscaler ottoscaler-admin ottoscaler-scaler ottoscaler-viewer'
+  shows 'resources: ["workers/pause"], verbs: ["update"]'
+  equals "$(grep -c 'resources: \["workers"\], verbs: \["create","delete"\]' "$work/out")" 2
+  equals "$(grep -c 'resources: \["workers"\], verbs: \["list","watch"\]' "$work/out")" 3
+  equals "$(grep -c 'resources: \["workers/log"\], verbs: \["get"\]' "$work/out")" 3
+  render "${flags[@]}" --set callers.clusterRole=false --set callers.roles=false
+  equals "$(objects | grep -c '^ClusterRole')" 0
+  shows "$access"
+  equals "$(objects | grep -c '^Role ')" 1
+}
+
+notes_warn_of_what_is_open() {
+  # Helm shows notes of an install only, which takes a cluster; here they are an object.
+  cp -r charts/ottoscaler "$work/noted"
+  {
+    echo '{{- define "notes" }}'
+    cat charts/ottoscaler/templates/NOTES.txt
+    printf '%s\n' '{{- end }}' 'kind: Notes' 'text: {{ include "notes" . | toJson }}'
+  } > "$work/noted/templates/notes.yaml"
+  notes() { helm template "$release" "$work/noted" -n "$namespace" --kube-version 1.35.0 --show-only templates/notes.yaml "$@"; }
+  equals "$(notes | grep -c 'WARNING: callers.mode is none')" 1
+  equals "$(notes --set callers.mode=static --set callers.secret=who --set callers.allowPlaintextTokens=true |
+    grep -c 'callers.mode is none')" 0
+  equals "$(notes --set callers.mode=static --set callers.secret=who --set callers.allowPlaintextTokens=true |
+    grep -c 'WARNING: tokens are taken')" 1
+  equals "$(notes --set callers.mode=kubernetes --set callers.clusterRole=false --set callers.allowPlaintextTokens=true |
+    grep -c 'WARNING: callers.clusterRole is false')" 1
+}
+
+all_pods_but_workers_reach_the_grpc_port() {
+  render
+  equals "$(objects | grep -c '^NetworkPolicy otto ci$')" 1
+  shows 'ports: [{port: grpc, protocol: TCP}]' '{key: app, operator: NotIn, values: [otto-agent]}' \
+    'ports: [{port: metrics, protocol: TCP}]' 'app.kubernetes.io/name: prometheus'
+  equals "$(grep -c 'port: health, protocol' "$work/out")" 0
+  render --set-json 'networkPolicy.metricsFrom=[]' --set-json 'networkPolicy.grpcFrom=[{"ipBlock":{"cidr":"10.0.0.0/8"}}]'
+  equals "$(grep -c 'port: metrics, protocol' "$work/out")" 0
+  shows 'cidr: 10.0.0.0/8'
+  render --set networkPolicy.enabled=false
+  equals "$(objects | grep -c '^NetworkPolicy')" 0
+  refused /networkPolicy/grpcFrom/0 --set 'networkPolicy.grpcFrom[0].pods=x'
 }
 
 the_chart_has_no_lint() {

@@ -62,6 +62,12 @@ LEASE_RETRY_PERIOD: {{ include "ottoscaler.text" .Values.lease.retryPeriod | toJ
 HANDOVER_TIMEOUT: {{ include "ottoscaler.text" .Values.handoverTimeout | toJson }}
 LOG_SPOOL_DIR: /var/spool/ottoscaler
 LOG_SPOOL_SIZE: {{ include "ottoscaler.text" .Values.logSpool.size | toJson }}
+CALLERS: {{ .Values.callers.mode | toJson }}
+CALLERS_FILE: {{ ternary "/etc/ottoscaler/callers/callers" "" (eq .Values.callers.mode "static") | toJson }}
+CALLER_AUDIENCE: {{ .Values.callers.audience | toJson }}
+ALLOW_PLAINTEXT_TOKENS: {{ .Values.callers.allowPlaintextTokens | toString | toJson }}
+REPLICAS_NAME: {{ printf "%s-replicas.%s.svc" .Release.Name .Release.Namespace | toJson }}
+OWN_SECRETS: {{ .Values.callers.secret | toJson }}
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
 {{- end }}
 
@@ -81,6 +87,12 @@ OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
 {{- end }}
 {{- if or (lt $retry 100) (gt (mul 2 $retry) $deadline) }}
 {{- fail (printf "lease.retryPeriod: %v is not from 100ms to half of lease.renewDeadline (%v)" .Values.lease.retryPeriod .Values.lease.renewDeadline) }}
+{{- end }}
+{{- if and (eq .Values.callers.mode "static") (not .Values.callers.secret) }}
+{{- fail "callers.secret: is needed with callers.mode static: the Secret whose key `callers` is the file (docs/callers.md)" }}
+{{- end }}
+{{- if and (ne .Values.callers.mode "none") (not .Values.callers.allowPlaintextTokens) }}
+{{- fail (printf "callers.mode: %s takes tokens, which others may read without TLS; callers.allowPlaintextTokens=true takes the risk" .Values.callers.mode) }}
 {{- end }}
 {{- $marker := lookup "rbac.authorization.k8s.io/v1" "Role" .Release.Namespace "ottoscaler" }}
 {{- if $marker }}

@@ -47,6 +47,8 @@ pub struct ScaleRequest {
     pub request_id: String,
     /// The W3C trace context of the call.
     pub traceparent: Option<String>,
+    /// Who called, as proven; None where callers prove nothing.
+    pub caller: Option<String>,
 }
 
 /// A `ScaleUp` is a ScaleUp request that has passed every check.
@@ -55,6 +57,7 @@ pub struct ScaleUp {
     /// The spec of the task if it does not exist yet.
     spec: TaskSpec,
     request_id: String,
+    caller: Option<String>,
 }
 
 /// A `ScaleDown` is a ScaleDown request that has passed every check.
@@ -63,6 +66,7 @@ pub struct ScaleDown {
     task_id: String,
     workers: u32,
     request_id: String,
+    caller: Option<String>,
 }
 
 impl ScaleUp {
@@ -82,6 +86,7 @@ impl ScaleUp {
             metadata,
             request_id,
             traceparent,
+            caller,
         } = request;
         let mut found = Violations::default();
         fields::task_id(&mut found, &task_id);
@@ -114,7 +119,11 @@ impl ScaleUp {
             size(&mut found, &spec);
         }
         found
-            .none_or(Self { spec, request_id })
+            .none_or(Self {
+                spec,
+                request_id,
+                caller,
+            })
             .map_err(Refusal::Invalid)
     }
 
@@ -126,6 +135,11 @@ impl ScaleUp {
     /// Returns the id of the client's call.
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Returns who called, as proven.
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
     }
 
     /// Returns the name of its WorkerTask.
@@ -175,6 +189,7 @@ impl ScaleDown {
             task_id: request.task_id,
             workers,
             request_id: request.request_id,
+            caller: request.caller,
         };
         found.none_or(parsed).map_err(Refusal::Invalid)
     }
@@ -192,6 +207,11 @@ impl ScaleDown {
     /// Returns the id of the client's call.
     pub fn request_id(&self) -> &str {
         &self.request_id
+    }
+
+    /// Returns who called, as proven.
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
     }
 
     /// Returns the name of its WorkerTask.

@@ -334,9 +334,11 @@ impl OttoHandlerLogService for Handler {
 
 fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    for key in ["x-token", "traceparent", "request_id", "authorization"] {
+    for key in ["x-token", "traceparent", "request_id"] {
         request.metadata_mut().insert(key, MARKER.parse().unwrap());
     }
+    let token = format!("Bearer {MARKER}").parse().unwrap();
+    request.metadata_mut().insert("authorization", token);
     request.set_timeout(Duration::from_secs(2));
     request
 }
@@ -375,6 +377,15 @@ async fn call(channel: &Channel) {
         }))
         .await;
     let _ = admin.resume(request(ResumeRequest {})).await;
+    for token in [
+        format!("Bearer {MARKER}-viewer"),
+        format!("Bearer not-{MARKER}"),
+    ] {
+        let mut refused = request(ResumeRequest {});
+        let token = token.parse().unwrap();
+        refused.metadata_mut().insert("authorization", token);
+        assert!(admin.resume(refused).await.is_err());
+    }
     let _ = service.scale_up(request(scale("task", WORKERS))).await;
     let other = ScaleRequest {
         commit_sha: format!("another {MARKER}"),
@@ -423,10 +434,12 @@ async fn listen() -> (TcpListener, String) {
 }
 
 /// Each comes from a place that had, or might have, what somebody else said.
-const SAID: [&str; 9] = [
+const SAID: [&str; 11] = [
     "\"serving\"",
     "\"leading\"",
     "call refused",
+    "audit: write",
+    "audit: the caller lacks the right",
     "pause set",
     "not listed",
     "waiting",
@@ -457,6 +470,15 @@ async fn no_line_of_the_log_has_what_others_said() {
         .add_service(OttoHandlerLogServiceServer::new(Handler::default()))
         .serve_with_incoming(TcpListenerStream::new(listener));
     running.spawn(async { serve.await.unwrap() });
+    let hash = |token: &str| {
+        let hash = ring::digest::digest(&ring::digest::SHA256, token.as_bytes());
+        let hash = hash.as_ref().iter().map(|b| format!("{b:02x}"));
+        hash.collect::<String>()
+    };
+    let mut callers = tempfile::NamedTempFile::new().unwrap();
+    let viewer = format!("{MARKER}-viewer");
+    let lines = format!("ci admin {}\nui viewer {}\n", hash(MARKER), hash(&viewer));
+    io::Write::write_all(&mut callers, lines.as_bytes()).unwrap();
     let ports = (listen().await.1, listen().await.1, listen().await.1);
     let config = Options::from_lookup(&|name| {
         Some(match name {
@@ -464,6 +486,9 @@ async fn no_line_of_the_log_has_what_others_said() {
             "HEALTH_PORT" => ports.1.clone(),
             "METRICS_PORT" => ports.2.clone(),
             "NAMESPACE" => "n".to_owned(),
+            "CALLERS" => "static".to_owned(),
+            "CALLERS_FILE" => callers.path().to_str().unwrap().to_owned(),
+            "ALLOW_PLAINTEXT_TOKENS" => "true".to_owned(),
             "OTTO_HANDLER_HOST" => format!("127.0.0.1:{handler}"),
             "OTTO_AGENT_IMAGE" => MARKER.to_owned(),
             "ALLOWED_IMAGES" | "ALLOWED_SECRETS" | "REPOSITORY_WEIGHTS" => format!("{MARKER}=1"),
@@ -503,6 +528,28 @@ async fn no_line_of_the_log_has_what_others_said() {
         assert!(text.contains(said), "nothing was said of {said}");
     }
     assert!(text.lines().count() > 20);
+    let written = |words: &[&str]| {
+        let of = |line: &&str| words.iter().all(|word| line.contains(word));
+        text.lines().filter(of).count()
+    };
+    let who = "\"caller\":\"ci\"";
+    assert!(
+        written(&[
+            "audit: write",
+            who,
+            "ScaleUp",
+            "\"task\":\"task\"",
+            "\"result\":\"Ok\""
+        ]) > 0
+    );
+    assert!(written(&["audit: write", who, "Pause", "\"result\""]) > 0);
+    assert!(
+        written(&[
+            "lacks the right",
+            "\"caller\":\"ui\"",
+            "update workers/pause"
+        ]) > 0
+    );
     let leaks: Vec<&str> = text.lines().filter(|line| line.contains(MARKER)).collect();
     assert!(leaks.is_empty(), "{}", leaks.join("\n"));
 }

@@ -168,7 +168,7 @@ impl Template {
                 .unwrap_or_else(|| policy.image.clone()),
             pull_policy: policy.pull_policy.clone(),
             pull_secrets: keys
-                .read(IMAGE_PULL_SECRETS, values::object_names)
+                .read(IMAGE_PULL_SECRETS, values::secret_names)
                 .unwrap_or_default(),
             command: keys.read(COMMAND, values::command),
             user_id: keys
@@ -180,7 +180,7 @@ impl Template {
                 .read(WORKSPACE_SIZE, values::workspace)
                 .unwrap_or_else(|| policy.max_workspace.clone()),
             cache_claim: keys.read(CACHE_CLAIM, values::object_name),
-            secrets: keys.read(SECRETS, values::object_names).unwrap_or_default(),
+            secrets: keys.read(SECRETS, values::secret_names).unwrap_or_default(),
             ca_bundle: keys.read(CA_BUNDLE, values::ca_bundle),
             proxies: keys.proxies(),
             service_account: keys.read(SERVICE_ACCOUNT, values::service_account),

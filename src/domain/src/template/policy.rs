@@ -33,6 +33,9 @@ pub struct Policy {
     /// The name of Ottoscaler's own ServiceAccount. No worker may use it, because it may write
     /// what fencing relies on.
     pub own_service_account: Option<String>,
+    /// The names of Ottoscaler's own Secrets, which no worker may have: they let whoever reads them
+    /// act as a caller or as a replica.
+    pub own_secrets: Vec<String>,
 }
 
 /// A `Bounds` says what a worker gets, and may ask for, of one resource.

@@ -42,6 +42,7 @@ pub(crate) fn policy_with(settings: &[(&'static str, &str)]) -> Policy {
         max_priority: 100,
         allow_root: false,
         own_service_account: None,
+        own_secrets: Vec::new(),
     };
     for &(name, value) in settings {
         match name {
@@ -59,6 +60,7 @@ pub(crate) fn policy_with(settings: &[(&'static str, &str)]) -> Policy {
             }
             "MAX_WORKER_RETRIES" => policy.max_retries = value.parse().expect("a number"),
             "MAX_PRIORITY" => policy.max_priority = value.parse().expect("a number"),
+            "OWN_SECRETS" => policy.own_secrets = vec![value.to_owned()],
             "SERVICE_ACCOUNT" => policy.own_service_account = Some(value.to_owned()),
             other => unreachable!("no setting that tests change: {other}"),
         }

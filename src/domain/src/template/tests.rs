@@ -23,6 +23,7 @@ fn generous() -> Policy {
         ("MAX_WORKER_RETRIES", "5"),
         ("MAX_PRIORITY", "10"),
         ("SERVICE_ACCOUNT", "ottoscaler"),
+        ("OWN_SECRETS", "build-callers"),
     ])
 }
 
@@ -318,6 +319,19 @@ fn a_proxy_carries_no_password() {
     refused("OTTO_NO_PROXY", "hosts", &["a\nb"]);
     let found = parse(&[("OTTO_HTTP_PROXY", "http://me:secret@proxy")]).unwrap_err();
     assert!(!found[0].description.contains("secret"), "{found:?}");
+}
+
+#[test]
+fn no_worker_gets_a_secret_of_ottoscaler() {
+    // Though the policy allows it.
+    for key in ["OTTO_SECRETS", "OTTO_IMAGE_PULL_SECRETS"] {
+        refused(
+            key,
+            "own",
+            &["build-callers", " build-callers ", "build-callers, build-x"],
+        );
+    }
+    assert_eq!(accepted("OTTO_SECRETS", "build-x").secrets, ["build-x"]);
 }
 
 #[test]

@@ -94,10 +94,13 @@ pub(super) fn workspace(text: &str, bound: Bound<'_>) -> Read<Quantity> {
     at_most(bytes(text)?, &bound.policy.max_workspace, bound.setting)
 }
 
-/// Names of Kubernetes objects, each once, in their order.
-pub(super) fn object_names(text: &str, bound: Bound<'_>) -> Read<Vec<String>> {
+/// Names of Secrets, each once, in their order.
+pub(super) fn secret_names(text: &str, bound: Bound<'_>) -> Read<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for item in items(text)? {
+        if bound.policy.own_secrets.iter().any(|own| own == item) {
+            return Err("must not be a Secret of Ottoscaler's own".to_owned());
+        }
         let name = object_name(item, bound)?;
         if !names.contains(&name) {
             names.push(name);

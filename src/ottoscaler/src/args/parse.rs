@@ -127,7 +127,7 @@ fn checked(
         namespace: replica.namespace.clone(),
         callers: callers.options(false)?,
         lease: lease.options()?,
-        worker: worker.policy(set, replica.service_account.clone())?,
+        worker: worker.policy(set, replica.service_account.clone(), replica.own_secrets())?,
         replica: replica.options(host, serving.grpc_port),
         serve: serving,
         paused: limits.paused,

@@ -19,6 +19,9 @@ pub(super) struct ReplicaArgs {
     /// ServiceAccount of this replica, which no worker gets.
     #[arg(long, env, value_name = "a name")]
     pub(super) service_account: Option<String>,
+    /// Secrets of this replica, which no worker gets.
+    #[arg(long, env, value_name = "names")]
+    pub(super) own_secrets: Option<String>,
 }
 
 /// This process among the replicas.
@@ -32,6 +35,13 @@ pub struct ReplicaOptions {
 }
 
 impl ReplicaArgs {
+    /// Returns the names of the Secrets that are Ottoscaler's own.
+    pub(super) fn own_secrets(&self) -> Vec<String> {
+        let names = self.own_secrets.as_deref().unwrap_or_default().split(',');
+        let names = names.map(str::trim).filter(|name| !name.is_empty());
+        names.map(str::to_owned).collect()
+    }
+
     /// Without POD_NAME the replica is named after `host`.
     pub(super) fn options(self, host: Option<String>, grpc_port: u16) -> ReplicaOptions {
         let unnamed = || "ottoscaler".to_owned();

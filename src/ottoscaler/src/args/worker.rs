@@ -104,11 +104,12 @@ enum PullPolicy {
 
 impl WorkerArgs {
     /// `set` tells which settings are not at their default; `own_account` is the replica's
-    /// ServiceAccount.
+    /// ServiceAccount, and `own_secrets` are its Secrets.
     pub(super) fn policy(
         self,
         set: &ArgMatches,
         own_account: Option<String>,
+        own_secrets: Vec<String>,
     ) -> Result<Policy, Invalid> {
         if self.worker_user_id == 0 && !self.allow_root_workers {
             return Err(Invalid::new(
@@ -154,6 +155,7 @@ impl WorkerArgs {
             max_priority: self.max_priority,
             allow_root: self.allow_root_workers,
             own_service_account: own_account,
+            own_secrets,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! - The queue is bounded. An Event that does not fit, or that the API server does not take
 //!   in time, is dropped; the log holds the same fact.
 //! - Each call has a deadline, and Events are published one at a time.
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -26,8 +26,9 @@ pub struct Note {
     pub warning: bool,
     /// The reason, in one UpperCamelCase word.
     pub reason: &'static str,
-    /// The action that was taken, in one word.
-    pub action: &'static str,
+    /// The action that was taken, in at most 128 characters. Events of an object with the same reason
+    /// and action are counted in one.
+    pub action: Cow<'static, str>,
     /// The text for people.
     pub text: String,
 }
@@ -90,7 +91,7 @@ impl Publisher {
                 },
                 reason: note.reason.to_owned(),
                 note: Some(note.text),
-                action: note.action.to_owned(),
+                action: note.action.into_owned(),
                 secondary: None,
             };
             match timeout(PUBLISH_TIMEOUT, current.publish(&event, &about)).await {

@@ -21,6 +21,8 @@ pub const LOG_CHECKPOINT: &str = "ottoscaler.io/log-checkpoint";
 /// The annotation with the highest epoch that a reader of the pod's log has begun, or may have
 /// begun.
 pub const LOG_EPOCH: &str = "ottoscaler.io/log-epoch";
+/// The caller whose request last changed what is wanted of a task, where callers are known.
+pub const CALLER: &str = "ottoscaler.io/caller";
 pub const TASK_ID: &str = "ottoscaler.io/task-id";
 pub const REPOSITORY: &str = "ottoscaler.io/repository";
 pub const COMMIT_SHA: &str = "ottoscaler.io/commit-sha";

@@ -74,7 +74,7 @@ impl LeaderEvents {
         let note = Note {
             warning,
             reason,
-            action,
+            action: action.into(),
             text,
         };
         self.events.push(note, lease);

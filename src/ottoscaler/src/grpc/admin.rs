@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{
+    callers::audit,
     errors::{self, record_outcome},
     reads::SyncedIndex,
 };
@@ -48,8 +49,9 @@ impl Admin {
 #[tonic::async_trait]
 impl OttoscalerAdminService for Admin {
     async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseState>, Status> {
+        let write = audit::Write::new("Pause", "", request.extensions(), false);
         let reason = request.into_inner().reason;
-        record_outcome(
+        let paused = record_outcome(
             if reason.len() > MAX_REASON_BYTES || reason.chars().any(char::is_control) {
                 Err(Status::invalid_argument(format!(
                     "reason: must have at most {MAX_REASON_BYTES} bytes and no control characters"
@@ -59,7 +61,9 @@ impl OttoscalerAdminService for Admin {
             } else {
                 self.set_pause(Some(&reason)).await
             },
-        )
+        );
+        write.ended(&paused);
+        paused
     }
 
     type ShowLogsStream = Pin<Box<dyn Stream<Item = Result<ShownLine, Status>> + Send>>;
@@ -84,7 +88,13 @@ impl OttoscalerAdminService for Admin {
         Ok(Response::new(Box::pin(record_outcome(lines)?)))
     }
 
-    async fn resume(&self, _: Request<ResumeRequest>) -> Result<Response<PauseState>, Status> {
-        record_outcome(self.set_pause(None).await)
+    async fn resume(
+        &self,
+        request: Request<ResumeRequest>,
+    ) -> Result<Response<PauseState>, Status> {
+        let write = audit::Write::new("Resume", "", request.extensions(), false);
+        let resumed = record_outcome(self.set_pause(None).await);
+        write.ended(&resumed);
+        resumed
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn scale_request(
         metadata: metadata.into_iter().collect(),
         request_id,
         traceparent,
+        caller: None,
     }
 }
 

@@ -8,7 +8,7 @@ use tracing::Span;
 use super::{
     ReplicaService,
     call::{Checked, ScaleCall, ScaleMethod},
-    callers::Caller,
+    callers::{Caller, audit},
     convert,
     deadline::CallDeadline,
     errors,
@@ -28,7 +28,17 @@ impl ReplicaService {
         request: Request<proto::ScaleRequest>,
     ) -> Result<Response<proto::ScaleResponse>, Status> {
         let target_term = request.metadata().get(TERM).cloned();
+        let write = audit::Write::new(
+            match method {
+                ScaleMethod::Up => "ScaleUp",
+                ScaleMethod::Down => "ScaleDown",
+            },
+            &request.get_ref().task_id,
+            request.extensions(),
+            request.metadata().contains_key(FORWARDED),
+        );
         let mut result = self.answer(method, request).await;
+        write.ended(&result);
         if let Some(term) = target_term {
             let metadata = match &mut result {
                 Ok(response) => response.metadata_mut(),
@@ -56,8 +66,10 @@ impl ReplicaService {
             .unwrap_or_else(new_request_id);
         let traceparent =
             telemetry::traceparent(&Span::current()).or_else(|| metadata_text("traceparent"));
-        let request = convert::scale_request(wire.clone(), request_id.clone(), traceparent.clone());
+        let mut request =
+            convert::scale_request(wire.clone(), request_id.clone(), traceparent.clone());
         let caller = extensions.get::<Caller>().cloned();
+        request.caller = caller.as_ref().map(|caller| caller.name.to_string());
         let policy = caller.as_ref().and_then(|caller| caller.policy.as_ref());
         let policy = policy.unwrap_or(&self.policy);
         let checked = Checked::parse(method, request, policy).map_err(errors::from_refusal)?;

@@ -9,6 +9,7 @@
 //! counted from memory save writes in flight; of each object at most one write is in flight
 //! ([`recent_keys`]); all writes go through the fenced client, so they end with the term.
 mod admission;
+mod caller;
 #[cfg(test)]
 mod clock_tests;
 mod create;

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
+    caller,
     manager::Manager,
     outcome,
     scheduler::{Class, Permit},
@@ -87,6 +88,9 @@ impl Manager {
             }
         };
         let made = matches!(change, Applied::Made(_));
+        if let Applied::Made(task) | Applied::Grown(task) = &change {
+            caller::tell(&self.shared, task, "ScaleUp", request.caller());
+        }
         let (task, changed) = match change {
             Applied::Made(task) | Applied::Grown(task) | Applied::Repeated(task) => (task, true),
             Applied::Unchanged(task) | Applied::Ending(task) => (task, false),
@@ -110,7 +114,7 @@ impl Manager {
             let note = Note {
                 warning: true,
                 reason: "WorkersWait",
-                action: "ScaleUp",
+                action: "ScaleUp".into(),
                 text: outcome.message.clone(),
             };
             self.shared.tell(&task, note);
@@ -229,8 +233,10 @@ impl Manager {
             let ids = task
                 .spec
                 .with_applied(request.request_id(), Verb::Down, wanted);
-            if let Some(task) = self.change_wanted(&task, stay, ended, ids).await? {
+            let change = self.change_wanted(&task, stay, ended, ids, request.caller());
+            if let Some(task) = change.await? {
                 self.shared.index.wrote_task(task.clone());
+                caller::tell(&self.shared, &task, "ScaleDown", request.caller());
                 let message = ending(victims.len(), wanted);
                 let names = workers
                     .into_iter()
@@ -293,7 +299,8 @@ impl Manager {
             let ids = task
                 .spec
                 .with_applied(request.request_id(), Verb::Up, wanted);
-            if let Some(task) = self.change_wanted(&task, wanted, ended, ids).await? {
+            let change = self.change_wanted(&task, wanted, ended, ids, request.caller());
+            if let Some(task) = change.await? {
                 return Ok(Applied::Grown(task));
             }
         }
@@ -307,6 +314,7 @@ impl Manager {
         let object = WorkerTask {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
+                annotations: Some(caller::annotations(request.caller())),
                 ..ObjectMeta::default()
             },
             spec: WorkerTaskSpec(request.spec().clone()),
@@ -325,9 +333,14 @@ impl Manager {
         workers: u32,
         ended: BTreeSet<u32>,
         request_ids: Vec<String>,
+        caller: Option<&str>,
     ) -> Result<Option<Task>, Refusal> {
         let patch = json!({
-            "metadata": { "uid": task.uid, "resourceVersion": task.resource_version.to_string() },
+            "metadata": {
+                "uid": task.uid,
+                "resourceVersion": task.resource_version.to_string(),
+                "annotations": caller::annotations(caller),
+            },
             "spec": { "workers": workers, "ended": ended, "requestIds": request_ids },
         });
         match self

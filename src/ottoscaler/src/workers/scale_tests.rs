@@ -231,3 +231,46 @@ async fn a_task_deleted_while_a_scale_up_waits_is_told_as_such() {
     assert!(answer.message.contains("deleted"), "{answer:?}");
     assert_eq!(answer.pod_names, [""; 0]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_task_and_its_events_name_the_caller_who_changed_it() {
+    let api = Api::new();
+    let leader = leader(&api);
+    let of = |caller: Option<&str>, workers, id: &str| ScaleRequest {
+        caller: caller.map(str::to_owned),
+        triggered_by: "a client's word".to_owned(),
+        ..request(workers, id)
+    };
+    let up = async |request| {
+        let deadline = Instant::now() + LONG;
+        leader
+            .manager
+            .scale_up(parsed(request), deadline)
+            .await
+            .unwrap()
+    };
+    let recorded = || {
+        let task = api.task("t").unwrap();
+        let caller = task["metadata"]["annotations"]["ottoscaler.io/caller"].clone();
+        (caller, task["spec"]["triggeredBy"].clone())
+    };
+    let told = |text: &str| api.notes().iter().filter(|note| *note == text).count();
+    up(of(Some("ci"), 1, "a")).await;
+    assert_eq!(recorded(), (json!("ci"), json!("a client's word")));
+    // What changes nothing is nobody's change.
+    up(of(Some("other"), 1, "b")).await;
+    up(of(Some("other"), 1, "a")).await;
+    assert_eq!(recorded().0, "ci");
+    up(of(Some("ops"), 2, "c")).await;
+    assert_eq!(recorded(), (json!("ops"), json!("a client's word")));
+    let down = ScaleDown::parse(of(Some("night"), 1, "d")).unwrap();
+    leader.manager.scale_down(down).await.unwrap();
+    assert_eq!(recorded().0, "night");
+    until("each change was told", || {
+        told("ci changed how many workers are wanted, by ScaleUp") == 1
+            && told("ops changed how many workers are wanted, by ScaleUp") == 1
+            && told("night changed how many workers are wanted, by ScaleDown") == 1
+    })
+    .await;
+    assert!(!api.notes().iter().any(|note| note.contains("other")));
+}

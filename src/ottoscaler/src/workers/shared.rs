@@ -192,7 +192,7 @@ impl Shared {
         let note = Note {
             warning: true,
             reason: "NotDecoded",
-            action: "Decode",
+            action: "Decode".into(),
             text: format!(
                 "this version of Ottoscaler does not understand it and leaves it alone ({}); \
                  mend it, delete it or upgrade",

@@ -139,7 +139,7 @@ fn note(event: TaskEvent) -> Note {
     Note {
         warning,
         reason,
-        action,
+        action: action.into(),
         text,
     }
 }

@@ -39,6 +39,8 @@ struct State {
     quota: Option<usize>,
     /// Names of the pods that were created, in order.
     created: Vec<String>,
+    /// The texts of the Events, in order.
+    notes: Vec<String>,
 }
 
 /// Answers calls and keeps an index up to date.
@@ -130,7 +132,8 @@ impl Api {
             .iter()
             .position(|p| matches!(*p, "workertasks" | "pods"));
         let Some(at) = at else {
-            // Events.
+            let note = body["note"].as_str().unwrap_or_default().to_owned();
+            self.state.lock().unwrap().notes.push(note);
             return (201, body.clone());
         };
         let is_task = parts[at] == "workertasks";
@@ -377,6 +380,10 @@ impl Api {
     /// Names of the pods that were created, in order.
     pub(super) fn created(&self) -> Vec<String> {
         self.state.lock().unwrap().created.clone()
+    }
+
+    pub(super) fn notes(&self) -> Vec<String> {
+        self.state.lock().unwrap().notes.clone()
     }
 
     pub(super) fn is_deleting(&self, pod: &str) -> bool {

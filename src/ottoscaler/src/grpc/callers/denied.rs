@@ -24,7 +24,8 @@ fn with_reason(
 
 /// Returns the status of a call without a token.
 pub(super) fn no_token() -> Status {
-    let message = "the call has no bearer token: send one in the metadata key authorization";
+    let message = "the call has no bearer token: send one in the metadata key authorization \
+                   (ottoctl --token-file)";
     with_reason(Code::Unauthenticated, "NO_TOKEN", message, HashMap::new())
 }
 

@@ -8,8 +8,12 @@
 //!   connection a forwarded call is the client's own, with the client's own token.
 //! - A token is in memory for its call only, and in no log, error or metric. What is kept of it is
 //!   a hash.
+pub(super) mod audit;
+mod caller;
 mod denied;
 mod file;
+#[cfg(test)]
+mod hop_tests;
 mod layer;
 pub(crate) mod peer;
 mod reload;
@@ -24,10 +28,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status,
-    metadata::{Ascii, MetadataValue},
-};
+use tonic::Status;
 
 use self::{
     peer::PeerNames, reload::CallersFile, review_cache::ReviewCache, reviews::KubeReviews,
@@ -38,40 +39,11 @@ use crate::{
     domain::template::Policy,
 };
 
+pub(super) use caller::Caller;
 pub use reload::CallersFileError;
 
 /// The metadata key in which a replica names the caller of a call that it forwards.
 pub(super) const CALLER: &str = "ottoscaler-caller";
-/// The longest name of a caller, in bytes. Names of ServiceAccounts have at most 337.
-const MAX_NAME_BYTES: usize = 512;
-
-/// A `Caller` is who made a call. The layer puts it into the extensions of the request; it is
-/// missing with CALLERS=none.
-#[derive(Debug, Clone)]
-pub(super) struct Caller {
-    pub(super) name: Arc<str>,
-    /// What requests of this caller may ask for, when that is less than the installer's policy.
-    pub(super) policy: Option<Arc<Policy>>,
-    /// The token of the caller, for the hop to the leader. It is marked as sensitive.
-    pub(super) authorization: Option<MetadataValue<Ascii>>,
-    /// The number of replicas that forwarded the call over connections which prove nothing.
-    pub(super) hops: usize,
-}
-
-impl Caller {
-    /// Creates a caller. What a header cannot carry of its name becomes `?`.
-    fn new(name: &str) -> Self {
-        let visible = |c: char| if c.is_ascii_graphic() { c } else { '?' };
-        let name: String = name.chars().take(MAX_NAME_BYTES).map(visible).collect();
-        Self {
-            name: name.into(),
-            policy: None,
-            authorization: None,
-            hops: 0,
-        }
-    }
-}
-
 /// The `Callers` of a replica decide who may do what. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Callers {
@@ -172,6 +144,7 @@ impl Callers {
                 if let Some(right) = right
                     && !role.has(right)
                 {
+                    audit::forbidden(right, name);
                     return Err(denied::forbidden(name, right));
                 }
                 Ok(Caller {
@@ -183,10 +156,13 @@ impl Callers {
                 let token = token.ok_or_else(denied::no_token)?;
                 match reviews.verdict(token, right).await {
                     Ok(Verdict::Allowed(name)) => Ok(Caller::new(&name)),
-                    Ok(Verdict::Forbidden(name)) => Err(right
-                        .map_or_else(denied::bad_token, |right| {
-                            denied::forbidden(&Caller::new(&name).name, right)
-                        })),
+                    Ok(Verdict::Forbidden(name)) => {
+                        Err(right.map_or_else(denied::bad_token, |right| {
+                            let name = Caller::new(&name).name;
+                            audit::forbidden(right, &name);
+                            denied::forbidden(&name, right)
+                        }))
+                    }
                     Ok(Verdict::BadToken) => Err(denied::bad_token()),
                     Err(_) => Err(denied::cannot_review()),
                 }

@@ -350,6 +350,19 @@ async fn a_certificate_has_the_role_of_its_name() {
     assert!(call(&callers, bears).await.is_err());
 }
 
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What an API server was asked: the path and the object.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
@@ -379,7 +392,18 @@ fn api_server(asked: Asked) -> kube::Client {
 }
 
 #[tokio::test]
-async fn the_api_server_is_asked_whose_token_it_is_and_then_for_the_right() {
+async fn the_api_server_is_asked_whose_token_it_is_and_then_for_the_right_and_no_log_has_the_token()
+{
+    let log = Log::default();
+    let writer = log.clone();
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    // See app_tests.rs for why there is another one.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _logging = tracing::subscriber::set_default(lines);
     let asked = Asked::default();
     let options = CallerOptions {
         mode: CallerMode::Kubernetes,
@@ -389,12 +413,14 @@ async fn the_api_server_is_asked_whose_token_it_is_and_then_for_the_right() {
     };
     let client = api_server(asked.clone());
     let callers = Callers::new(&options, "n", &policy(), &client).unwrap();
-    let seen = call(&callers, request(UP, Some("t"))).await.unwrap();
+    let seen = call(&callers, request(UP, Some("s3cr3t"))).await.unwrap();
     assert_eq!(
         name(&seen).as_deref(),
         Some("system:serviceaccount:ci:handler")
     );
-    let status = call(&callers, request(LOGS, Some("t"))).await.unwrap_err();
+    let status = call(&callers, request(LOGS, Some("s3cr3t")))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
     let asked = asked.lock().unwrap().clone();
     let paths: Vec<&str> = asked.iter().map(|(path, _)| path.as_str()).collect();
@@ -404,7 +430,7 @@ async fn the_api_server_is_asked_whose_token_it_is_and_then_for_the_right() {
     let spec = |n: usize| asked[n].1["spec"].clone();
     assert_eq!(
         spec(0),
-        json!({ "audiences": ["ottoscaler"], "token": "t" })
+        json!({ "audiences": ["ottoscaler"], "token": "s3cr3t" })
     );
     let right = |verb, subresource: Option<&str>| {
         let mut right = json!({
@@ -421,6 +447,11 @@ async fn the_api_server_is_asked_whose_token_it_is_and_then_for_the_right() {
     assert_eq!(spec(1), right("create", None));
     assert_eq!(spec(3), right("get", Some("log")));
     assert_eq!(asked[1].1["metadata"]["namespace"], "n");
+    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let told = "audit: the caller lacks the right caller=\"system:serviceaccount:ci:handler\" \
+                right=get workers/log";
+    assert!(text.contains(told), "{text}");
+    assert!(!text.contains("s3cr3t"), "{text}");
 }
 
 #[tokio::test]

@@ -1,0 +1,164 @@
+//! Calls that a follower forwards to the leader over loopback, without TLS.
+#![expect(clippy::unwrap_used)]
+use std::{io::Write as _, sync::Mutex, time::Duration};
+
+use ring::digest::{SHA256, digest};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request};
+use tonic_types::StatusExt as _;
+
+use super::*;
+use crate::{
+    args::Options,
+    domain::request::{Outcome, OutcomeKind, Refusal, ScaleDown, ScaleUp},
+    election::{Leader, Leadership, Pause, PauseSwitch},
+    grpc::{ConnectionLimits, Health, Router, Server},
+    index::Index,
+    logs::LogViewer,
+    proto::{ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient},
+    workers::Scale,
+};
+
+/// A leader that records who called.
+#[derive(Debug, Default)]
+struct Recorder(Mutex<Vec<Option<String>>>);
+
+#[tonic::async_trait]
+impl Scale for Recorder {
+    async fn scale_up(&self, request: ScaleUp, _: Instant) -> Result<Outcome, Refusal> {
+        let caller = request.caller().map(str::to_owned);
+        self.0.lock().unwrap().push(caller);
+        Ok(Outcome {
+            kind: OutcomeKind::Success,
+            message: String::new(),
+            processed: 0,
+            pod_names: vec![],
+            task_version: 0,
+            pod_version: 0,
+        })
+    }
+
+    async fn scale_down(&self, request: ScaleDown) -> Result<Outcome, Refusal> {
+        Err(Refusal::NoSuchTask(request.task_id().to_owned()))
+    }
+}
+
+struct Replica {
+    address: String,
+    _file: tempfile::NamedTempFile,
+    _views: tokio::sync::watch::Sender<Option<Arc<Leader>>>,
+    _serving: JoinSet<()>,
+}
+
+fn line(name: &str, role: &str) -> String {
+    let hash = digest(&SHA256, format!("token-of-{name}").as_bytes());
+    let hash: String = hash.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+    format!("{name} {role} {hash}\n")
+}
+
+/// Starts a replica with such callers, which leads with `scale` or follows a leader.
+async fn replica(callers: &str, leads: Result<Arc<Recorder>, &str>) -> Replica {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "{callers}").unwrap();
+    let options = CallerOptions {
+        mode: CallerMode::Static,
+        file: Some(file.path().to_owned()),
+        audience: String::new(),
+        replicas_name: Some("r-replicas.n.svc".to_owned()),
+    };
+    let policy = Arc::new(Options::from_lookup(&|_| None).unwrap().worker);
+    let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let nowhere = kube::Client::try_from(nowhere).unwrap();
+    let callers = Callers::new(&options, "n", &policy, &nowhere).unwrap();
+    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
+    let address = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let (views, leadership) = Leadership::channel();
+    let router = Arc::new(Router::new(leadership, "pod", &address));
+    views.send_replace(Some(Arc::new(Leader {
+        term: "u/1/h".parse().unwrap(),
+        address: Some(leads.clone().err().unwrap_or(&address).to_owned()),
+        is_local: leads.is_ok(),
+    })));
+    if let Ok(scale) = leads {
+        router.lead(scale);
+    }
+    let server = Server {
+        router,
+        index: Index::default(),
+        policy,
+        pause: Pause::channel(false).1,
+        show: LogViewer::new(nowhere.clone(), "n", Index::default(), true),
+        switch: PauseSwitch::new(nowhere, "n", "l"),
+        health: Health::default(),
+        callers,
+        drain: CancellationToken::new(),
+    };
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let _ = server.serve(listener, CancellationToken::new()).await;
+    });
+    Replica {
+        address,
+        _file: file,
+        _views: views,
+        _serving: serving,
+    }
+}
+
+async fn scale_up(replica: &Replica, name: &str, image: &str) -> Result<(), Status> {
+    let url = format!("http://{}", replica.address);
+    let mut client = OttoscalerServiceClient::connect(url).await.unwrap();
+    let mut request = Request::new(ScaleRequest {
+        task_id: "t".into(),
+        worker_count: 1,
+        build_config: [("OTTO_IMAGE".to_owned(), image.to_owned())].into(),
+        ..ScaleRequest::default()
+    });
+    let token = format!("Bearer token-of-{name}").parse().unwrap();
+    request.metadata_mut().insert("authorization", token);
+    request.set_timeout(Duration::from_secs(2));
+    client.scale_up(request).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_leader_without_proof_of_the_follower_judges_the_clients_own_token() {
+    let recorder = Arc::new(Recorder::default());
+    let callers = line("ci", "scaler") + &line("ui", "viewer");
+    let leader = replica(&callers, Ok(recorder.clone())).await;
+    let follower = replica(&callers, Err(&leader.address)).await;
+    scale_up(&follower, "ci", "i").await.unwrap();
+    scale_up(&leader, "ci", "i").await.unwrap();
+    let ci = Some("ci".to_owned());
+    assert_eq!(*recorder.0.lock().unwrap(), [ci.clone(), ci]);
+    let status = scale_up(&follower, "ui", "i").await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
+    assert_eq!(recorder.0.lock().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_hop_that_is_refused_by_rights_is_no_refusal_of_the_client() {
+    let recorder = Arc::new(Recorder::default());
+    for known_to_the_leader in [line("other", "scaler"), line("ci", "viewer")] {
+        let leader = replica(&known_to_the_leader, Ok(recorder.clone())).await;
+        let follower = replica(&line("ci", "scaler"), Err(&leader.address)).await;
+        let status = scale_up(&follower, "ci", "i").await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(info.reason, "NOT_LEADER");
+    }
+    assert!(recorder.0.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_role_is_held_to_its_narrower_settings() {
+    let recorder = Arc::new(Recorder::default());
+    let callers =
+        line("ci", "scaler") + &line("ops", "admin") + "role scaler ALLOWED_IMAGES=ci/*\n";
+    let leader = replica(&callers, Ok(recorder)).await;
+    scale_up(&leader, "ci", "ci/agent:1").await.unwrap();
+    scale_up(&leader, "ops", "other:1").await.unwrap();
+    let status = scale_up(&leader, "ci", "other:1").await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("ALLOWED_IMAGES"), "{status:?}");
+}
