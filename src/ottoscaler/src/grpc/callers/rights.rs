@@ -60,6 +60,14 @@ pub(super) const METHODS: &[(&str, Requirement)] = &[
         workers("watch", ""),
     ),
     (
+        "/ottoscaler.v1.OttoscalerService/ListTasks",
+        workers("list", ""),
+    ),
+    (
+        "/ottoscaler.v1.OttoscalerService/WatchTasks",
+        workers("watch", ""),
+    ),
+    (
         "/ottoscaler.v1.OttoscalerAdminService/ShowLogs",
         workers("get", "log"),
     ),

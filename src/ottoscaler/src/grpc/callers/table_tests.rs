@@ -26,16 +26,20 @@ const UP: &str = "/ottoscaler.v1.OttoscalerService/ScaleUp";
 const DOWN: &str = "/ottoscaler.v1.OttoscalerService/ScaleDown";
 const LIST: &str = "/ottoscaler.v1.OttoscalerService/GetWorkerStatus";
 const WATCH: &str = "/ottoscaler.v1.OttoscalerService/WatchWorkers";
+const TASKS: &str = "/ottoscaler.v1.OttoscalerService/ListTasks";
+const WATCH_TASKS: &str = "/ottoscaler.v1.OttoscalerService/WatchTasks";
 const LOGS: &str = "/ottoscaler.v1.OttoscalerAdminService/ShowLogs";
 const PAUSE: &str = "/ottoscaler.v1.OttoscalerAdminService/Pause";
 const RESUME: &str = "/ottoscaler.v1.OttoscalerAdminService/Resume";
 
 /// The methods that take a right, with the right.
-const RIGHTS: [(&str, &str, &str); 7] = [
+const RIGHTS: [(&str, &str, &str); 9] = [
     (UP, "create", "workers"),
     (DOWN, "delete", "workers"),
     (LIST, "list", "workers"),
     (WATCH, "watch", "workers"),
+    (TASKS, "list", "workers"),
+    (WATCH_TASKS, "watch", "workers"),
     (LOGS, "get", "workers/log"),
     (PAUSE, "update", "workers/pause"),
     (RESUME, "update", "workers/pause"),
@@ -49,9 +53,19 @@ const ANYONE: [&str; 2] = [
     "/grpc.health.v1.Health/Watch",
 ];
 
-const VIEWER: [&str; 3] = [LIST, WATCH, LOGS];
-const SCALER: [&str; 5] = [LIST, WATCH, LOGS, UP, DOWN];
-const ADMIN: [&str; 7] = [LIST, WATCH, LOGS, UP, DOWN, PAUSE, RESUME];
+const VIEWER: [&str; 5] = [LIST, WATCH, TASKS, WATCH_TASKS, LOGS];
+const SCALER: [&str; 7] = [LIST, WATCH, TASKS, WATCH_TASKS, LOGS, UP, DOWN];
+const ADMIN: [&str; 9] = [
+    LIST,
+    WATCH,
+    TASKS,
+    WATCH_TASKS,
+    LOGS,
+    UP,
+    DOWN,
+    PAUSE,
+    RESUME,
+];
 
 fn policy() -> Arc<Policy> {
     Arc::new(Options::from_lookup(&|_| None).unwrap().worker)
@@ -183,20 +197,20 @@ async fn may_call(callers: &Callers, role: &str, allowed: &[&str]) -> usize {
 
 #[tokio::test]
 async fn a_viewer_lists_watches_and_reads_logs_and_no_more() {
-    assert_eq!(may_call(&from_file("").1, "viewer", &VIEWER).await, 9);
-    assert_eq!(may_call(&reviewed().1, "viewer", &VIEWER).await, 9);
+    assert_eq!(may_call(&from_file("").1, "viewer", &VIEWER).await, 11);
+    assert_eq!(may_call(&reviewed().1, "viewer", &VIEWER).await, 11);
 }
 
 #[tokio::test]
 async fn a_scaler_starts_and_ends_workers_too_and_no_more() {
-    assert_eq!(may_call(&from_file("").1, "scaler", &SCALER).await, 9);
-    assert_eq!(may_call(&reviewed().1, "scaler", &SCALER).await, 9);
+    assert_eq!(may_call(&from_file("").1, "scaler", &SCALER).await, 11);
+    assert_eq!(may_call(&reviewed().1, "scaler", &SCALER).await, 11);
 }
 
 #[tokio::test]
 async fn an_admin_does_everything() {
-    assert_eq!(may_call(&from_file("").1, "admin", &ADMIN).await, 9);
-    assert_eq!(may_call(&reviewed().1, "admin", &ADMIN).await, 9);
+    assert_eq!(may_call(&from_file("").1, "admin", &ADMIN).await, 11);
+    assert_eq!(may_call(&reviewed().1, "admin", &ADMIN).await, 11);
 }
 
 #[tokio::test]
@@ -242,7 +256,7 @@ async fn whoever_is_not_known_calls_only_health() {
             assert_eq!(status.code(), Code::Unauthenticated, "{scheme}");
         }
     }
-    assert_eq!(calls, 2 * 11 * 3);
+    assert_eq!(calls, 2 * 13 * 3);
 }
 
 #[tokio::test]
