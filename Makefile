@@ -61,8 +61,9 @@ build: ## Build the release programs
 	@cargo build --release --workspace --bins
 test: ## Run the tests (ONLY=filter)
 	@tests/run.sh
-tables: ## Write the tables of README.md and the chart's schema that follow from the settings and keys
+tables: ## Write the tables of README.md, the chart's schema and docs/constants.md that follow from the sources
 	@UPDATE=1 cargo test --quiet --package ottoscaler --lib -- args::generated_tests
+	@UPDATE=1 cargo test --quiet --test layout -- the_table_of_constants
 lint: ## Check format, warnings, dependencies, file length, purity, scripts
 	@tests/lint.sh
 bench: ## Measure, one line per figure (ONLY=group)

@@ -1,9 +1,14 @@
 //! Checks how the sources of `src/` are laid out: imports between files of different
-//! modules form no circle, and files stay short.
+//! modules form no circle, files stay short, and each constant says why it has its value.
 #![expect(clippy::unwrap_used)]
+mod constants;
 mod source;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use source::{Crate, File, crates};
 
@@ -77,6 +82,36 @@ fn a_circle_is_found() {
     assert_eq!(circle(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])), None);
     let found = circle(&graph(&[("x", "a"), ("a", "b"), ("b", "c"), ("c", "a")]));
     assert_eq!(found.unwrap(), ["a", "b", "c", "a"]);
+}
+
+#[test]
+fn a_constant_says_why_it_has_its_value() {
+    let all = constants::constants(&crates());
+    assert!(all.len() > 150, "only {} constants were read", all.len());
+    let silent: Vec<_> = all.iter().filter(|c| c.reason.is_empty()).collect();
+    let names: Vec<String> = silent.iter().map(|c| c.is_named()).collect();
+    assert!(names.is_empty(), "without documentation: {names:#?}");
+}
+
+#[test]
+fn the_table_of_constants_is_that_of_the_sources() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/constants.md");
+    let text = fs::read_to_string(&file).unwrap();
+    let begin = text.find("| constant |").unwrap();
+    let table = constants::table(&constants::constants(&crates()));
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&file, format!("{}{table}", &text[..begin])).unwrap();
+        return;
+    }
+    let (new, old): (BTreeSet<_>, BTreeSet<_>) =
+        (table.lines().collect(), text[begin..].lines().collect());
+    let added: Vec<_> = new.difference(&old).collect();
+    let gone: Vec<_> = old.difference(&new).collect();
+    assert!(
+        text[begin..] == table,
+        "docs/constants.md is not what the sources say (`make tables` writes it)\n\
+         missing there: {added:#?}\nnot in the sources: {gone:#?}"
+    );
 }
 
 /// Returns which file of a crate imports from which other. A module and its own submodules

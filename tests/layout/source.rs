@@ -94,7 +94,7 @@ fn read(path: PathBuf, module: &[String]) -> File {
     }
 }
 
-fn is_for_tests(attributes: &[Attribute]) -> bool {
+pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|a| {
         let is_test = |list: &syn::MetaList| list.tokens.to_string().contains("test");
         a.path().is_ident("cfg") && a.meta.require_list().is_ok_and(is_test)

@@ -8,11 +8,11 @@ use prost::{
 
 include!(concat!(env!("OUT_DIR"), "/encoded/ottoscaler.v1.rs"));
 
-/// The number of `WorkerStatusResponse.workers`.
+/// The number of `WorkerStatusResponse.workers` in the contract.
 const WORKERS_FIELD: u32 = 6;
-/// The number of `WorkerEvent.type`.
+/// The number of `WorkerEvent.type` in the contract.
 const TYPE_FIELD: u32 = 1;
-/// The number of `WorkerEvent.worker`.
+/// The number of `WorkerEvent.worker` in the contract.
 const WORKER_FIELD: u32 = 2;
 /// The encoded length of the key of a field whose number is at most 15.
 const KEY_LEN: usize = 1;

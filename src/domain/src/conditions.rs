@@ -12,7 +12,8 @@ use super::task::{Condition, TaskPhase, WorkerPhase, WorkerRecord};
 pub(super) const CREATED: &str = "Created";
 pub(super) const FINISHED: &str = "Finished";
 pub(super) const DELIVERED: &str = "LogsDelivered";
-/// The greatest number of workers that a message names.
+/// The greatest number of workers that a message names. A person reads no more, and `ottoctl
+/// status` lists all.
 const NAMED: usize = 10;
 
 /// A `WaitReason` says what workers without a pod wait for.

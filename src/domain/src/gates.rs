@@ -23,17 +23,22 @@ use super::{
     refusal::{By, Refusal},
 };
 
-/// The backoff after the first refusal. It doubles with each refusal that follows.
+/// The backoff after the first refusal. It doubles with each refusal that follows. What is refused
+/// for a moment (a race for a quota, a webhook that restarts) passes soon after.
 pub const FIRST: Duration = Duration::from_millis(500);
-/// The longest backoff of a gate.
+/// The longest backoff of a gate. A place that has become free is used within ten seconds, which a
+/// worker that waited for it hardly notices.
 pub const MOST: Duration = Duration::from_secs(10);
 /// The longest backoff of [`Gate::All`]: one probe stands for all creates and costs little.
 const MOST_OF_ALL: Duration = Duration::from_secs(1);
-/// The shortest time between two probes of all closed gates together.
+/// The shortest time between two probes of all closed gates together: 20 creates a second that will
+/// mostly fail are little for an API server, however many tasks are refused.
 const EACH: Duration = Duration::from_millis(50);
-/// The window at which a gate counts as open.
+/// The window at which a gate counts as open. Each create that succeeds adds one to it; after so
+/// many the refusal is over.
 const OPEN: usize = 32;
-/// The time after which a gate is forgotten that is due and at which nobody waits.
+/// The time after which a gate is forgotten that is due and at which nobody waits. It is the
+/// longest backoff, so that a refusal that still holds is still known.
 const FORGET: Duration = Duration::from_secs(10);
 
 /// A `Closed` is the state of a gate that is closed or opening.

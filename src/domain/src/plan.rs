@@ -211,6 +211,7 @@ struct Planner<'a> {
 }
 
 /// The longest time after which a task that waits for a deadline is planned again, in seconds.
+/// Deadlines may be days away, and clocks are set meanwhile; a plan costs microseconds.
 const LOOK_AGAIN: i64 = 3_600;
 
 impl Planner<'_> {

@@ -3,7 +3,8 @@ use std::{cmp::Ordering, fmt, time::Duration};
 
 /// The largest amount that Kubernetes can hold: 63 bits.
 const LARGEST: u128 = i64::MAX as u128;
-/// The longest text that is parsed, in bytes. It bounds the arithmetic too.
+/// The longest text that is parsed, in bytes. Every amount that Kubernetes can hold is shorter, and
+/// the bound keeps the arithmetic within its types.
 const MAX_TEXT: usize = 32;
 
 /// A `Quantity` is a Kubernetes quantity that keeps its text as it was written.

@@ -20,8 +20,8 @@ pub use outcome::{Outcome, OutcomeKind, Refusal};
 pub use selection::Selection;
 pub use task_filter::TaskFilter;
 
-/// The greatest size of a stored task without its workers and what the request carries, in
-/// bytes.
+/// The greatest size of a stored task without its workers and what the request carries, in bytes:
+/// conditions, tables of reasons and messages, and the metadata of the object.
 const TASK_OVERHEAD: usize = 24 * 1024;
 
 /// A `ScaleRequest` is a request as it came, before any check.

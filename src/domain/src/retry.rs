@@ -1,10 +1,12 @@
 //! Decides whether a failed attempt is retried, and after which delay.
 use super::reasons::{self, ReasonClass};
 
-/// The number of failures of a worker that are retried, unless its task sets another one.
+/// The number of failures of a worker that are retried, unless its task sets another one. Failures
+/// of infrastructure seldom hit the same worker twice; more in a row have a cause that lasts.
 pub(crate) const DEFAULT_BUDGET: u32 = 3;
 
-/// The longest delay before an attempt that follows one that never started, in seconds.
+/// The longest delay before an attempt that follows one that never started, in seconds. What keeps
+/// a worker from starting may last for minutes, and a minute more is little beside it.
 const MAX_DELAY: i64 = 60;
 
 /// A `RetryDecision` says what a failed attempt means for its worker.

@@ -30,16 +30,20 @@ pub use spec::TaskSpec;
 pub(super) use stored::fit;
 pub use worker::{Notified, NotifiedState, WorkerPhase, WorkerRecord};
 
-/// The greatest size of a WorkerTask in etcd, in bytes. Each change writes all of it, and
-/// each watch receives all of it.
+/// The greatest size of a WorkerTask in etcd, in bytes, of the 1.5 MiB that etcd takes of a
+/// request. Each change writes all of it, and each watch receives all of it.
 pub const MAX_TASK_BYTES: usize = 384 * 1024;
-/// The greatest size of a stored worker, in bytes.
+/// The greatest size of a stored worker, in bytes: the longest names and a row with all of its
+/// times.
 pub const WORKER_BYTES: usize = 350;
-/// The usual size of a stored worker that has finished, in bytes.
+/// The usual size of a stored worker that has finished, in bytes, by which a task is estimated
+/// before it is stored.
 const RECORD_BYTES: usize = 200;
-/// The usual size of a stored task without its workers and its request, in bytes.
+/// The usual size of a stored task without its workers and its request, in bytes, by which a task
+/// is estimated before it is stored.
 const OVERHEAD_BYTES: usize = 1_024;
-/// The number of request ids that a task remembers.
+/// The number of request ids that a task remembers. A client repeats its last request; as many
+/// others of the same task may come between.
 pub(crate) const REMEMBERED_REQUESTS: usize = 16;
 
 /// The observed state of a task. Only the leader writes it; etcd holds it in a more compact

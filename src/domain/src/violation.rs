@@ -3,7 +3,8 @@
 /// The greatest number of entries of one field that are reported; a request may have
 /// thousands.
 pub(crate) const TOLD_ENTRIES: usize = 8;
-/// The greatest number of characters of the caller's text that a description quotes.
+/// The greatest number of characters of the caller's text that a description quotes: enough to
+/// recognise a value, and little to repeat of what may be a secret or a flood.
 const TOLD_CHARS: usize = 64;
 
 /// A `Violation` says that a field of a request is wrong.

@@ -10,7 +10,9 @@ use crate::{
     policy::FencePolicy,
 };
 
-/// How long work that was told to end may take before it is aborted.
+/// How long work that was told to end may take before it is aborted. It is the time by which a
+/// lease duration exceeds the renew deadline in the default timings, after which another replica
+/// may lead.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Which Lease is contended for.

@@ -31,14 +31,20 @@ use crate::{
     watch::{self as lease_watch, Change, jitter},
 };
 
-/// The longest time of one request of the Lease; well below the renew deadline.
+/// The longest time of one request of the Lease. It is below the default renew deadline, so that a
+/// request that hangs can be followed by another one.
 const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the first contest waits for the kubelet to report our own container.
+/// How long the first contest waits for the kubelet to report our own container. A kubelet does so
+/// about a second after the start; without a report the contest goes on without a proof of death.
 const OWN_PROOF_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time between two looks at our own pod before the first contest: a few requests in all, and a
+/// quarter of a second of delay at most.
 const OWN_PROOF_INTERVAL: Duration = Duration::from_millis(250);
-/// The longest time between two ticks of the heartbeat while the election waits.
+/// The longest time between two ticks of the heartbeat while the election waits. Probes allow
+/// several times as much before they report that the election is stuck.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
-/// Attempts to acquire are at most so many retry periods apart, whatever the watch says.
+/// Attempts to acquire are at most so many retry periods apart, whatever the watch says: a watch
+/// that has silently stopped must not hide a Lease that has expired.
 const MAX_RETRY_PERIODS: u32 = 5;
 
 /// Contends for a Lease on behalf of this process, and leads while it holds it.

@@ -31,13 +31,17 @@ use crate::{
     term::Term,
 };
 
-/// The longest time of one request, however much validity is left.
+/// The longest time of one request, however much validity is left: an API server that is well
+/// answers a write of one object far sooner.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a new leader's refused write is repeated: the API server may not have observed
-/// the Lease of the new term yet.
+/// How long a new leader's refused write is repeated: the API server may not have observed the
+/// Lease of the new term yet. Its own watch of Leases lags by milliseconds, and by a second where
+/// it is overloaded.
 const LEASE_UNSEEN: Duration = Duration::from_secs(2);
 /// A Lease that has been renewed for so long has been observed by every API server.
 const LEASE_SEEN: Duration = Duration::from_secs(15);
+/// The time between two tries of a write that was refused because the Lease was not observed yet.
+/// It is about how long a watch event takes.
 const RETRY_DELAY: Duration = Duration::from_millis(15);
 /// Why the policy refuses a term whose Lease is renewed, and what helps.
 const STALE_POLICY: &str = "; the Lease is renewed by this term, so this API server judges by a Lease of the past \

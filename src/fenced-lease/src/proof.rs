@@ -19,9 +19,11 @@ use crate::{
     watch::{self as pod_watch, Change},
 };
 
+/// The longest time of one look at a pod. A proof only shortens the wait for the Lease to expire,
+/// which takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest time, in seconds, from our start to when the runtime says that our container
-/// started.
+/// started. A runtime that is busy reports late, and the times are whole seconds.
 const MAX_START_LAG: i64 = 10;
 
 /// Returns our own proof, or `None` while the kubelet has not reported our container.

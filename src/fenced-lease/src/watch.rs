@@ -22,9 +22,17 @@ use crate::error::Loggable;
 /// The API server ends a watch after this time. A bookmark comes just before, so a silent
 /// connection is noticed without waiting for the bookmarks that come once a minute.
 const WATCH_SECONDS: u32 = 15;
+/// The time by which an event or the end of a watch may be late, and within which a watch must be
+/// opened. It is several round trips to a busy API server.
 const GRACE: Duration = Duration::from_secs(5);
+/// The longest time of one read of the object: it is one object, so an answer that takes longer
+/// does not come.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The delay after the first failure: a connection that was reset by chance is replaced before
+/// anyone notices.
 const MIN_DELAY: Duration = Duration::from_millis(50);
+/// The longest delay between two attempts. A second after an outage the watch is back, and one
+/// replica costs the API server one request a second.
 const MAX_DELAY: Duration = Duration::from_secs(1);
 /// After so many refusals of a watch the object is listed anew: the API server may not know
 /// the version any more and say so in other words than 410.

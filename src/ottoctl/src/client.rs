@@ -18,15 +18,20 @@ use api::{
     ottoscaler_service_client::OttoscalerServiceClient,
 };
 
-/// The time between two attempts of a call that no server could answer.
+/// The time between two attempts of a call that no server could answer. A person does not notice
+/// it, and a server that starts is not flooded by those who wait.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// The time between a broken stream and the next one.
+/// The time between a broken stream and the next one. A server that ends every stream at once gets
+/// two calls a second from each person.
 const REOPEN_DELAY: Duration = Duration::from_millis(500);
-/// The timeout of one attempt to connect, after which another address of the same name is tried.
+/// The timeout of one attempt to connect, after which another address of the same name is tried. It
+/// allows for one lost SYN, which is sent again after a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The keepalive interval of TCP, which ends an idle stream when the host of its server is gone.
 /// HTTP/2 pings would do the same, but many servers close connections that send them often.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// The number of unanswered probes after which the host counts as gone: one or two may be lost by
+/// chance.
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
 
 /// A `Client` calls one server for one command.

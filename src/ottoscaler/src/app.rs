@@ -28,7 +28,8 @@ use crate::{
     telemetry, workers,
 };
 
-/// The time that a blocked thread is given to end when all else has ended.
+/// The time that a blocked thread is given to end when all else has ended. Such a thread waits for
+/// a file or a name, and holds nothing that must be finished.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a replica until it is told to stop.

@@ -25,7 +25,8 @@ use crate::{
     workers::{self, Manager, Parts},
 };
 
-/// The time between two attempts to list.
+/// The time between two attempts to list. A new leader does nothing before a list, so it tries
+/// often; one replica makes ten requests a second at most.
 const LIST_AGAIN: Duration = Duration::from_millis(100);
 
 /// What a leader runs, in each of its terms: the worker manager and the forwarder of logs.

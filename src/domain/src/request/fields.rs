@@ -6,13 +6,16 @@ use crate::{
     violation::{TOLD_ENTRIES, Violations, entry},
 };
 
-/// The greatest size of a task id, repository, commit and the like, in bytes.
+/// The greatest size of a task id, repository, commit and the like, in bytes. The longest names in
+/// use (paths of repositories, hashes) are below it.
 const MAX_TEXT: usize = 256;
-/// The greatest size of a value of a map, and of the reason, in bytes.
+/// The greatest size of a value of a map, and of the reason, in bytes: below the 128 KiB that Linux
+/// takes of one variable of an environment.
 const MAX_VALUE: usize = 32 * 1024;
-/// The greatest number of entries of a map.
+/// The greatest number of entries of a map. Each becomes a variable or a field of a worker.
 const MAX_ENTRIES: usize = 128;
-/// The greatest size of a map, in bytes.
+/// The greatest size of a map, in bytes. Both maps of a request fit into the stored task of a few
+/// workers.
 const MAX_MAP_BYTES: usize = 128 * 1024;
 
 pub(super) fn task_id(found: &mut Violations, text: &str) {

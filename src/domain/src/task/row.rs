@@ -42,7 +42,7 @@ pub(super) struct Row {
     past: Option<Attempts>,
 }
 
-/// How many times a row has at most.
+/// How many times a row has at most: a worker has so many transitions that are dated.
 const TIMES: usize = 7;
 
 /// Attempts before, oldest first.

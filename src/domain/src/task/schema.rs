@@ -7,17 +7,20 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::MAX_TASK_WORKERS;
 
-/// The greatest number of characters of a task id, repository, commit and the like.
+/// The greatest number of characters of a task id, repository, commit and the like: that of a
+/// request, in the definition of a WorkerTask.
 pub(super) const TEXT: u32 = 256;
-/// The greatest number of characters of a value of a map, and of the reason.
+/// The greatest number of characters of a value of a map, and of the reason: that of a request.
 pub(super) const VALUE: u32 = 32 * 1024;
-/// The greatest number of entries of a map.
+/// The greatest number of entries of a map: that of a request.
 const ENTRIES: u32 = 128;
 /// The greatest number of workers. A newer version may have more of them than this one.
 pub(super) const COUNT: u32 = 1_000_000;
-/// The greatest number of entries of a table in a status.
+/// The greatest number of entries of a table in a status. A newer version may keep more of them
+/// than this one.
 pub(super) const TABLE: u32 = 2_000;
-/// The greatest number of characters of a reason or a message in a table.
+/// The greatest number of characters of a reason or a message in a table. What is kept of them is
+/// shorter; a newer version may keep more.
 pub(super) const REASON: u32 = 1_024;
 
 pub(super) fn texts(_: &mut SchemaGenerator) -> Schema {

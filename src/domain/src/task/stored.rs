@@ -15,12 +15,14 @@ use super::{
     table::{Reason, Table},
 };
 
-/// Messages that differ within one task; a worker beyond keeps its reason only.
+/// Messages that differ within one task; a worker beyond keeps its reason only. Workers of a task
+/// fail for few different reasons, and so many messages stay within the size of a task.
 const MAX_MESSAGES: usize = 64;
-/// The same of reasons: beyond it they are told as [`OTHER`].
+/// Reasons that differ within one task: beyond it they are told as [`OTHER`]. Workers of a task end
+/// for few different reasons.
 const MAX_REASONS: usize = 64;
 const OTHER: &str = "Other";
-/// Bytes of a reason that are kept: Kubernetes' own are one word.
+/// Bytes of a reason that are kept. Kubernetes' own are one word, none longer than 40 bytes.
 const REASON: usize = 128;
 
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -61,8 +63,8 @@ pub(super) struct Stored {
     finished_at: Option<i64>,
 }
 
-/// Attempts before the newest ones, of all workers of a task; of those beyond it only the
-/// newest attempt is told.
+/// Attempts before the newest ones, of all workers of a task; of those beyond it only the newest
+/// attempt is told. They fit into the size of a task of 1,000 workers.
 const MAX_ALL_PAST: usize = 800;
 
 /// Leaves out what would not be kept.

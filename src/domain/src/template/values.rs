@@ -8,9 +8,10 @@ use crate::{
     violation::clip,
 };
 
-/// Items of a list.
+/// The greatest number of items of a list. A worker needs a few secrets, labels or tolerations, and
+/// each becomes a part of its pod.
 const MAX_ITEMS: usize = 16;
-/// Largest number of seconds and user id that Kubernetes takes.
+/// The largest number of seconds and user id that Kubernetes takes.
 const MAX_I32: u32 = i32::MAX.cast_unsigned();
 const EFFECTS: [&str; 3] = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
 

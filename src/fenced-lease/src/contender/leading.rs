@@ -20,6 +20,8 @@ use crate::{
     term::Term,
 };
 
+/// How often the release of the Lease is tried. A renewal that was cut off can conflict with it
+/// once; one that fails three times is left to expire.
 const MAX_RELEASE_ATTEMPTS: u32 = 3;
 
 impl Contender {

@@ -3,11 +3,14 @@ use std::time::Duration;
 
 use kube::Config;
 
-/// The time within which a connection must be established.
+/// The time within which a connection must be established. It allows for two lost SYNs, which are
+/// sent again after one and three seconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time without any data after which a connection counts as broken. It is longer than
 /// the longest watch, which the API server ends by itself.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// The time without any progress of a write after which a connection counts as broken. A peer that
+/// lives takes bytes within it even over a lossy network.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns the address of the API server and the credentials for it: those of the pod's

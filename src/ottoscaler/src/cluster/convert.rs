@@ -24,7 +24,8 @@ use crate::domain::{
 /// The maximum length of an annotation's value, in bytes. The task id and the other values
 /// that are written are not longer; a longer value is ignored.
 const MAX_ANNOTATION_BYTES: usize = 256;
-/// The maximum length of a log checkpoint, in bytes.
+/// The maximum length of a log checkpoint, in bytes. Those that are written are far shorter; a
+/// longer one was written by somebody else and is ignored.
 const MAX_CHECKPOINT_BYTES: usize = 1_024;
 
 /// The type of the condition that a pod has while an eviction, a preemption or its kubelet

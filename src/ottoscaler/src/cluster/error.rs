@@ -3,7 +3,8 @@ use std::fmt;
 
 use super::object;
 
-/// The maximum length of a message of the API server, in bytes; the rest is cut off.
+/// The maximum length of a message of the API server, in bytes; the rest is cut off. Its beginning
+/// says what is wrong; the rest may be a whole object.
 const MAX_MESSAGE_BYTES: usize = 1_024;
 
 /// An `ErrorMessage` displays a failed call with the API server's message.

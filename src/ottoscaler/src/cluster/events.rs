@@ -12,11 +12,14 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::Loggable;
 
-/// The maximum number of Events in the queue.
+/// The maximum number of Events in the queue. Events are for people; what comes faster than the API
+/// server takes it is dropped.
 const QUEUE_CAPACITY: usize = 64;
 /// The number of Events after which the recorder is replaced. A recorder remembers each Event
 /// for six minutes, to count repetitions, and searches all of them at each publication.
 const EVENTS_PER_RECORDER: u32 = 256;
+/// The deadline of one publication. An Event that takes longer is dropped, for others wait behind
+/// it.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A `Note` is the content of an Event.

@@ -12,14 +12,17 @@ use super::{
 };
 use crate::domain::unread::Unread;
 
-/// The time within which a page must arrive.
+/// The time within which a page must arrive. It is at most some megabytes, which any network of a
+/// cluster carries in far less.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of objects in a page. Ten thousand at once would take most of the
 /// program's memory.
 const MAX_PAGE_ITEMS: u32 = 500;
-/// The number of objects in the first page, when their size is not known yet.
+/// The number of objects in the first page, when their size is not known yet. Even of the largest
+/// WorkerTasks so many are below 20 MiB.
 const FIRST_PAGE_ITEMS: u32 = 50;
-/// The size of a page in bytes that the number of its objects is chosen for.
+/// The size of a page in bytes that the number of its objects is chosen for. Pages of it keep a
+/// list of any size at some megabytes of memory, and the number of requests small.
 const MAX_PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A list or watch that failed.

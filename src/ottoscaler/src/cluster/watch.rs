@@ -39,10 +39,11 @@ use crate::domain::unread::Unread;
 /// The time after which the API server ends a watch, in seconds. It sends a bookmark just
 /// before the end, so a short watch yields bookmarks more often than once a minute.
 const WATCH_SECONDS: u32 = 15;
-/// The time by which an event or the end of a watch may be late, and within which a watch must
-/// be opened.
+/// The time by which an event or the end of a watch may be late, and within which a watch must be
+/// opened. It is several round trips to a busy API server.
 const GRACE: Duration = Duration::from_secs(5);
-/// The longest backoff after a failed request.
+/// The longest backoff after a failed request. A second after an outage the index follows again,
+/// and one replica costs the API server a few requests a second.
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The longest backoff before a new list, where no watch since the last one made progress.
 /// Lists are expensive: each returns all objects.

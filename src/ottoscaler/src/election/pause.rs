@@ -18,6 +18,8 @@ use tokio::{sync::watch, time::timeout};
 const PAUSED: &str = "ottoscaler.io/paused";
 /// Told where nobody gave one.
 pub const NO_REASON: &str = "no reason given";
+/// The time within which the API server must answer a change of the pause. A person waits for it,
+/// and can try again.
 const SET_WITHIN: Duration = Duration::from_secs(3);
 
 /// Whether workers may be started. Written by the watch of the Lease; read by the

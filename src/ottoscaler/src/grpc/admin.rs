@@ -21,6 +21,8 @@ use crate::{
     },
 };
 
+/// The longest reason of a pause. It is a line that people read, stored in an annotation of the
+/// Lease, which every renewal sends to every watch.
 const MAX_REASON_BYTES: usize = 256;
 
 /// An `Admin` implements the OttoscalerAdminService of this replica.

@@ -16,7 +16,8 @@ use std::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The time between two log lines about refused connections.
+/// The time between two log lines about refused connections: a person reads one a minute, and a
+/// flood of connections writes no flood of lines.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A `ConnectionTable` records the open connections of a port by peer.

@@ -13,6 +13,8 @@ use crate::proto::MAX_RESPONSE_BYTES_KEY;
 
 pub(super) const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
+/// The delay after which a refused client shall try again. Overload, a start and a change of leader
+/// that is orderly are over by then, and clients that all wait a second are no flood.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Records the status code of a call on its span. The message is not logged, because it quotes

@@ -43,16 +43,21 @@ pub(super) const REQUEST_ID: &str = "request_id";
 pub(super) const TASK_VERSION: &str = "ottoscaler-task-version";
 pub(super) const POD_VERSION: &str = "ottoscaler-pod-version";
 
+/// The timeout of one attempt to connect to the leader. It is in the same cluster, where a
+/// connection takes milliseconds; a leader that is gone must not use up the call's deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The keepalive interval of HTTP/2 while a call is in flight, and of TCP. With it, the loss of
 /// the leader's host is noticed before the call's deadline. The peer is Ottoscaler, which does not
 /// limit pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The number of addresses for which a connection is kept.
+/// The number of addresses for which a connection is kept. One replica leads at a time; former
+/// leaders are kept because they may lead again.
 const MAX_CONNECTIONS: usize = 8;
 /// The first delay before an address is tried again. It doubles up to [`MAX_BACKOFF`]. A call
 /// that waits for it still notices a new leader at once.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
+/// The longest delay before an address is tried again: a leader that is reachable again is reached
+/// within a second.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
 /// A `ForwardingClient` sends calls to the leader in another replica.

@@ -18,8 +18,11 @@ pub(super) const SERVICE: &str = "ottoscaler.v1.OttoscalerService";
 /// every second while it waits, whatever the timings of the Lease, and before each round of calls,
 /// which takes at most 6 s. A heartbeat of this age means that it is stuck.
 const LIVENESS_TIMEOUT: Duration = Duration::from_secs(20);
-/// The number of health watches at a time, over all ports.
+/// The number of health watches at a time, over all ports. A replica has a few watchers (kubelet,
+/// load balancers, clients); the bound keeps others from opening streams without end.
 const MAX_HEALTH_WATCHES: usize = 256;
+/// The time between two looks at what health is derived from. A watch reports a change after it at
+/// the latest, well below the period of any probe.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A `Probe` holds what the health of the replica is derived from.

@@ -38,10 +38,14 @@ use super::connections::{ConnectionSlot, ConnectionTable};
 /// The time in which a peer must send its first bytes. A client sends them as soon as it is
 /// connected; this allows for three losses and retransmissions.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
-/// The delay after the first failed `accept`. It doubles up to [`MAX_BACKOFF`].
+/// The delay after the first failed `accept`. It doubles up to [`MAX_BACKOFF`]. Without a delay a
+/// process that is out of files would spin.
 const MIN_BACKOFF: Duration = Duration::from_millis(10);
+/// The longest delay between two calls of `accept`: a second after files are free again connections
+/// are accepted.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
-/// The number of connections that the kernel completes before they are accepted.
+/// The number of connections that the kernel completes before they are accepted. It is what a burst
+/// of clients that reconnect needs; the kernel caps it by its own limit.
 const BACKLOG: u32 = 1_024;
 
 /// The `ConnectionLimits` of a port are what it requires of its peers.

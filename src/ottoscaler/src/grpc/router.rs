@@ -21,11 +21,14 @@ use super::{
 };
 use crate::{domain::request::Refusal, election::Leadership, workers::Scale};
 
-/// The timeout of a call whose client gives no deadline.
+/// The timeout of a call whose client gives no deadline. It is longer than a change of leader after
+/// a lost node takes, so that such a call survives one.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
-/// The part of the client's timeout that is reserved for the response to reach it.
+/// The part of the client's timeout that is reserved for the response to reach it, over one hop and
+/// a slow network.
 const RESPONSE_MARGIN: Duration = Duration::from_millis(200);
-/// The time after which a held call looks for a leader again when no change was reported.
+/// The time after which a held call looks for a leader again when no change was reported. It finds
+/// what a broadcast could miss; a look reads memory only.
 const LEADER_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A `Router` sends each call to the leader and holds it while there is none.

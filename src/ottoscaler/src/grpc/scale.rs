@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{proto, telemetry};
 
-/// The longest time that a response waits until this replica's own watch shows its effect.
+/// The longest time that a response waits until this replica's own watch shows its effect. A watch
+/// that lives lags by milliseconds; one that is dead must not hold up the answer.
 const WATCH_CATCH_UP: Duration = Duration::from_millis(500);
 
 impl ReplicaService {

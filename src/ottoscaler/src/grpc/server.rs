@@ -38,20 +38,26 @@ use crate::{
     telemetry,
 };
 
+/// The keepalive interval of TCP and HTTP/2. Firewalls and load balancers forget silent connections
+/// after minutes, and a host that is gone frees what its calls hold.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// The largest ScaleUp or ScaleDown request in bytes: two maps of at most 128 KiB, and some text.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// The largest request in bytes of all other methods, which carry little more than names.
 const MAX_SMALL_REQUEST_BYTES: usize = 64 * 1024;
-/// The number of calls in flight over one connection.
+/// The number of calls in flight over one connection. otto-handler may use a single connection for
+/// as many workers as a task may have.
 const MAX_STREAMS_PER_CONNECTION: u32 = 1_000;
-/// The number of calls in flight over all connections.
+/// The number of calls in flight over all connections. They stay far below the memory limit, for
+/// the bytes of their requests and responses have bounds of their own.
 const MAX_CALLS: usize = 4_000;
-/// The bytes of status responses that clients have yet to read.
+/// The bytes of status responses that clients have yet to read: an eighth of 512 MiB, and room for
+/// twenty pages of the default size.
 const MAX_UNDELIVERED_BYTES: usize = 64 * 1024 * 1024;
-/// The number of streams of WatchWorkers and WatchTasks. Over 10,000 workers each of them holds about a megabyte.
+/// The number of streams of WatchWorkers and WatchTasks. Over 10,000 workers each of them holds
+/// about a megabyte.
 const MAX_WATCHES: usize = 64;
-/// The number of calls in flight over one connection of the probe port.
+/// The number of calls in flight over one connection of the probe port. A probe needs one.
 const MAX_PROBE_STREAMS_PER_CONNECTION: u32 = 4;
 /// The number of calls in flight on the probe port. Its connections together cannot reach it, so
 /// that no other caller can keep the kubelet's probe from being answered.
@@ -61,7 +67,8 @@ const MAX_PROBE_CALLS: usize = 512;
 const MAX_PENDING_REQUEST_BYTES: usize = 32 * 1024 * 1024;
 /// The time in which a client must send its whole request: 1 MiB at 50 KiB a second.
 const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(20);
-/// The time that calls in flight have to end once the server stops.
+/// The time that calls in flight have to end once the server stops. It is well within the
+/// termination grace period; what does not end by then is a stream or a client that does not read.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A `ServeError` says why a server could not start or stopped.

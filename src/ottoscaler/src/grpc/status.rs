@@ -18,15 +18,17 @@ use crate::{
     proto::{self, MAX_RESPONSE_BYTES_KEY, encoded},
 };
 
-/// The staleness of the index from which on a response is marked stale.
+/// The staleness of the index from which on a response is marked stale. Each watch reports progress
+/// every 15 s, so one that is late by as much again is broken.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(30);
 
-/// The workers of a page whose client says nothing.
+/// The workers of a page whose client says nothing: the largest tasks fit into it.
 const DEFAULT_PAGE_SIZE: usize = 2_000;
 /// The bytes of a page whose client says nothing. gRPC clients accept 4 MiB by default and refuse
 /// a larger message only after it was sent.
 const DEFAULT_PAGE_BYTES: usize = 3 * 1024 * 1024;
-/// The largest limit in bytes that a client can ask for.
+/// The largest limit in bytes that a client can ask for. One such response at a time may wait for
+/// its client to read it.
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
 /// What a response takes besides its workers: numbers, the token, and the reason of a pause.
 const RESPONSE_HEAD_BYTES: usize = 1024;

@@ -21,7 +21,8 @@ use tokio::time::Instant;
 
 use super::listen::ConnectionHandle;
 
-/// The time after which a client that has read nothing counts as stalled.
+/// The time after which a client that has read nothing counts as stalled. Losses of packets are
+/// repaired within seconds; other clients wait for the memory.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An `UndeliveredResponses` bounds the responses of one kind, in bytes or in streams.

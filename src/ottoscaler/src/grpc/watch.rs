@@ -26,9 +26,11 @@ use crate::{
     proto::{WorkerPodStatus, encoded::WorkerEvent, worker_event::Type},
 };
 
-/// The number of events from which on no more are made until the client has read them.
+/// The number of events from which on no more are made until the client has read them. They take
+/// some 100 KiB a stream.
 const MAX_READY_EVENTS: usize = 256;
-/// The number of tasks that a stream compares before it yields to other tasks of the runtime.
+/// The number of tasks that a stream compares before it yields to other tasks of the runtime. A
+/// turn stays short, however many tasks there are.
 const TASKS_PER_TURN: usize = 64;
 
 /// The name of a task and the index of one of its workers.

@@ -35,18 +35,24 @@ use crate::{proto::LogForwardResponse, telemetry};
 /// The path that the generated client calls. It is called without that client, because the
 /// entries of a stream are encoded in parts.
 const FORWARD: &str = "/ottoscaler.v1.OttoHandlerLogService/ForwardWorkerLogs";
+/// The timeout of one attempt to connect. It allows for one lost SYN, which is sent again after a
+/// second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The silence before a TCP keepalive probe, and between probes. It is well below the five
 /// minutes or so after which NATs and load balancers forget a silent connection.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(20);
+/// The number of unanswered probes after which the connection counts as broken: one or two may be
+/// lost by chance.
 const TCP_KEEPALIVE_RETRIES: u32 = 3;
 /// How many streams share a connection: fewer than any known server's limit.
 const STREAMS_PER_CONNECTION: usize = 64;
-/// How many streams that are not read may have a connection of their own.
+/// How many streams that are not read may have a connection of their own. They are rare; where many
+/// streams stand still the handler is slow as a whole, and more connections would not help.
 const CONNECTIONS_APART: usize = 8;
-/// How many entries of a stream wait for the connection to take them.
+/// How many entries of a stream wait for the connection to take them. They keep the connection
+/// busy; what waits here is held in the window as well.
 const UNSENT: usize = 64;
-/// The largest message from otto-handler, in bytes.
+/// The largest message from otto-handler, in bytes. Its answers are numbers and a short text.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// The client of otto-handler. It is cheap to clone.

@@ -9,7 +9,8 @@ use tokio::sync::broadcast;
 
 use crate::domain::pod::Pod;
 
-/// How many changes a subscriber may lag behind before it looks at everything.
+/// How many changes a subscriber may lag behind before it looks at everything. As many workers may
+/// end in one burst as a task has.
 const MAX_LAG: usize = 1_024;
 
 /// What is known of acknowledged logs. It lives as long as the term.

@@ -12,7 +12,8 @@ use crate::{
     telemetry,
 };
 
-/// The deadline of a notification.
+/// The deadline of a notification. otto-handler stores one row; one that takes longer is asked
+/// again, and drops the repeat by its event id.
 const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a notification was not taken; it is worth another try.

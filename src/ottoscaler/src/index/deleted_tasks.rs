@@ -23,7 +23,8 @@ use crate::domain::{
 /// The time for which a task is kept. It covers the grace periods of pods and changes of
 /// leader: each new leader reports the ends again, with the same event ids.
 const RETENTION: Duration = Duration::from_secs(3_600);
-/// The maximum number of workers of all tasks that are kept.
+/// The maximum number of workers of all tasks that are kept: twice the 10,000 workers that a
+/// replica is measured with.
 const MAX_WORKERS: usize = 20_000;
 
 #[derive(Debug)]

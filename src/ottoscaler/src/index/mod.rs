@@ -51,7 +51,7 @@ use crate::domain::{
 };
 
 /// The number of changes by which a subscriber may lag. One that lags more must look at all tasks
-/// again.
+/// again, which is no more work than so many changes are.
 const CHANGE_BUFFER: usize = 4_096;
 
 /// A handle of the watch cache; clones share it.

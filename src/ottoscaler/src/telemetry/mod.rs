@@ -34,9 +34,11 @@ use crate::args::{Invalid, LogFormat, OWN_TARGETS, TelemetryOptions};
 
 pub use propagation::{inject, set_parent_from, set_parent_from_headers, traceparent};
 
-/// The time in which the collector must accept a batch.
+/// The time in which the collector must accept a batch. A collector that takes longer is
+/// overloaded; its spans are dropped, and nothing else waits for them.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(3);
-/// The time in which the last spans must be exported.
+/// The time in which the last spans must be exported. An end must not wait longer for what only
+/// observes it.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A `TracerGuard` exports the spans that are left at the end of the process.

@@ -2,8 +2,8 @@
 //!
 //! One loop plans and starts writes ([`engine`]); two mechanisms decide when a write goes.
 //! The [`scheduler`] bounds what is in flight, by classes that share one adaptive limit. The
-//! [`status_writer`] coalesces the changes of a task's status. Their constants, and all
-//! others, are in [`tuning`].
+//! [`status_writer`] coalesces the changes of a task's status. Their constants are in
+//! [`tuning`].
 //!
 //! Invariants: every decision follows from the index ([`crate::domain::plan`]), nothing is
 //! counted from memory save writes in flight; of each object at most one write is in flight

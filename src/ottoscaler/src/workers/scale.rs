@@ -33,12 +33,13 @@ use crate::{
     index::StorageRoom,
 };
 
-/// ScaleUp answers when all workers are created, or after this.
+/// ScaleUp answers when all workers are created, or after this. It is below the deadline that a
+/// client usually gives, and the answer says what the rest waits for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// The part of the caller's time, of a short one a quarter, that is left for the answer
-/// to be made and to arrive.
+/// The part of the caller's time, of a short one a quarter, that is left for the answer to be made
+/// and to arrive.
 const ANSWERING: Duration = Duration::from_millis(100);
-/// Between two looks whether history has made room.
+/// The time between two looks whether history has made room. A look reads memory only.
 const SHED_LOOK: Duration = Duration::from_millis(100);
 
 /// The leader's side of ScaleUp and ScaleDown.

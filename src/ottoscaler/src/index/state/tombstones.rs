@@ -16,7 +16,8 @@ use crate::domain::{
     view,
 };
 
-/// The maximum number of tombstones.
+/// The maximum number of tombstones: twice the 10,000 workers that a replica is measured with. The
+/// oldest go first, whose watch events have long come.
 const MAX_TOMBSTONES: usize = 20_000;
 
 impl IndexState {

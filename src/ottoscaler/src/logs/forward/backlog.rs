@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use super::{budget::Held, context::Context, entry::Entry, spool::Queue, window::Window};
 
-/// How long the window must have been more than half full before the spool is used.
+/// How long the window must have been more than half full before the spool is used. A handler that
+/// pauses for less is followed without the disk.
 const BEHIND: Duration = Duration::from_secs(1);
 
 /// The entries of one session that otto-handler has not acknowledged.

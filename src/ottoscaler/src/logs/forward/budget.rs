@@ -9,8 +9,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// The limits, in bytes.
+/// The most bytes of one worker in memory: a few of the longest lines of 1 MiB, or some ten
+/// thousand ordinary ones.
 const OF_A_WORKER: i64 = 4 * 1024 * 1024;
+/// The most bytes of all workers in memory: an eighth of 512 MiB. What does not fit waits on the
+/// disk or on its node.
 const OF_ALL: i64 = 64 * 1024 * 1024;
 
 /// The budget that all sessions share.

@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::logs::read::position::{Anchor, Place};
 
-/// Sequences and epochs that no log comes to; each can be counted on from.
+/// The highest sequence. No log comes to it, it can be counted on from, and JSON numbers hold it
+/// exactly.
 const MAX_SEQUENCE: u64 = 1 << 52;
+/// The highest epoch. No log comes to it, and it can be counted on from.
 pub(super) const MAX_EPOCH: u32 = 1 << 30;
 
 /// A position in a log.

@@ -17,7 +17,8 @@ use crate::{
     proto::{WorkerLogEntry, WorkerMetadata},
 };
 
-/// The memory of an entry in addition to its text, in bytes.
+/// The memory of an entry in addition to its text, in bytes: its fields, its place in the window
+/// and what the allocator rounds up.
 const OVERHEAD: i64 = 192;
 
 /// An entry that is not acknowledged. It is encoded each time that it is sent.

@@ -9,7 +9,8 @@ use crate::{
     logs::read::follow::{Cluster, Error},
 };
 
-/// How often a write that meets somebody else's is tried.
+/// How often a write that meets somebody else's is tried. An annotation of a pod is written by few,
+/// so that more conflicts in a row do not happen by chance.
 const CONFLICTS: usize = 5;
 
 /// Where the epochs of workers' logs are stored.

@@ -27,7 +27,8 @@ use crate::{
     telemetry,
 };
 
-/// The period in which all pods are looked at, in addition to changes.
+/// The period in which all pods are looked at, in addition to changes. It finds what a change that
+/// was missed would leave; a look reads memory only.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The debounce of changes of a task's pods: they often change together, and each look takes
 /// time in proportion to their number.

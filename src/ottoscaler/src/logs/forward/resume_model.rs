@@ -14,6 +14,7 @@ use crate::logs::read::{
     position::{Place, Resume, Step},
 };
 
+/// A second in nanoseconds, the unit of positions.
 const SECOND: i64 = 1_000_000_000;
 /// Further back a clock hides lines from who starts to read.
 const BACK: i64 = 9;

@@ -34,15 +34,17 @@ mod answers;
 mod intake;
 mod state;
 
-/// The longest delay between two attempts to reach otto-handler or the API server.
+/// The longest delay between two attempts to reach otto-handler or the API server. A thousand
+/// sessions make 200 attempts a second, and lines flow within seconds after an outage.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// After so many consecutive streams of which otto-handler took nothing, the next one gets a
-/// connection of its own.
+/// connection of its own. One such stream may have been cut off by chance.
 const UNREAD: u32 = 2;
-/// How long a drain waits for answers to what is in flight. What is not answered by then is
-/// sent again by the next leader.
+/// How long a drain waits for answers to what is in flight, within HANDOVER_TIMEOUT. What is not
+/// answered by then is sent again by the next leader.
 const LAST_ANSWERS: Duration = Duration::from_secs(8);
-/// How long otto-handler may take to end a stream after it has answered everything.
+/// How long otto-handler may take to end a stream after it has answered everything. Nothing is lost
+/// when it is cut off then.
 const HALF_CLOSED: Duration = Duration::from_secs(3);
 
 /// How a session ended.

@@ -20,15 +20,19 @@ use prometheus_client::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{task::spawn_blocking, time::timeout};
 
-/// How many bytes are written or read at once. So much of a worker may wait in memory.
+/// How many bytes are written or read at once. So much of a worker may wait in memory, and it is
+/// large enough that calls of the disk do not count.
 const CHUNK: usize = 16 * 1024;
-/// The size of one file. A file is deleted as a whole once it was read.
+/// The size of one file. A file is deleted as a whole once it was read, so it is also what a worker
+/// may hold of the disk without need.
 const SEGMENT: u64 = 4 * 1024 * 1024;
-/// One worker may take this fraction (1/n) of the limit.
+/// One worker may take this fraction (1/n) of the limit, so that a single worker without bounds
+/// leaves room for others.
 const SHARE: i64 = 8;
-/// The deadline of one operation on the local disk.
+/// The deadline of one operation on the local disk. A disk that does not answer for so long is
+/// broken, and logs wait on their nodes then.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
-/// The bytes before each record that hold its length.
+/// The bytes before each record that hold its length, a `u32`.
 const HEAD: usize = 4;
 
 /// The disk space that all sessions share.

@@ -12,6 +12,8 @@ use super::{
 };
 use crate::{domain::pod, election::LeaderClient};
 
+/// The time within which a log must be opened. The API server dials the kubelet for it; a node that
+/// does not answer by then is tried again later.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a log could not be read.

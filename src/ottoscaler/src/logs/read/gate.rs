@@ -10,12 +10,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How many requests are in flight, save those that take longer than [`HELD`].
+/// How many requests are in flight, save those that take longer than [`HELD`]. Logs are opened side
+/// by side, and the renewals of the Lease are not held up behind a thousand of them.
 const AT_ONCE: usize = 16;
 /// After this time a request counts no more, so that a node that does not answer holds no
 /// others up.
 const HELD: Duration = Duration::from_secs(1);
-/// The period in which a request that waits looks whether renewals are still late.
+/// The period in which a request that waits looks whether renewals are still late. It is small
+/// beside a renewal's period of a second.
 const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]

@@ -38,18 +38,21 @@ use super::{
     signals::{Effect, End, Failure, Input, Instance, Why},
 };
 
-/// How long a follow may give later lines than the one looked for, until the file is read to
-/// its end to decide whether that line is gone.
+/// How long a follow may give later lines than the one looked for, until the file is read to its
+/// end to decide whether that line is gone. Lines that were written at the same moment come within
+/// it.
 const DECIDE_AFTER: Duration = Duration::from_secs(2);
 /// The silence after which a follow is probed: it can miss a rotation
 /// (kubernetes/kubernetes#126564), or hang on a dead connection. Each probe that finds
 /// nothing doubles it. Another read is given up after that silence.
 pub(super) const PROBE_AFTER: Duration = Duration::from_secs(30);
+/// The longest silence after which a follow is probed. A thousand silent workers cost three
+/// requests a second.
 const MAX_PROBE_AFTER: Duration = Duration::from_secs(300);
-/// The period in which the status is looked at while it is awaited.
+/// The period in which the status is looked at while it is awaited. A look reads memory only.
 pub(super) const STATUS_POLL: Duration = Duration::from_millis(100);
-/// How long a node may refuse to serve the log of a container that has ended, until the log
-/// counts as removed. A node whose runtime or kubelet starts refuses likewise.
+/// How long a node may refuse to serve the log of a container that has ended, until the log counts
+/// as removed. A node whose runtime or kubelet starts refuses likewise, for a shorter time.
 pub(super) const REMOVED_AFTER: Duration = PROBE_AFTER;
 
 #[derive(Debug)]

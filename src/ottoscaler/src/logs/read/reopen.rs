@@ -1,9 +1,11 @@
 //! When a log that ended or broke off is opened again.
 use std::time::Duration;
 
-/// Before the first; each that gives no new line doubles it, for each costs the API server,
-/// and what is wrong with one log is often wrong with all of a node.
+/// The delay before the first attempt. Each that gives no new line doubles it, for each costs the
+/// API server, and what is wrong with one log is often wrong with all of a node.
 const SOON: Duration = Duration::from_millis(500);
+/// The longest delay between two attempts: the lines of a node that is back are read within
+/// seconds.
 const LATEST: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default)]

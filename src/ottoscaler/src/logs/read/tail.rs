@@ -24,8 +24,11 @@ use super::{
 };
 use crate::{cluster::Loggable, domain::pod::Pod};
 
+/// The time within which a probe must tell what the log has. A probe that fails is made again after
+/// the next silence.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A follow gets so long to give what a probe found.
+/// How long a follow has to give what a probe found, before it counts as dead. A follow that lives
+/// gives a line within milliseconds.
 const PROBE_GRACE: Duration = Duration::from_secs(2);
 
 /// What comes next of a log.

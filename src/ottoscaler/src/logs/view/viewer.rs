@@ -28,7 +28,9 @@ use crate::{
     proto::{ShownLine, shown_line::Kind},
 };
 
-/// The most logs that a replica shows at once.
+/// The most logs that a replica shows at once. Each is a request that the API server and the
+/// kubelet keep open, and up to one long line in memory; a task of so many workers can be watched
+/// as a whole.
 const LOGS_AT_ONCE: usize = 256;
 
 /// Reads logs from their nodes. It is cheap to clone.

@@ -13,7 +13,8 @@ use crate::logs::{
     read::{follow::Source, pods::PodLookup, tail::Tail},
 };
 
-/// A log that was not read for so long, because there was no room, is opened again.
+/// A log that was not read for so long, because there was no room, is opened again. The API server
+/// and the kubelet may have given its connection up by then.
 const HELD_UP: Duration = Duration::from_secs(10);
 
 /// What changes while a session runs.

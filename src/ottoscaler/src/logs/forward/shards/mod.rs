@@ -56,8 +56,8 @@ use writer::{WRITE_INTERVAL, Writer};
 use super::{checkpoint::Checkpoint, metrics::Metrics};
 use crate::election::LeaderClient;
 
-/// A thousand pods are some 60 a shard, 6 KiB a write. The chart's Role and policy name
-/// each of them (charts/ottoscaler/templates/_helpers.tpl).
+/// The number of shards. A thousand pods are some 60 a shard, 6 KiB a write. The chart's Role and
+/// policy name each of them (charts/ottoscaler/templates/_helpers.tpl).
 const SHARDS: u32 = 16;
 
 /// The checkpoints of all pods, by uid. Sessions write and read it; each shard's writer

@@ -23,8 +23,9 @@ const PREFIX: &str = "ottoscaler-log-checkpoints";
 /// The form of the text (`text.rs`). A later version may keep another one beside it.
 const KEY: &str = "v1";
 const MANAGER: &str = "ottoscaler";
-/// A drain may have one call to wait for before it stores what is left, and both together
-/// with the last answers of otto-handler take less than HANDOVER_TIMEOUT.
+/// The deadline of one call for a shard. A drain may have one call to wait for before it stores
+/// what is left, and both together with the last answers of otto-handler take less than
+/// HANDOVER_TIMEOUT.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A shard was not read or written.

@@ -1,8 +1,8 @@
 //! The text of a shard: one line for each pod, its uid and its checkpoint; pure.
 use super::super::checkpoint::Checkpoint;
 
-/// Far below the 1 MiB that the API server takes of a ConfigMap. It holds the
-/// checkpoints of some 8,000 pods; those of more are left out.
+/// The longest text of a shard, below the 1 MiB that the API server takes of a ConfigMap. It holds
+/// the checkpoints of some 8,000 pods; those of more are left out.
 const MAX_LENGTH: usize = 900 * 1024;
 
 pub(super) fn encode<'a>(all: impl Iterator<Item = (&'a str, &'a Checkpoint)>) -> String {

@@ -11,22 +11,28 @@ use super::{
     text,
 };
 
-/// Between the beginnings of two writes of a shard: what a killed leader's successor
-/// repeats.
+/// The time between the beginnings of two writes of a shard. It is what a killed leader's successor
+/// repeats, and sixteen writes a second are few for an API server.
 pub(super) const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// Of all shards together: etcd keeps each version of an object until it is compacted,
-/// every 5 min, and holds 2 GiB by default. Shards of more than 16 KiB are written less
-/// often than once a second.
+/// The most bytes that all shards together write in a second. etcd keeps each version of an object
+/// until it is compacted, every 5 min, and holds 2 GiB by default. Shards of more than 16 KiB are
+/// written less often than once a second.
 const BYTES_PER_SECOND: u32 = 256 * 1024;
-/// Between two tries of a write that fails, doubled each time up to the second one.
+/// The delay after the first write that fails. It doubles up to [`LAST_BACKOFF`].
 const FIRST_BACKOFF: Duration = WRITE_INTERVAL;
+/// The longest delay between two tries of a write: checkpoints are stored again half a minute after
+/// an outage at the latest, and until then only a change of leader repeats more.
 const LAST_BACKOFF: Duration = Duration::from_secs(30);
-/// For a shard to be read, by tries so far apart. Sessions wait for it; they then begin
-/// without.
+/// The time within which a shard must be read. Sessions wait for it; they then begin without, and
+/// repeat what otto-handler drops.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+/// The time between two tries to read a shard: small beside a change of leader, and 64 reads a
+/// second of all shards.
 const READ_AGAIN: Duration = Duration::from_millis(250);
-/// For what is left to be stored at a drain, well within HANDOVER_TIMEOUT.
+/// The time within which what is left must be stored at a drain. With the last answers of
+/// otto-handler before it, it is within HANDOVER_TIMEOUT.
 pub(super) const FLUSH_WITHIN: Duration = Duration::from_secs(6);
+/// The time between two tries to store what is left at a drain: some tries within [`FLUSH_WITHIN`].
 const FLUSH_AGAIN: Duration = Duration::from_millis(200);
 
 /// Of one shard.
