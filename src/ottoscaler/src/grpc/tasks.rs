@@ -15,7 +15,7 @@ use crate::{
     proto::{ListTasksRequest, ListTasksResponse, TaskSummary},
 };
 
-/// The tasks of a page whose client says nothing.
+/// The tasks of a page whose client says nothing: more than a person reads.
 const DEFAULT_PAGE_SIZE: usize = 200;
 /// The largest number of tasks of a page: at 2 KiB each they stay below the 4 MiB that gRPC
 /// clients accept.

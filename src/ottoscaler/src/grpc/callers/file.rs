@@ -21,6 +21,7 @@ use crate::domain::template::{KEYS, Patterns, Policy};
 
 /// The number of tokens that a caller may have at a time: the old one and the new one.
 const TOKENS_PER_CALLER: usize = 2;
+/// The bytes of a SHA-256.
 const HASH_BYTES: usize = 32;
 /// The words that begin the other kinds of lines, so no caller can have them as a name.
 const RESERVED: [&str; 2] = ["certificate", "role"];

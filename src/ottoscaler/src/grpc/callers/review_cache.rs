@@ -28,6 +28,8 @@ use super::{
     verdicts::{Key, Review, Verdict, Verdicts, remaining},
 };
 
+/// The number of reviews at a time. Each is two short calls to the API server, which does not notice
+/// so few.
 const MAX_REVIEWS: usize = 8;
 /// The time that a review waits for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(3);

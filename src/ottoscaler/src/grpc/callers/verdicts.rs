@@ -13,10 +13,19 @@ use tokio::time::Instant;
 
 use super::reviews::NotReviewed;
 
+/// The number of remembered tokens that may call. Callers are a few programs and people; more than
+/// these are reviewed more often.
 const MAX_ALLOWED: NonZeroUsize = NonZeroUsize::new(768).expect("not zero");
+/// The number of remembered tokens that may not call. They have places of their own, so that an
+/// attacker with many tokens does not push out those that may.
 const MAX_DENIED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// The time for which a review that allows counts: so long a right that was taken away still holds.
 pub(super) const ALLOWED_FOR: Duration = Duration::from_secs(60);
+/// The time for which a review that denies counts: so long a right that was just granted does not
+/// hold yet, and so seldom a caller without rights costs a review.
 pub(super) const DENIED_FOR: Duration = Duration::from_secs(10);
+/// The time for which a review that allowed counts on while the API server does not answer: longer
+/// than an upgrade of a control plane takes.
 pub(super) const HELD_FOR: Duration = Duration::from_secs(600);
 /// The time between two attempts to review a token that holds meanwhile.
 pub(super) const HELD_RETRY: Duration = Duration::from_secs(5);
