@@ -394,7 +394,10 @@ async fn tasks_come_newest_first_page_by_page_while_others_come() {
         replica.index.wrote_task(task(n, 1));
     }
     let mut service = replica.service().await;
-    for (repository, total, expected) in [("", 50, 50), ("a", 17, 17), ("none", 0, 0)] {
+    for (repository, expected) in [("", 50), ("a", 17), ("none", 0)] {
+        let is_selected = |t: &Task| repository.is_empty() || t.spec.repository == repository;
+        let all = replica.index.tasks();
+        let total = all.iter().filter(|t| is_selected(t)).count();
         let (mut ids, mut page_token, mut pages) = (Vec::new(), String::new(), 0);
         loop {
             let request = ListTasksRequest {
@@ -406,7 +409,11 @@ async fn tasks_come_newest_first_page_by_page_while_others_come() {
             let answer = service.list_tasks(request).await.unwrap().into_inner();
             assert!(answer.tasks.len() <= 7);
             if pages == 0 {
-                assert_eq!(answer.total_count, total, "{repository}");
+                assert_eq!(
+                    usize::try_from(answer.total_count),
+                    Ok(total),
+                    "{repository}"
+                );
             }
             let numbers = answer.tasks.iter().map(|t| &t.task_id[2..]);
             ids.extend(numbers.map(|n| n.parse::<i64>().unwrap()));
