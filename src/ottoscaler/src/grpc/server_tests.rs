@@ -391,7 +391,7 @@ async fn tasks_come_newest_first_page_by_page_while_others_come() {
         ..Task::default()
     };
     for n in 0..50 {
-        replica.index.wrote_task(task(n, 1));
+        replica.index.wrote_task(task(n, 2));
     }
     let mut service = replica.service().await;
     for (repository, expected) in [("", 50), ("a", 17), ("none", 0)] {
@@ -419,7 +419,7 @@ async fn tasks_come_newest_first_page_by_page_while_others_come() {
             ids.extend(numbers.map(|n| n.parse::<i64>().unwrap()));
             pages += 1;
             // A newer one, which is on no later page.
-            replica.index.wrote_task(task(100 + pages, 1));
+            replica.index.wrote_task(task(100 + pages, 2));
             page_token = answer.next_page_token;
             if page_token.is_empty() {
                 break;
