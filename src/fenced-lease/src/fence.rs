@@ -159,7 +159,7 @@ impl LeaderClient {
 
     /// Creates one whose validity never ends, for tests of a leader's work. Writes carry the
     /// term in the annotation `<prefix>/term`.
-    #[cfg(feature = "testing")]
+    #[cfg(any(test, feature = "testing"))]
     pub fn for_tests(
         client: kube::Client,
         namespace: &str,

@@ -28,7 +28,7 @@ impl Leadership {
     }
 
     /// Creates one that a test sets.
-    #[cfg(feature = "testing")]
+    #[cfg(any(test, feature = "testing"))]
     pub fn channel() -> (watch::Sender<Option<Arc<Leader>>>, Self) {
         Self::new()
     }
@@ -72,5 +72,27 @@ where
 {
     fn run(&self, leader: LeaderContext) -> impl Future<Output = ()> + Send {
         self(leader)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_sets_who_leads_and_each_reader_sees_it() {
+        let (set, leadership) = Leadership::channel();
+        assert_eq!(leadership.current(), None);
+        let leader = Arc::new(Leader {
+            term: Term {
+                lease_uid: "u".to_owned(),
+                transitions: 1,
+                holder: "h".to_owned(),
+            },
+            address: None,
+            is_local: true,
+        });
+        set.send_replace(Some(leader.clone()));
+        assert_eq!(leadership.current(), Some(leader));
     }
 }
