@@ -9,7 +9,7 @@ use super::{LEASE, client, runtime};
 use crate::{
     processes::{Cell, SOON},
     size::{self, must_not_grow, write_csv},
-    support::count_of,
+    support::{count_of, is_full},
 };
 
 /// 10,000 in the full run.
@@ -54,8 +54,12 @@ fn leadership_changes_leave_nothing_behind() {
         write_csv(path.as_ref(), &samples);
     }
     assert!(samples.len() >= steps / 2);
-    // Of what leaks with each change there would be at least one per change.
-    must_not_grow(&samples, (changes as f64 / 2.0).max(1_024.0), 8.0);
+    // Of what leaks with each term there would be one per term, of which a replica has a third.
+    let leak = (changes - warm) as f64 / 3.0;
+    // A replica that others overtake for a while closes its leader's connections, some fifteen
+    // descriptors. In a short run, that and its return look like growth.
+    let most = if is_full() { 8.0 } else { leak / 2.0 };
+    must_not_grow(&samples, (changes as f64 / 2.0).max(1_024.0), most);
 }
 
 async fn next_holder(leases: &Api<Lease>, version: &str, old: &str) -> String {
