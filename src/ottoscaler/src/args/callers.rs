@@ -20,7 +20,8 @@ pub(super) struct CallerArgs {
     /// Takes tokens over connections without TLS, where others may read them.
     #[arg(long, env, action = ArgAction::Set, default_value = "false")]
     allow_plaintext_tokens: bool,
-    /// Name in the certificates of the replicas, whose word about a caller is believed.
+    /// Name in the certificates of the replicas, whose word about a caller is believed; without
+    /// effect until the port serves TLS.
     #[arg(long, env, value_name = "a DNS name")]
     replicas_name: Option<String>,
 }
@@ -71,8 +72,8 @@ impl CallerArgs {
             Mode::Kubernetes => (CallerMode::Kubernetes, "kubernetes"),
         };
         if mode != CallerMode::None && !has_tls && !allow_plaintext_tokens {
-            let takes = "safe without TLS: others could read the tokens. Configure TLS, or take the \
-                         risk with ALLOW_PLAINTEXT_TOKENS=true";
+            let takes = "safe without TLS, which this version does not serve: others could read the \
+                         tokens. Take the risk with ALLOW_PLAINTEXT_TOKENS=true";
             return Err(Invalid::new("CALLERS", name, takes));
         }
         if mode == CallerMode::Static && callers_file.is_none() {
