@@ -76,3 +76,27 @@ pub fn is_fenced(status: &Status) -> bool {
     let causes = status.details.iter().flat_map(|d| &d.causes);
     causes.into_iter().any(|cause| cause.reason == MARK)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_one_more_cause_and_changes_no_other_detail() {
+        let other = json!({"reason": "Other", "message": "m", "field": "f"});
+        let ours = json!({"reason": MARK, "message": "", "field": ""});
+        for (details, expected) in [
+            (json!(null), json!({"causes": [ours]})),
+            (json!({"name": "p"}), json!({"name": "p", "causes": [ours]})),
+            (
+                json!({"name": "p", "causes": [other]}),
+                json!({"name": "p", "causes": [other, ours]}),
+            ),
+        ] {
+            let mut status = json!({"message": "no", "details": details});
+            mark(&mut status, ": wait");
+            let expected = json!({"message": "no: wait", "details": expected});
+            assert_eq!(status, expected);
+        }
+    }
+}
