@@ -108,6 +108,19 @@ async fn what_is_no_longer_available_is_listed_anew_with_backoff() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_list_that_is_refused_is_repeated_with_backoff() {
+    let server = held();
+    server.on(|_| Fate::Refused(503));
+    let _one = watching(&server);
+    sleep(S(20)).await;
+    let lists = lists(&server);
+    let gaps: Vec<Duration> = lists.windows(2).map(|l| l[1].at - l[0].at).collect();
+    assert!(gaps[0] >= MS(100) && gaps[0] < MS(200), "{gaps:?}");
+    let last = gaps.last().unwrap();
+    assert!(*last >= S(1) && *last < S(1) + MS(30), "{gaps:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_five_refusals_it_is_listed_anew() {
     for (code, listed) in [(500, true), (503, false), (403, false)] {
         let server = held();
