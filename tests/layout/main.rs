@@ -7,7 +7,6 @@ mod source;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
 };
 
 use source::{Crate, File, crates};
@@ -95,7 +94,7 @@ fn a_constant_says_why_it_has_its_value() {
 
 #[test]
 fn the_table_of_constants_is_that_of_the_sources() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/constants.md");
+    let file = source::checkout().join("docs/constants.md");
     let text = fs::read_to_string(&file).unwrap();
     let begin = text.find("| constant |").unwrap();
     let table = constants::table(&constants::constants(&crates()));

@@ -38,8 +38,14 @@ impl Crate {
     }
 }
 
+/// The checkout that is tested; another one may have built this program.
+pub(crate) fn checkout() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by `cargo test`");
+    Path::new(&package).join("../..")
+}
+
 pub(crate) fn crates() -> Vec<Crate> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src");
+    let root = checkout().join("src");
     let mut found = vec![];
     for entry in fs::read_dir(&root).unwrap() {
         let folder = entry.unwrap().path();
