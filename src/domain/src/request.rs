@@ -47,7 +47,7 @@ pub struct ScaleRequest {
     pub request_id: String,
     /// The W3C trace context of the call.
     pub traceparent: Option<String>,
-    /// Who called, as proven; None where callers prove nothing.
+    /// The proven name of the caller; None where callers prove nothing.
     pub caller: Option<String>,
 }
 

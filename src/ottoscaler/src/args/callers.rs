@@ -1,4 +1,4 @@
-//! Who may call, and how callers prove who they are.
+//! The settings of who may call, and of how callers prove who they are.
 use std::path::PathBuf;
 
 use clap::{ArgAction, ValueEnum};
@@ -10,7 +10,7 @@ use super::Invalid;
 pub(super) struct CallerArgs {
     /// How callers prove who they are; none: whoever reaches the port may do everything.
     #[arg(long, env, default_value = "none", value_enum)]
-    callers: Mode,
+    callers: CallerMode,
     /// File with the callers of CALLERS=static, which is followed (docs/callers.md).
     #[arg(long, env, value_name = "a path")]
     callers_file: Option<PathBuf>,
@@ -26,15 +26,8 @@ pub(super) struct CallerArgs {
     replicas_name: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Mode {
-    None,
-    Static,
-    Kubernetes,
-}
-
 /// How callers prove who they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CallerMode {
     /// They do not: anyone may do everything.
     None,
@@ -44,7 +37,18 @@ pub enum CallerMode {
     Kubernetes,
 }
 
-/// Who may call, and how callers prove who they are.
+impl CallerMode {
+    /// Returns the value of CALLERS.
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Static => "static",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+}
+
+/// The settings of who may call, and of how callers prove who they are.
 #[derive(Debug, Clone)]
 pub struct CallerOptions {
     pub mode: CallerMode,
@@ -60,25 +64,20 @@ impl CallerArgs {
     /// `has_tls`: the gRPC port takes connections with TLS only.
     pub(super) fn options(self, has_tls: bool) -> Result<CallerOptions, Invalid> {
         let Self {
-            callers,
+            callers: mode,
             callers_file,
             caller_audience,
             allow_plaintext_tokens,
             replicas_name,
         } = self;
-        let (mode, name) = match callers {
-            Mode::None => (CallerMode::None, "none"),
-            Mode::Static => (CallerMode::Static, "static"),
-            Mode::Kubernetes => (CallerMode::Kubernetes, "kubernetes"),
-        };
         if mode != CallerMode::None && !has_tls && !allow_plaintext_tokens {
             let takes = "safe without TLS, which this version does not serve: others could read the \
                          tokens. Take the risk with ALLOW_PLAINTEXT_TOKENS=true";
-            return Err(Invalid::new("CALLERS", name, takes));
+            return Err(Invalid::new("CALLERS", mode.name(), takes));
         }
         if mode == CallerMode::Static && callers_file.is_none() {
             let takes = "complete without CALLERS_FILE, the path of the file with the callers";
-            return Err(Invalid::new("CALLERS", name, takes));
+            return Err(Invalid::new("CALLERS", mode.name(), takes));
         }
         Ok(CallerOptions {
             mode,

@@ -16,6 +16,10 @@ use tonic::Status;
 use super::errors;
 use crate::index::{Index, TaskChanged};
 
+/// The number of tasks that a stream compares before it yields to other tasks of the runtime. A
+/// turn stays short, however many tasks there are.
+const TASKS_PER_TURN: usize = 64;
+
 /// A `ChangedTasks` collects the names of changed tasks for one stream.
 pub(super) struct ChangedTasks {
     index: Index,
@@ -24,6 +28,8 @@ pub(super) struct ChangedTasks {
     changes: broadcast::Receiver<TaskChanged>,
     drain: CancellationToken,
     names: BTreeSet<Arc<str>>,
+    /// The number of tasks that were compared in this turn.
+    compared: usize,
 }
 
 impl ChangedTasks {
@@ -35,14 +41,21 @@ impl ChangedTasks {
             only,
             drain,
             names: BTreeSet::new(),
+            compared: 0,
         };
         new.add_all(std::iter::empty());
         new
     }
 
-    /// Returns a task to compare with what the client knows.
-    pub(super) fn pop(&mut self) -> Option<Arc<str>> {
-        self.names.pop_first()
+    /// Returns a task to compare with what the client knows. At the end of a turn it yields first.
+    pub(super) async fn pop(&mut self) -> Option<Arc<str>> {
+        if self.compared == TASKS_PER_TURN {
+            self.compared = 0;
+            tokio::task::yield_now().await;
+        }
+        let task = self.names.pop_first()?;
+        self.compared += 1;
+        Some(task)
     }
 
     /// Puts a task back that was not compared to its end.

@@ -59,9 +59,3 @@ pub(super) fn scale_response(
 pub(super) fn count(number: impl TryInto<i32>) -> i32 {
     number.try_into().unwrap_or(i32::MAX)
 }
-
-/// Formats a time in Unix seconds as RFC 3339.
-pub(super) fn rfc3339(seconds: i64) -> String {
-    let time = jiff::Timestamp::from_second(seconds);
-    time.map(|t| t.to_string()).unwrap_or_default()
-}

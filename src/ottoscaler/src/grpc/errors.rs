@@ -8,14 +8,14 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use crate::domain::request::Refusal;
+use crate::domain::{request::Refusal, violation::Violation};
 use crate::proto::MAX_RESPONSE_BYTES_KEY;
 
-pub(super) const DOMAIN: &str = "ottoscaler.io";
+const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
 /// The delay after which a refused client shall try again. Overload, a start and a change of leader
 /// that is orderly are over by then, and clients that all wait a second are no flood.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Records the status code of a call on its span. The message is not logged, because it quotes
 /// the request.
@@ -92,7 +92,8 @@ pub(super) fn hop_refused(status: &Status) -> Status {
     ))
 }
 
-fn unavailable(reason: &str, message: String) -> Status {
+/// Returns the status of a call that this replica cannot answer now.
+pub(super) fn unavailable(reason: &str, message: String) -> Status {
     with_retry_info(Code::Unavailable, reason, message)
 }
 
@@ -108,8 +109,31 @@ pub(super) fn worker_too_large(bytes: usize, limit: usize) -> Status {
          and say so in the metadata {MAX_RESPONSE_BYTES_KEY}"
     );
     let metadata = HashMap::from([("bytes".to_owned(), bytes.to_string())]);
-    let details = ErrorDetails::with_error_info("ANSWER_TOO_LONG", DOMAIN, metadata);
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    with_reason(
+        Code::ResourceExhausted,
+        "ANSWER_TOO_LONG",
+        &message,
+        metadata,
+    )
+}
+
+/// Makes a status with an ErrorInfo.
+pub(super) fn with_reason(
+    code: Code,
+    reason: &str,
+    message: &str,
+    metadata: HashMap<String, String>,
+) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
+}
+
+/// Returns the status of a request with a field whose value is wrong.
+pub(super) fn invalid(field: &str, reason: &str) -> Status {
+    from_refusal(Refusal::Invalid(vec![Violation {
+        field: field.to_owned(),
+        description: reason.to_owned(),
+    }]))
 }
 
 /// Returns the status of a read while this replica has not listed the cluster yet.

@@ -73,7 +73,6 @@ pub(super) struct Page {
     /// The size of the first worker where it alone is larger than a page.
     pub oversized: Option<usize>,
     len: usize,
-    is_full: bool,
     last: Option<Position>,
 }
 
@@ -119,8 +118,7 @@ impl Page {
                 range.start += skipped.take_while(|row| row.index <= after.index).count();
             }
         }
-        if range.is_empty() || self.is_full {
-            self.set_full(!range.is_empty());
+        if range.is_empty() || self.next.is_some() || self.oversized.is_some() {
             return;
         }
         let fitting = self.fitting(view, range.clone(), limits);
@@ -137,7 +135,9 @@ impl Page {
         } else if self.len == 0 {
             self.oversized = Some(view.elements(range.start..range.start + 1).len());
         }
-        self.set_full(taken.end < range.end);
+        if taken.end < range.end {
+            self.next = self.last.clone();
+        }
     }
 
     /// Returns how many of some neighbouring workers fit.
@@ -149,16 +149,7 @@ impl Page {
             return most;
         }
         // The sizes ascend with the count.
-        let counts: Vec<usize> = (0..=most).collect();
-        counts.partition_point(|count| size(*count) <= free) - 1
-    }
-
-    /// Ends the page where there are more workers than it holds.
-    fn set_full(&mut self, has_more: bool) {
-        if has_more {
-            self.is_full = true;
-            self.next = self.last.clone();
-        }
+        (1..=most).take_while(|count| size(*count) <= free).count()
     }
 }
 

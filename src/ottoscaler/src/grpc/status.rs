@@ -1,26 +1,17 @@
 //! The handler of GetWorkerStatus: a page of what this replica's index has.
-use std::time::Duration;
-
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     ReplicaService, convert, errors,
-    forward::insert_metadata,
     listen::ConnectionHandle,
+    page_token,
     pages::{Page, PageLimits, Position},
+    reads::Staleness,
 };
 use crate::{
-    domain::{
-        request::{Refusal, Selection},
-        task::Counts,
-        violation::Violation,
-    },
+    domain::{request::Selection, task::Counts},
     proto::{self, MAX_RESPONSE_BYTES_KEY, encoded},
 };
-
-/// The staleness of the index from which on a response is marked stale. Each watch reports progress
-/// every 15 s, so one that is late by as much again is broken.
-pub(super) const STALE_AFTER: Duration = Duration::from_secs(30);
 
 /// The workers of a page whose client says nothing: the largest tasks fit into it.
 const DEFAULT_PAGE_SIZE: usize = 2_000;
@@ -49,16 +40,18 @@ impl ReplicaService {
     ) -> Result<Response<encoded::WorkerStatusResponse>, Status> {
         let selection = parse_selection(request.get_ref())?;
         let limits = page_limits(request.get_ref(), request.metadata())?;
-        let after = page_position(request.get_ref(), &selection)?;
+        let after = page_token::position(&request.get_ref().page_token, |token| {
+            Position::parse(token, &selection)
+        })?;
         let index = self.index.synced()?;
         let page = Page::read(index, &selection, after.as_ref(), limits);
         if let Some(bytes) = page.oversized {
             return Err(errors::worker_too_large(bytes, limits.bytes));
         }
-        let staleness = index.staleness();
+        let staleness = Staleness::of(index);
         let next = page.next.as_ref();
         let head = proto::WorkerStatusResponse {
-            stale: staleness > STALE_AFTER,
+            stale: staleness.is_stale(),
             paused: self.pause.why().as_deref().unwrap_or_default().to_owned(),
             next_page_token: next.map(|n| n.token(&selection)).unwrap_or_default(),
             ..counts_response(page.counts)
@@ -75,11 +68,7 @@ impl ReplicaService {
             workers: page.workers,
         });
         response.extensions_mut().insert(slot);
-        insert_metadata(
-            response.metadata_mut(),
-            "staleness-ms",
-            &staleness.as_millis().to_string(),
-        );
+        staleness.insert_into(response.metadata_mut());
         Ok(response)
     }
 }
@@ -103,38 +92,15 @@ fn page_limits(
     metadata: &MetadataMap,
 ) -> Result<PageLimits, Status> {
     let bytes = max_response_bytes(metadata)?;
-    let workers = match usize::try_from(request.page_size) {
-        Ok(0) if bytes.is_some() => usize::MAX,
-        Ok(0) => DEFAULT_PAGE_SIZE,
-        Ok(size) => size,
-        Err(_) => return Err(invalid("page_size", "must not be negative")),
+    let workers = match page_token::size(request.page_size)? {
+        Some(size) => size,
+        None if bytes.is_some() => usize::MAX,
+        None => DEFAULT_PAGE_SIZE,
     };
     let bytes = bytes.map_or(DEFAULT_PAGE_BYTES, |most| {
         most.saturating_sub(RESPONSE_HEAD_BYTES)
     });
     Ok(PageLimits { workers, bytes })
-}
-
-fn page_position(
-    request: &proto::WorkerStatusRequest,
-    selection: &Selection,
-) -> Result<Option<Position>, Status> {
-    let token = request.page_token.as_str();
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let position = Position::parse(token, selection).ok_or_else(|| {
-        let reason = "must be the next_page_token of a response to the same filters";
-        invalid("page_token", reason)
-    });
-    position.map(Some)
-}
-
-pub(super) fn invalid(field: &str, reason: &str) -> Status {
-    errors::from_refusal(Refusal::Invalid(vec![Violation {
-        field: field.to_owned(),
-        description: reason.to_owned(),
-    }]))
 }
 
 /// Reads the size limit that the client asks for.

@@ -19,9 +19,6 @@ use crate::{
     proto::{TaskEvent, TaskSummary, task_event::Type},
 };
 
-/// The number of tasks that a stream compares before it yields to other tasks of the runtime.
-const TASKS_PER_TURN: usize = 64;
-
 /// A `TaskWatch` is the state of one WatchTasks stream.
 pub(super) struct TaskWatch {
     index: Index,
@@ -52,26 +49,18 @@ impl TaskWatch {
     }
 
     pub(super) fn events(self) -> impl Stream<Item = Result<TaskEvent, Status>> + Send + 'static {
-        stream::unfold(Some(self), |watch| async move {
-            let mut watch = watch?;
-            match watch.next().await {
-                Ok(event) => Some((Ok(event), Some(watch))),
-                Err(status) => Some((Err(status), None)),
-            }
+        stream::try_unfold(self, |mut watch| async move {
+            let event = watch.next().await?;
+            Ok(Some((event, watch)))
         })
     }
 
     async fn next(&mut self) -> Result<TaskEvent, Status> {
-        let mut compared = 0_usize;
         loop {
-            if let Some(task) = self.changed.pop() {
+            if let Some(task) = self.changed.pop().await {
                 if let Some(event) = self.compare(&task) {
                     self.slot.mark_offered();
                     return Ok(event);
-                }
-                compared += 1;
-                if compared.is_multiple_of(TASKS_PER_TURN) {
-                    tokio::task::yield_now().await;
                 }
                 continue;
             }

@@ -3,15 +3,10 @@ use std::{cmp::Reverse, sync::Arc};
 
 use tonic::{Request, Response, Status};
 
-use super::{
-    ReplicaService, convert, errors,
-    forward::insert_metadata,
-    page_token,
-    status::{STALE_AFTER, invalid},
-};
+use super::{ReplicaService, convert, errors, page_token, reads::Staleness};
 use crate::{
     domain::{conditions, request::TaskFilter, task::TaskPhase},
-    index::TaskView,
+    index::{TaskView, rfc3339_or_empty},
     proto::{ListTasksRequest, ListTasksResponse, TaskSummary},
 };
 
@@ -23,13 +18,6 @@ const MAX_PAGE_SIZE: usize = 1_000;
 
 /// The place of a task in the order of all tasks, which no change of a task alters.
 type Position = (Reverse<i64>, Arc<str>);
-
-fn position(view: &TaskView) -> Position {
-    (
-        Reverse(view.task.created),
-        Arc::from(view.task.name.as_str()),
-    )
-}
 
 fn token(filters: [&str; 3], (Reverse(created), name): &Position) -> String {
     page_token::encode(&filters, &format!("{created}/{name}"))
@@ -54,38 +42,31 @@ impl ReplicaService {
         let request = request.get_ref();
         let filter = parse_filter(request)?;
         let filters = [&*request.phase, &request.repository, &request.since];
-        let after = match request.page_token.as_str() {
-            "" => None,
-            text => Some(parse_token(filters, text).ok_or_else(|| {
-                let reason = "must be the next_page_token of a response to the same filters";
-                invalid("page_token", reason)
-            })?),
-        };
-        let size = match usize::try_from(request.page_size) {
-            Ok(0) => DEFAULT_PAGE_SIZE,
-            Ok(size) => size.min(MAX_PAGE_SIZE),
-            Err(_) => return Err(invalid("page_size", "must not be negative")),
-        };
+        let parse = |token: &str| parse_token(filters, token);
+        let after = page_token::position(&request.page_token, parse)?;
+        let size = page_token::size(request.page_size)?;
+        let size = size.unwrap_or(DEFAULT_PAGE_SIZE).min(MAX_PAGE_SIZE);
         let index = self.index.synced()?;
-        let names = index.task_names();
-        let views = names.iter().filter_map(|name| index.view(name));
-        let mut selected: Vec<_> = views
-            .filter(|view| filter.selects(&view.task, view.phase))
-            .map(|view| (position(&view), view))
+        let names = index.task_names().into_iter();
+        let mut selected: Vec<(Position, Arc<TaskView>)> = names
+            .filter_map(|name| {
+                let view = index.view(&name)?;
+                let is_selected = filter.selects(&view.task, view.phase);
+                is_selected.then(|| ((Reverse(view.task.created), name), view))
+            })
             .collect();
         selected.sort_by(|(a, _), (b, _)| a.cmp(b));
         let start = after.map_or(0, |after| selected.partition_point(|(at, _)| *at <= after));
         let page = &selected[start..(start + size).min(selected.len())];
         let last = page.last().filter(|_| start + size < selected.len());
-        let staleness = index.staleness();
+        let staleness = Staleness::of(index);
         let mut response = Response::new(ListTasksResponse {
             tasks: page.iter().map(|(_, view)| summary(view)).collect(),
             total_count: convert::count(selected.len()),
             next_page_token: last.map(|(at, _)| token(filters, at)).unwrap_or_default(),
-            stale: staleness > STALE_AFTER,
+            stale: staleness.is_stale(),
         });
-        let staleness = staleness.as_millis().to_string();
-        insert_metadata(response.metadata_mut(), "staleness-ms", &staleness);
+        staleness.insert_into(response.metadata_mut());
         Ok(response)
     }
 }
@@ -111,12 +92,8 @@ pub(super) fn summary(view: &TaskView) -> TaskSummary {
         }
         .as_str()
         .to_owned(),
-        created_at: convert::rfc3339(task.created),
-        finished_at: task
-            .status
-            .finished_at
-            .map(convert::rfc3339)
-            .unwrap_or_default(),
+        created_at: rfc3339_or_empty(Some(task.created)),
+        finished_at: rfc3339_or_empty(task.status.finished_at),
         worker_count: convert::count(task.spec.workers),
         pending_count: convert::count(counts.pending),
         running_count: convert::count(counts.running),

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{changed_tasks::ChangedTasks, undelivered::DeliverySlot};
+use super::{changed_tasks::ChangedTasks, convert, undelivered::DeliverySlot};
 use crate::{
     domain::{names, request::Selection, view::ClientState},
     index::{Index, Row},
@@ -29,9 +29,6 @@ use crate::{
 /// The number of events from which on no more are made until the client has read them. They take
 /// some 100 KiB a stream.
 const MAX_READY_EVENTS: usize = 256;
-/// The number of tasks that a stream compares before it yields to other tasks of the runtime. A
-/// turn stays short, however many tasks there are.
-const TASKS_PER_TURN: usize = 64;
 
 /// The name of a task and the index of one of its workers.
 type WorkerKey = (Arc<str>, u32);
@@ -78,29 +75,21 @@ impl WorkerWatch {
     }
 
     pub(super) fn events(self) -> impl Stream<Item = Result<WorkerEvent, Status>> + Send + 'static {
-        stream::unfold(Some(self), |watch| async move {
-            let mut watch = watch?;
-            match watch.next().await {
-                Ok(event) => Some((Ok(event), Some(watch))),
-                Err(status) => Some((Err(status), None)),
-            }
+        stream::try_unfold(self, |mut watch| async move {
+            let event = watch.next().await?;
+            Ok(Some((event, watch)))
         })
     }
 
     async fn next(&mut self) -> Result<WorkerEvent, Status> {
-        let mut diffed = 0_usize;
         loop {
             if let Some(event) = self.ready.pop_front() {
                 self.slot.mark_offered();
                 return Ok(event);
             }
-            if let Some(task) = self.changed.pop() {
+            if let Some(task) = self.changed.pop().await {
                 if !self.diff_task(&task) {
                     self.changed.put_back(task);
-                }
-                diffed += 1;
-                if diffed.is_multiple_of(TASKS_PER_TURN) {
-                    tokio::task::yield_now().await;
                 }
                 continue;
             }
@@ -199,8 +188,8 @@ fn removed_worker(task: &str, index: u32, known: &KnownWorker) -> Bytes {
         pod_name: names::pod_name_of(task, index, known.attempt),
         task_id: known.task_id.to_string(),
         status: known.state.as_str().to_owned(),
-        worker_index: i32::try_from(index).unwrap_or(i32::MAX),
-        attempt: i32::try_from(known.attempt).unwrap_or(i32::MAX),
+        worker_index: convert::count(index),
+        attempt: convert::count(known.attempt),
         ..WorkerPodStatus::default()
     };
     removed.encode_to_vec().into()

@@ -40,6 +40,7 @@ pub use state::{ChangeKind, TaskChanged};
 pub use stored_bytes::{StorageRoom, StoredBytes};
 use task_view::TaskViews;
 pub use task_view::{Row, TaskView};
+pub(crate) use worker_status::rfc3339_or_empty;
 
 use crate::domain::{
     names,

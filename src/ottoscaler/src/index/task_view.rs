@@ -75,9 +75,10 @@ impl TaskView {
         {
             return Vec::new();
         }
-        let task = names::task_name(&self.task.spec.task_id);
-        let pod = pod_name.as_deref();
-        let pod = pod.map(|pod| names::parse_pod_name(&task, pod));
+        let pod = pod_name.as_deref().map(|pod| {
+            let task = names::task_name(&self.task.spec.task_id);
+            names::parse_pod_name(&task, pod)
+        });
         let mut found: Vec<std::ops::Range<usize>> = Vec::new();
         for (position, row) in self.rows.iter().enumerate() {
             let is_selected = state.is_none_or(|state| state == row.state)

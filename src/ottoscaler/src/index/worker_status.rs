@@ -32,7 +32,7 @@ pub(super) fn worker_status(task: &Task, view: &WorkerView) -> WorkerPodStatus {
 }
 
 /// Formats a time in seconds since the epoch as RFC 3339; a time that has not come yet is empty.
-fn rfc3339_or_empty(seconds: Option<i64>) -> String {
+pub(crate) fn rfc3339_or_empty(seconds: Option<i64>) -> String {
     seconds
         .and_then(|s| jiff::Timestamp::from_second(s).ok())
         .map(|t| t.to_string())

@@ -1,4 +1,4 @@
-//! Who made a call.
+//! The caller of a call, and what goes with it to its handler.
 use std::sync::Arc;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -13,7 +13,7 @@ const MAX_NAME_BYTES: usize = 512;
 #[derive(Debug, Clone)]
 pub(in crate::grpc) struct Caller {
     pub(in crate::grpc) name: Arc<str>,
-    /// What requests of this caller may ask for, when that is less than the installer's policy.
+    /// The policy of this caller's requests, where it is narrower than the installer's.
     pub(in crate::grpc) policy: Option<Arc<Policy>>,
     /// The token of the caller, for the hop to the leader. It is marked as sensitive.
     pub(in crate::grpc) authorization: Option<MetadataValue<Ascii>>,

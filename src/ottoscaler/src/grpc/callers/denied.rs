@@ -1,26 +1,16 @@
 //! The statuses of calls whose caller is not known or lacks a right.
 //!
 //! No message quotes a token.
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::{super::errors::DOMAIN, rights::Right};
+use super::{
+    super::errors::{self, RETRY_DELAY, with_reason},
+    rights::Right,
+};
 
-/// The time after which a call that could not be reviewed is worth another try.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
 const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
-
-fn with_reason(
-    code: Code,
-    reason: &str,
-    message: &str,
-    metadata: HashMap<String, String>,
-) -> Status {
-    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-    Status::with_error_details(code, message, details)
-}
 
 /// Returns the status of a call without a token.
 pub(super) fn no_token() -> Status {
@@ -60,9 +50,7 @@ pub(super) fn unknown_method() -> Status {
 /// Returns the status of a call whose caller the API server must be asked about, and cannot.
 pub(super) fn cannot_review() -> Status {
     let message = "the API server cannot be asked about the token now; try again";
-    let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-    details.set_error_info("CALLER_NOT_REVIEWED", DOMAIN, HashMap::new());
-    let mut status = Status::with_error_details(Code::Unavailable, message, details);
+    let mut status = errors::unavailable("CALLER_NOT_REVIEWED", message.to_owned());
     // grpc-js reads this key and not the RetryInfo.
     let pushback = u64::try_from(RETRY_DELAY.as_millis()).unwrap_or(u64::MAX);
     status
