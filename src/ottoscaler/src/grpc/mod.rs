@@ -23,6 +23,8 @@ mod server;
 mod status;
 mod task_watch;
 mod tasks;
+#[cfg(test)]
+mod test_tasks;
 mod undelivered;
 mod watch;
 

@@ -5,7 +5,8 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
-    domain::task::{Task, TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
+    domain::task::{Task, WorkerPhase},
+    grpc::test_tasks,
     proto::{WorkerStatusResponse, encoded},
 };
 
@@ -16,30 +17,10 @@ const ALL: PageLimits = PageLimits {
 
 /// Returns a task whose workers with an odd index run.
 fn task(name: &str, version: u64, workers: u32) -> Task {
-    let record = |index| WorkerRecord {
-        index,
-        attempt: 1,
-        phase: match index % 2 {
-            1 => WorkerPhase::Running,
-            _ => WorkerPhase::Failed,
-        },
-        ..WorkerRecord::default()
-    };
-    Task {
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        resource_version: version,
-        spec: TaskSpec {
-            task_id: name.into(),
-            workers,
-            ..TaskSpec::default()
-        },
-        status: TaskStatus {
-            workers: (1..=workers).map(record).collect(),
-            ..TaskStatus::default()
-        },
-        ..Task::default()
-    }
+    test_tasks::recorded(name, version, workers, |index| match index % 2 {
+        1 => WorkerPhase::Running,
+        _ => WorkerPhase::Failed,
+    })
 }
 
 fn index_of(tasks: &[(&str, u32)]) -> Index {

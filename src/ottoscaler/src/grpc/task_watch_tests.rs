@@ -3,24 +3,15 @@ use futures::FutureExt as _;
 
 use super::*;
 use crate::{
-    domain::task::{Task, TaskPhase, TaskSpec},
-    grpc::undelivered::UndeliveredResponses,
+    domain::task::{Task, TaskPhase},
+    grpc::{test_tasks, undelivered::UndeliveredResponses},
     index::TaskFeed,
 };
 
 fn task(name: &str, version: u64, repository: &str) -> Task {
-    Task {
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        resource_version: version,
-        spec: TaskSpec {
-            task_id: name.into(),
-            repository: repository.into(),
-            workers: 1,
-            ..TaskSpec::default()
-        },
-        ..Task::default()
-    }
+    let mut task = test_tasks::task(name, version, 1);
+    task.spec.repository = repository.into();
+    task
 }
 
 fn watch_of(index: &Index, filter: TaskFilter, drain: &CancellationToken) -> TaskWatch {

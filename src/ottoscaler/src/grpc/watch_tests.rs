@@ -3,35 +3,14 @@ use futures::FutureExt as _;
 
 use super::*;
 use crate::{
-    domain::task::{Task, TaskSpec, TaskStatus, WorkerPhase, WorkerRecord},
-    grpc::undelivered::UndeliveredResponses,
+    domain::task::{Task, WorkerPhase},
+    grpc::{test_tasks, undelivered::UndeliveredResponses},
     proto::WorkerEvent,
 };
 
 /// Returns a task of so many workers, all in one phase.
 fn task(name: &str, version: u64, workers: u32, phase: WorkerPhase) -> Task {
-    let record = |index| WorkerRecord {
-        index,
-        attempt: 1,
-        phase,
-        node: "a-node".into(),
-        ..WorkerRecord::default()
-    };
-    Task {
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        resource_version: version,
-        spec: TaskSpec {
-            task_id: name.into(),
-            workers,
-            ..TaskSpec::default()
-        },
-        status: TaskStatus {
-            workers: (1..=workers).map(record).collect(),
-            ..TaskStatus::default()
-        },
-        ..Task::default()
-    }
+    test_tasks::recorded(name, version, workers, |_| phase)
 }
 
 fn watch_of(index: &Index, selection: Selection) -> WorkerWatch {
