@@ -16,6 +16,7 @@ mod leader;
 pub mod logs;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;
 pub mod workers;
 
 pub use api as proto;
