@@ -5,6 +5,7 @@
 #                             has changed; the outcome is tests/results/mutants.txt
 #   tests/mutants.sh sample   one small part, chosen by SEED (default: random)
 #   WITH=command              runs each part, where others share the machine: "flock /tmp/x"
+#   HANGS=seconds             after which a test counts as hung (default: 30), where it is slow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=SCRIPTDIR/tools.sh
@@ -49,7 +50,7 @@ for part in "${run[@]}"; do
   rm -rf "${out:?}/$part"
   mkdir -p "$out/$part"
   code=0 began=$SECONDS
-  mutants --in-place --baseline skip --timeout 30 --caught --unviable --colors never \
+  mutants --in-place --baseline skip --timeout "${HANGS:-30}" --caught --unviable --colors never \
     --output "$out/$part" --shard "$part/$parts" --sharding round-robin || code=$?
   # 2: some were missed, 3: a test hung, which is to notice.
   case $code in 0 | 2 | 3) ;; *) exit "$code" ;; esac
