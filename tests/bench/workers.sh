@@ -70,7 +70,7 @@ creation() {
   best=$(per_second < "$raw/best.txt")
   job=$(per_second < "$raw/job-ms.txt")
   ratio scale_up_1000_creates "$ours" "/s" ">=0.8" "$best"
-  ratio scale_up_1000_by_job "$ours" "/s" ">=20" "$job"
+  echo "  the Job controller: $job/s"
   awk '{printf "  raw creates, %s at a time: %.0f/s\n", $1, 1e6 / $2}' "$raw/raw-creates-ms.txt"
   awk '{printf "  ScaleUp(1000): %.0f/s\n", 1e6 / $1}' "$raw/scale-up-1000-ms.txt"
 }
