@@ -63,3 +63,28 @@ impl Keys {
         self.key("term")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The admission policy and the successor of another version read these.
+    #[test]
+    fn each_annotation_has_its_own_name_under_the_prefix() {
+        let keys = Keys::new("example.io", "example");
+        let names = [
+            keys.released_by(),
+            keys.holder_pod_uid(),
+            keys.holder_container_id(),
+            keys.term(),
+        ];
+        let expected = [
+            "example.io/released-by",
+            "example.io/holder-pod-uid",
+            "example.io/holder-container-id",
+            "example.io/term",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(keys.field_manager, "example");
+    }
+}
