@@ -162,3 +162,27 @@ async fn every_answer_of_a_client_tells_the_api_servers_time() {
     assert_eq!(world.skew(), HOUR as f64);
     assert_eq!(world.clocks.api_now(), Some(BEGAN + HOUR));
 }
+
+/// A service that has no room yet.
+struct Full;
+
+impl Service<Request<()>> for Full {
+    type Response = http::Response<()>;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Pending
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        std::future::ready(Ok(http::Response::new(())))
+    }
+}
+
+#[test]
+fn a_client_is_ready_when_the_service_inside_is() {
+    let mut dated = Clocks::default().layer(Full);
+    let ready = dated.poll_ready(&mut Context::from_waker(std::task::Waker::noop()));
+    assert!(ready.is_pending());
+}

@@ -69,3 +69,7 @@ fn inner<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a kube::Error> {
     }
     error.downcast_ref()
 }
+
+#[cfg(test)]
+#[path = "error_tests.rs"]
+mod tests;

@@ -112,3 +112,32 @@ impl fmt::Debug for Observer {
         f.write_str("Observer")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::EndReason as E;
+    use crate::AcquireReason as A;
+
+    /// They are labels of metrics and parts of Events, so each is a word of its own.
+    #[test]
+    fn reasons_differ_from_each_other() {
+        let acquired = [A::Released, A::Dead, A::Former, A::Expired, A::Missing].map(A::as_str);
+        let ended = [
+            E::HandedOver,
+            E::NotRenewed,
+            E::HeldByOther,
+            E::Overwritten,
+            E::OtherTerm,
+            E::Deleted,
+            E::WorkEnded,
+            E::WorkStuck,
+        ]
+        .map(E::as_str);
+        let mut all = [&acquired[..], &ended[..]].concat();
+        assert!(all.iter().all(|reason| reason.len() > 4), "{all:?}");
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "{all:?}");
+    }
+}
