@@ -19,10 +19,11 @@ use crate::{
         watch::{self, Select},
     },
     election::{self, Clients, Clock, Clocks, Election, PauseSwitch},
-    grpc::{self, Callers, ConnectionLimits, Health, Probe, Router, Server},
+    grpc::{Callers, Health, Probe, Router, Server},
     handler::HandlerClient,
     index::{Index, PodFeed, TaskFeed},
     leader::Controllers,
+    listen::{self, ConnectionLimits, Listener},
     logs::{self, LogViewer},
     supervisor::{Signals, Supervisor},
     telemetry, workers,
@@ -51,7 +52,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
             &options.replica.pod_name,
             &options.namespace,
         )?;
-        grpc::raise_open_files();
+        listen::raise_open_files();
         let result = Box::pin(serve(options, apart)).await;
         // The flush blocks; it must not hold a worker thread.
         tokio::task::spawn_blocking(move || traces.flush()).await?;
@@ -168,9 +169,15 @@ async fn serve_with(
         callers: callers.clone(),
         drain: shutdown.clone(),
     };
-    let listener = Server::listen(serve.grpc_port, ConnectionLimits::grpc())?;
-    let health_listener = Server::listen(serve.health_port, ConnectionLimits::health())?;
-    let metrics_listener = Server::listen(serve.metrics_port, ConnectionLimits::metrics())?;
+    let connections = listen::Metrics::default();
+    connections.register(&mut registry);
+    let bind = |port, limits| {
+        let listener = Listener::bind(port, limits, connections.clone());
+        listener.with_context(|| format!("cannot listen on port {port}; is it taken?"))
+    };
+    let listener = bind(serve.grpc_port, ConnectionLimits::grpc())?;
+    let health_listener = bind(serve.health_port, ConnectionLimits::health())?;
+    let metrics_listener = bind(serve.metrics_port, ConnectionLimits::metrics())?;
     tracing::info!(
         grpc_port = serve.grpc_port,
         health_port = serve.health_port,
@@ -199,11 +206,12 @@ async fn serve_with(
 
     let until = stop.clone();
     tasks.essential("grpc server", async move {
-        Ok(server.serve(listener, until).await?)
+        Ok(server.serve(listener, None, until).await?)
     });
     let (reporter, until) = (health.clone(), stop.clone());
     tasks.essential("health server", async move {
-        Ok(Server::serve_health(reporter, health_listener, until).await?)
+        Server::serve_health(reporter, health_listener, until).await;
+        Ok(())
     });
     let until = stop.clone();
     tasks.essential("callers", async move {
@@ -212,7 +220,8 @@ async fn serve_with(
     });
     let until = stop.clone();
     tasks.essential("metrics server", async move {
-        Ok(telemetry::metrics::serve(registry, metrics_listener, until).await?)
+        telemetry::metrics::serve(registry, metrics_listener, until).await;
+        Ok(())
     });
     let until = stop.clone();
     tasks.essential("health", async move {

@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod handler;
 pub mod index;
 mod leader;
+pub mod listen;
 pub mod logs;
 pub mod supervisor;
 pub mod telemetry;

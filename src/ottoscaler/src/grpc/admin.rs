@@ -3,7 +3,6 @@
 use std::pin::Pin;
 
 use futures::Stream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -14,6 +13,7 @@ use super::{
 use crate::{
     domain::request::Selection,
     election::{NO_REASON, Pause, PauseSwitch},
+    listen::ConnectionHandle,
     logs::LogViewer,
     proto::{
         PauseRequest, PauseState, ResumeRequest, ShowLogsRequest, ShownLine,
@@ -32,7 +32,6 @@ pub(super) struct Admin {
     pub(super) switch: PauseSwitch,
     pub(super) show: LogViewer,
     pub(super) index: SyncedIndex,
-    pub(super) drain: CancellationToken,
 }
 
 impl Admin {
@@ -74,6 +73,7 @@ impl OttoscalerAdminService for Admin {
         &self,
         request: Request<ShowLogsRequest>,
     ) -> Result<Response<Self::ShowLogsStream>, Status> {
+        let closing = ConnectionHandle::closing_of(request.extensions());
         let ShowLogsRequest {
             task_id,
             worker_pod_name,
@@ -85,7 +85,7 @@ impl OttoscalerAdminService for Admin {
             Selection::parse(&task_id, &worker_pod_name, "")
                 .map_err(errors::from_refusal)
                 .and_then(|selection| self.index.synced().map(|_| selection))
-                .and_then(|selection| self.show.lines(selection, follow, self.drain.clone()))
+                .and_then(|selection| self.show.lines(selection, follow, closing))
         };
         Ok(Response::new(Box::pin(record_outcome(lines)?)))
     }

@@ -6,20 +6,19 @@ mod admin;
 mod call;
 mod callers;
 mod changed_tasks;
-mod connections;
 mod convert;
 mod deadline;
 mod errors;
 mod forward;
 mod health;
 mod limits;
-mod listen;
 mod page_token;
 mod pages;
 mod reads;
 mod router;
 mod scale;
 mod server;
+mod span;
 mod status;
 mod task_watch;
 mod tasks;
@@ -30,7 +29,6 @@ mod watch;
 
 pub use callers::{Callers, CallersFileError};
 pub use health::{Health, Probe};
-pub use listen::{ConnectionLimits, Listener, raise_open_files};
 pub use router::Router;
 pub use server::{ServeError, Server};
 
@@ -44,7 +42,6 @@ pub struct ReplicaService {
     /// The policy of the leader too, so that the replica which gets a bad request refuses it.
     policy: std::sync::Arc<Policy>,
     pause: Pause,
-    drain: tokio_util::sync::CancellationToken,
     /// The bytes of status responses that clients have yet to read.
     response_bytes: std::sync::Arc<undelivered::UndeliveredResponses>,
     /// The WatchWorkers streams in flight.

@@ -14,7 +14,8 @@ use crate::{
     args::Options,
     domain::request::{Outcome, OutcomeKind, ScaleDown, ScaleUp},
     election::{Leader, Pause, PauseSwitch},
-    grpc::{ConnectionLimits, Health, Server, call::ScaleMethod, convert},
+    grpc::{Health, Server, call::ScaleMethod, convert},
+    listen::{ConnectionLimits, Listener},
     index::Index,
     proto::{
         self, ottoscaler_service_client::OttoscalerServiceClient,
@@ -159,7 +160,7 @@ async fn replica(asked: Option<Arc<Asked>>) -> Replica {
 }
 
 async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
-    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
+    let listener = Listener::bind(0, ConnectionLimits::grpc(), Default::default()).unwrap();
     let port = listener.local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
     let (views, router) = router(&address);
@@ -183,7 +184,7 @@ async fn serving(scale: Option<Arc<dyn Scale>>) -> Replica {
     };
     let mut serving = tokio::task::JoinSet::new();
     serving.spawn(async move {
-        let _ = server.serve(listener, CancellationToken::new()).await;
+        let _ = server.serve(listener, None, CancellationToken::new()).await;
     });
     Replica {
         address,

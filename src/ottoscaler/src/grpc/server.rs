@@ -2,19 +2,21 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
+use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport};
+use tonic::{Request, Response, Status, body::Body, service::Routes};
 use tonic_health::pb::health_server::HealthServer;
+use tower::ServiceBuilder;
 
 use super::{
-    Callers, ConnectionLimits, Health, Listener, ReplicaService, Router,
+    Callers, Health, ReplicaService, Router,
     admin::Admin,
     call::ScaleMethod,
     errors,
     errors::record_outcome,
     limits::CallLimits,
-    listen::ConnectionHandle,
     reads::SyncedIndex,
+    span::CallSpans,
     status,
     task_watch::TaskWatch,
     tasks,
@@ -25,6 +27,7 @@ use crate::{
     domain::template::Policy,
     election::{Pause, PauseSwitch},
     index::Index,
+    listen::{self, ConnectionHandle, Lifecycle, Listener},
     logs::LogViewer,
     proto::{
         self, ListTasksRequest, ListTasksResponse, ScaleRequest, ScaleResponse, TaskEvent,
@@ -35,19 +38,13 @@ use crate::{
         },
         ottoscaler_admin_service_server::OttoscalerAdminServiceServer,
     },
-    telemetry,
+    tls::Tls,
 };
 
-/// The keepalive interval of TCP and HTTP/2. Firewalls and load balancers forget silent connections
-/// after minutes, and a host that is gone frees what its calls hold.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// The largest ScaleUp or ScaleDown request in bytes: two maps of at most 128 KiB, and some text.
 const MAX_REQUEST_BYTES: usize = 1024 * 1024;
 /// The largest request in bytes of all other methods, which carry little more than names.
 const MAX_SMALL_REQUEST_BYTES: usize = 64 * 1024;
-/// The number of calls in flight over one connection. otto-handler may use a single connection for
-/// as many workers as a task may have.
-const MAX_STREAMS_PER_CONNECTION: u32 = 1_000;
 /// The number of calls in flight over all connections. They stay far below the memory limit, for
 /// the bytes of their requests and responses have bounds of their own.
 const MAX_CALLS: usize = 4_000;
@@ -57,8 +54,6 @@ const MAX_UNDELIVERED_BYTES: usize = 64 * 1024 * 1024;
 /// The number of streams of WatchWorkers and WatchTasks. Over 10,000 workers each of them holds
 /// about a megabyte.
 const MAX_WATCHES: usize = 64;
-/// The number of calls in flight over one connection of the probe port. A probe needs one.
-const MAX_PROBE_STREAMS_PER_CONNECTION: u32 = 4;
 /// The number of calls in flight on the probe port. Its connections together cannot reach it, so
 /// that no other caller can keep the kubelet's probe from being answered.
 const MAX_PROBE_CALLS: usize = 512;
@@ -67,17 +62,9 @@ const MAX_PROBE_CALLS: usize = 512;
 const MAX_PENDING_REQUEST_BYTES: usize = 32 * 1024 * 1024;
 /// The time in which a client must send its whole request: 1 MiB at 50 KiB a second.
 const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(20);
-/// The time that calls in flight have to end once the server stops. It is well within the
-/// termination grace period; what does not end by then is a stream or a client that does not read.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A `ServeError` says why a server could not start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("cannot listen on port {0}: {1}; is the port taken?")]
-    Listen(u16, std::io::Error),
-    #[error("the gRPC server stopped: {0}")]
-    Transport(#[from] transport::Error),
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -99,22 +86,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on a port.
+    /// Serves until `stop` is cancelled. With `tls` it takes connections with TLS only.
     ///
     /// # Errors
-    /// Returns [`ServeError::Listen`] when the port cannot be listened on.
-    pub fn listen(port: u16, guest: ConnectionLimits) -> Result<Listener, ServeError> {
-        Listener::bind(port, guest).map_err(|e| ServeError::Listen(port, e))
-    }
-
-    /// Serves until `stop`, and then until the calls in flight have ended, for at most
-    /// [`DRAIN_TIMEOUT`].
-    ///
-    /// # Errors
-    /// Returns a [`ServeError`] when the server cannot start or fails.
+    /// Returns a [`ServeError`] when the server cannot start.
     pub async fn serve(
         self,
         listener: Listener,
+        tls: Option<Tls>,
         stop: CancellationToken,
     ) -> Result<(), ServeError> {
         let reads = SyncedIndex::new(self.index);
@@ -123,7 +102,6 @@ impl Server {
             index: reads.clone(),
             policy: self.policy,
             pause: self.pause.clone(),
-            drain: self.drain.clone(),
             response_bytes: UndeliveredResponses::new(MAX_UNDELIVERED_BYTES),
             watch_streams: UndeliveredResponses::new(MAX_WATCHES),
         };
@@ -132,16 +110,40 @@ impl Server {
             switch: self.switch,
             show: self.show,
             index: reads,
-            drain: self.drain,
         };
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let serve = server_builder(MAX_STREAMS_PER_CONNECTION)
+        let routes = Routes::new(
+            OttoscalerServiceServer::new(service)
+                .max_decoding_message_size(MAX_REQUEST_BYTES)
+                // Responses stay uncompressed: inside a cluster gzip costs more time than
+                // it saves, and grpc-js always offers it.
+                .accept_compressed(tonic::codec::CompressionEncoding::Gzip),
+        )
+        .add_service(
+            OttoscalerAdminServiceServer::new(admin)
+                .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        )
+        .add_service(
+            HealthServer::new(self.health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        )
+        .add_service(
+            reflection()
+                .build_v1()?
+                .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()?
+                .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        );
+        let service = ServiceBuilder::new()
+            .map_request(|request: http::Request<Incoming>| request.map(Body::new))
             // The outermost layer opens a span for every call, in the caller's trace.
-            .trace_fn(call_span)
+            .layer(CallSpans)
             .layer(CallLimits::new(
                 MAX_CALLS,
                 MAX_PENDING_REQUEST_BYTES,
@@ -149,111 +151,36 @@ impl Server {
             ))
             // Inside the limits, which bound the time of a review too.
             .layer(tower::util::option_layer(self.callers.layer()))
-            .add_service(
-                OttoscalerServiceServer::new(service)
-                    .max_decoding_message_size(MAX_REQUEST_BYTES)
-                    // Responses stay uncompressed: inside a cluster gzip costs more time than
-                    // it saves, and grpc-js always offers it.
-                    .accept_compressed(tonic::codec::CompressionEncoding::Gzip),
-            )
-            .add_service(
-                OttoscalerAdminServiceServer::new(admin)
-                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
-            )
-            .add_service(
-                HealthServer::new(self.health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
-            )
-            .add_service(
-                reflection()
-                    .build_v1()?
-                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
-            )
-            .add_service(
-                reflection()
-                    .build_v1alpha()?
-                    .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
-            )
-            .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
-        serve_until_stopped(serve, stop).await
+            .service(routes.prepare());
+        let drain = self.drain;
+        listen::serve(listener, tls, service, Lifecycle { drain, stop }).await;
+        Ok(())
     }
 
-    /// Serves the health service alone, on the port for probes.
-    ///
-    /// # Errors
-    /// Returns a [`ServeError`] when the server fails.
-    pub async fn serve_health(
-        health: Health,
-        listener: Listener,
-        stop: CancellationToken,
-    ) -> Result<(), ServeError> {
-        let serve = server_builder(MAX_PROBE_STREAMS_PER_CONNECTION)
+    /// Serves the health service alone, without TLS, on the port for probes until `stop` is
+    /// cancelled.
+    pub async fn serve_health(health: Health, listener: Listener, stop: CancellationToken) {
+        let health = HealthServer::new(health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES);
+        let service = ServiceBuilder::new()
+            .map_request(|request: http::Request<Incoming>| request.map(Body::new))
             .layer(CallLimits::new(
                 MAX_PROBE_CALLS,
                 MAX_SMALL_REQUEST_BYTES,
                 REQUEST_BODY_TIMEOUT,
             ))
-            .add_service(
-                HealthServer::new(health).max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
-            )
-            .serve_with_incoming_shutdown(listener.incoming(), stop.clone().cancelled_owned());
-        serve_until_stopped(serve, stop).await
+            .service(Routes::new(health).prepare());
+        // The kubelet is answered until the end.
+        let drain = CancellationToken::new();
+        listen::serve(listener, None, service, Lifecycle { drain, stop }).await;
     }
-}
-
-/// Returns the settings that both ports share, with at most `streams` calls at a time over one
-/// connection.
-fn server_builder(streams: u32) -> transport::Server {
-    transport::Server::builder()
-        // A dead peer is noticed, so that held calls end with their client.
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_INTERVAL / 2))
-        // One client cannot use up the memory.
-        .max_concurrent_streams(streams)
-        // This is hyper's default, which tonic overrides with no limit (RUSTSEC-2024-0003).
-        .http2_max_local_error_reset_streams(Some(1_024))
-}
-
-/// Runs a server until it has stopped, and at most [`DRAIN_TIMEOUT`] after `stop`: a graceful stop
-/// can hang on an idle connection (hyper#4170).
-async fn serve_until_stopped(
-    serve: impl Future<Output = Result<(), transport::Error>>,
-    stop: CancellationToken,
-) -> Result<(), ServeError> {
-    let drain_timeout = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN_TIMEOUT).await;
-    };
-    tokio::select! {
-        result = serve => Ok(result?),
-        () = drain_timeout => Ok(()),
-    }
-}
-
-/// Returns the span of a call, in its caller's trace.
-fn call_span(request: &http::Request<()>) -> tracing::Span {
-    let method = request.uri().path().trim_start_matches('/');
-    // Health probes come every few seconds and are not traced.
-    if method.starts_with("grpc.") {
-        return tracing::Span::none();
-    }
-    let span = tracing::info_span!(
-        "grpc",
-        otel.name = method,
-        otel.kind = "server",
-        rpc.system.name = "grpc",
-        rpc.method = method,
-        rpc.response.status_code = tracing::field::Empty
-    );
-    telemetry::set_parent_from_headers(&span, request.headers());
-    span
 }
 
 impl ReplicaService {
-    /// Returns the index and the capacity for a stream that follows it.
+    /// Returns the index and the capacity for a stream that follows it, and when it must end.
     fn watch_slot(
         &self,
         extensions: &tonic::Extensions,
-    ) -> Result<(Index, Arc<DeliverySlot>), Status> {
+    ) -> Result<(Index, Arc<DeliverySlot>, CancellationToken), Status> {
         let index = self.index.synced()?.clone();
         let peer = extensions.get::<ConnectionHandle>();
         let slot = self.watch_streams.reserve(1, peer).ok_or_else(|| {
@@ -261,7 +188,7 @@ impl ReplicaService {
                 "this replica has {MAX_WATCHES} watches in flight; try another replica, or try again later"
             ))
         })?;
-        Ok((index, slot))
+        Ok((index, slot, ConnectionHandle::closing_of(extensions)))
     }
 }
 
@@ -295,8 +222,8 @@ impl OttoscalerService for ReplicaService {
         request: Request<WorkerStatusRequest>,
     ) -> Result<Response<Self::WatchWorkersStream>, Status> {
         let watch = status::parse_selection(request.get_ref()).and_then(|selection| {
-            let (index, slot) = self.watch_slot(request.extensions())?;
-            Ok(WorkerWatch::new(index, selection, self.drain.clone(), slot))
+            let (index, slot, closing) = self.watch_slot(request.extensions())?;
+            Ok(WorkerWatch::new(index, selection, closing, slot))
         });
         Ok(Response::new(Box::pin(record_outcome(watch)?.events())))
     }
@@ -315,8 +242,8 @@ impl OttoscalerService for ReplicaService {
         request: Request<ListTasksRequest>,
     ) -> Result<Response<Self::WatchTasksStream>, Status> {
         let watch = tasks::parse_filter(request.get_ref()).and_then(|filter| {
-            let (index, slot) = self.watch_slot(request.extensions())?;
-            Ok(TaskWatch::new(index, filter, self.drain.clone(), slot))
+            let (index, slot, closing) = self.watch_slot(request.extensions())?;
+            Ok(TaskWatch::new(index, filter, closing, slot))
         });
         Ok(Response::new(Box::pin(record_outcome(watch)?.events())))
     }

@@ -25,6 +25,7 @@ use crate::{
     domain::task::{Task, TaskSpec},
     election::Leadership,
     index::{PodFeed, TaskFeed},
+    listen::ConnectionLimits,
     proto::{
         ShowLogsRequest, ottoscaler_admin_service_client::OttoscalerAdminServiceClient,
         ottoscaler_service_client::OttoscalerServiceClient,
@@ -57,11 +58,11 @@ async fn replica() -> Replica {
         callers: crate::grpc::Callers::anyone(),
         drain: CancellationToken::new(),
     };
-    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
+    let listener = Listener::bind(0, ConnectionLimits::grpc(), Default::default()).unwrap();
     let port = listener.local_addr().unwrap().port();
     let mut serving = JoinSet::new();
     serving.spawn(async move {
-        let _ = server.serve(listener, CancellationToken::new()).await;
+        let _ = server.serve(listener, None, CancellationToken::new()).await;
     });
     Replica {
         port,

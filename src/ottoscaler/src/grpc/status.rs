@@ -3,13 +3,13 @@ use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
     ReplicaService, convert, errors,
-    listen::ConnectionHandle,
     page_token,
     pages::{Page, PageLimits, Position},
     reads::Staleness,
 };
 use crate::{
     domain::{request::Selection, task::Counts},
+    listen::ConnectionHandle,
     proto::{self, MAX_RESPONSE_BYTES_KEY, encoded},
 };
 

@@ -19,7 +19,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::listen::ConnectionHandle;
+use crate::listen::ConnectionHandle;
 
 /// The time after which a client that has read nothing counts as stalled. Losses of packets are
 /// repaired within seconds; other clients wait for the memory.

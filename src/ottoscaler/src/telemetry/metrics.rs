@@ -12,6 +12,8 @@ use prometheus_client::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::listen::{self, Lifecycle, Listener};
+
 /// The content type of what [`encode`] writes
 /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -37,26 +39,12 @@ pub fn register(registry: &mut Registry) {
 }
 
 /// Serves `GET /metrics` until `stop` is cancelled.
-///
-/// # Errors
-/// Returns the error of the listener.
-pub async fn serve<L>(
-    registry: Registry,
-    listener: L,
-    stop: CancellationToken,
-) -> std::io::Result<()>
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
+pub async fn serve(registry: Registry, listener: Listener, stop: CancellationToken) {
     let app = Router::new()
         .route("/metrics", routing::get(metrics))
         .with_state(Arc::new(registry));
-    tokio::select! {
-        served = axum::serve(listener, app).into_future() => served,
-        // A scrape that is in flight may be lost.
-        () = stop.cancelled() => Ok(()),
-    }
+    let drain = CancellationToken::new();
+    listen::serve(listener, None, app, Lifecycle { drain, stop }).await;
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> impl IntoResponse {

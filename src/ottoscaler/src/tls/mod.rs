@@ -4,6 +4,9 @@
 //! - A [`TlsConfig`] is taken whole or not at all: its certificate, key and CAs belong together.
 //! - A handshake uses the [`TlsConfig`] that is current when the handshake begins. A change ends no
 //!   connection but those whose peer's certificate is no longer trusted.
+#[cfg(test)]
+pub(crate) mod test_certificates;
+
 use std::sync::Arc;
 
 use rustls::{

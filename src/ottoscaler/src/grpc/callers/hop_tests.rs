@@ -13,7 +13,8 @@ use crate::{
     args::Options,
     domain::request::{Outcome, OutcomeKind, Refusal, ScaleDown, ScaleUp},
     election::{Leader, Leadership, Pause, PauseSwitch},
-    grpc::{ConnectionLimits, Health, Router, Server},
+    grpc::{Health, Router, Server},
+    listen::{ConnectionLimits, Listener},
     index::Index,
     logs::LogViewer,
     proto::{ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient},
@@ -71,7 +72,7 @@ async fn replica(callers: &str, leads: Result<Arc<Recorder>, &str>) -> Replica {
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let nowhere = kube::Client::try_from(nowhere).unwrap();
     let callers = Callers::new(&options, "n", &policy, &nowhere).unwrap();
-    let listener = Server::listen(0, ConnectionLimits::grpc()).unwrap();
+    let listener = Listener::bind(0, ConnectionLimits::grpc(), Default::default()).unwrap();
     let address = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
     let (views, leadership) = Leadership::channel();
     let router = Arc::new(Router::new(leadership, "pod", &address));
@@ -96,7 +97,7 @@ async fn replica(callers: &str, leads: Result<Arc<Recorder>, &str>) -> Replica {
     };
     let mut serving = JoinSet::new();
     serving.spawn(async move {
-        let _ = server.serve(listener, CancellationToken::new()).await;
+        let _ = server.serve(listener, None, CancellationToken::new()).await;
     });
     Replica {
         address,

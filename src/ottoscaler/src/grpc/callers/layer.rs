@@ -14,9 +14,9 @@ use super::{
         forward::{FORWARDED, TERM},
     },
     CALLER, Caller, Callers, Mode, denied,
-    peer::PeerNames,
     rights::{self, Requirement, SCALE_DOWN, SCALE_UP},
 };
+use crate::listen::PeerNames;
 
 /// The number of unproven hops after which a call goes no further, so that replicas which take
 /// each other for the leader do not pass it to and fro.

@@ -15,7 +15,6 @@ mod file;
 #[cfg(test)]
 mod hop_tests;
 mod layer;
-pub(crate) mod peer;
 mod reload;
 mod review_cache;
 mod reviews;
@@ -31,12 +30,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use self::{
-    peer::PeerNames, reload::CallersFile, review_cache::ReviewCache, reviews::KubeReviews,
+    reload::CallersFile, review_cache::ReviewCache, reviews::KubeReviews,
     rights::Right, verdicts::Verdict,
 };
 use crate::{
     args::{CallerMode, CallerOptions},
     domain::template::Policy,
+    listen::PeerNames,
 };
 
 pub(super) use caller::Caller;

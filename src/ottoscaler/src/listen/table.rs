@@ -121,3 +121,34 @@ impl Drop for ConnectionSlot {
             .remove(self.peer, self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used)]
+    use super::*;
+
+    fn ip(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
+
+    #[tokio::test]
+    async fn one_peer_cannot_keep_the_others_out() {
+        let table = Arc::new(ConnectionTable::new(4));
+        let greedy: Vec<_> = (0..4).filter_map(|_| table.admit(ip(1))).collect();
+        assert_eq!(greedy.len(), 4);
+        // It gets no more connections.
+        assert!(table.admit(ip(1)).is_none());
+        // The others replace its newest connections.
+        let others: Vec<_> = (2..5).filter_map(|n| table.admit(ip(n))).collect();
+        assert_eq!(others.len(), 3);
+        let closed: Vec<bool> = greedy.iter().map(|p| p.close.is_cancelled()).collect();
+        assert_eq!(closed, [false, true, true, true]);
+        // No peer has more connections than another one by now.
+        assert!(table.admit(ip(5)).is_none());
+        drop(greedy);
+        assert!(table.admit(ip(5)).is_some());
+        drop(others);
+        let open = table.open.lock().unwrap();
+        assert_eq!((open.count, open.by_peer.len()), (0, 0));
+    }
+}
