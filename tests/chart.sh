@@ -130,7 +130,7 @@ lease_timings_that_cannot_be_safe_are_refused() {
 a_value_that_does_not_exist_is_refused_with_its_path() {
   local path
   for path in replica image.tags callers.modes networkPolicy.enable worker.cpu lease.period logSpool.path fence.enabled fence.policy.enable \
-    flowSchema.enable serviceAccount.create resources.limit; do
+    tls.secrets tls.certManager.issuer.names handlerTls.ca flowSchema.enable serviceAccount.create resources.limit; do
     refused "'${path##*.}' not allowed" --set "$path=1"
     case $path in *.*) refused "at '/$(sed 's#\.[^.]*$##; s#\.#/#g' <<< "$path")'" --set "$path=1" ;; esac
   done
@@ -233,6 +233,7 @@ callers_are_set_by_values_and_the_secret_is_mounted_whole() {
   refused callers.secret --set callers.mode=static --set callers.allowPlaintextTokens=true
   refused callers.allowPlaintextTokens --set callers.mode=static --set callers.secret=who
   refused callers.allowPlaintextTokens --set callers.mode=kubernetes
+  refused tls.secret --set callers.mode=kubernetes
   refused /callers/mode --set callers.mode=open
   refused "'token' not allowed" --set callers.token=x
 }
@@ -257,6 +258,48 @@ only_callers_of_kubernetes_take_rights_outside_the_namespace() {
   equals "$(objects | grep -c '^ClusterRole')" 0
   shows "$access"
   equals "$(objects | grep -c '^Role ')" 1
+}
+
+tls_is_a_secret_that_is_mounted_whole_and_no_workers() {
+  render
+  equals "$(setting TLS_CERT_FILE)$(setting TLS_KEY_FILE)$(setting TLS_CA_FILE)" ''
+  shows 'appProtocol: kubernetes.io/h2c'
+  equals "$(grep -c /etc/ottoscaler/tls "$work/out")" 0
+  # Tokens need no word about risk with it.
+  render --set tls.secret=pki --set callers.mode=static --set callers.secret=who
+  equals "$(setting TLS_CERT_FILE) $(setting TLS_KEY_FILE)" '/etc/ottoscaler/tls/tls.crt /etc/ottoscaler/tls/tls.key'
+  equals "$(setting TLS_CA_FILE) $(setting OWN_SECRETS)" '/etc/ottoscaler/tls/ca.crt who,pki'
+  equals "$(setting ALLOW_PLAINTEXT_TOKENS)" false
+  shows '{name: tls, secret: {secretName: "pki"}}' '{name: tls, mountPath: /etc/ottoscaler/tls, readOnly: true}'
+  equals "$(grep -c 'appProtocol: https' "$work/out")" 2
+  equals "$(grep -c 'kind: Certificate' "$work/out")" 0
+  refused "'secretname' not allowed" --set tls.secretname=pki
+  refused /tls/secret --set tls.secret=Pki
+}
+
+cert_manager_makes_a_certificate_with_the_names_that_are_dialled() {
+  local flags=(--set tls.certManager.enabled=true --set tls.certManager.issuer.name=ca)
+  render "${flags[@]}" --set 'tls.certManager.dnsNames={otto.example}'
+  equals "$(objects | grep '^Certificate')" 'Certificate otto ci'
+  shows 'secretName: "otto-tls"' '- "otto-replicas.ci.svc"' '- "otto.ci.svc"' '- "otto.example"' \
+    'usages: [digital signature, server auth, client auth]' 'kind: "Issuer"' '{name: tls, secret: {secretName: "otto-tls"}}'
+  equals "$(setting OWN_SECRETS) $(setting REPLICAS_NAME)" 'otto-tls otto-replicas.ci.svc'
+  render "${flags[@]}" --set tls.secret=pki --set tls.certManager.issuer.kind=ClusterIssuer
+  shows 'secretName: "pki"' 'kind: "ClusterIssuer"'
+  refused tls.certManager.issuer.name --set tls.certManager.enabled=true
+  refused /tls/certManager/duration "${flags[@]}" --set tls.certManager.duration=long
+}
+
+otto_handler_is_reached_over_tls_with_the_ca_that_is_named() {
+  render
+  equals "$(setting OTTO_HANDLER_TLS)$(setting OTTO_HANDLER_CA_FILE)$(setting OTTO_HANDLER_SERVER_NAME)" false
+  render --set handlerTls.enabled=true --set handlerTls.caSecret=theirs --set handlerTls.serverName=handler.example
+  equals "$(setting OTTO_HANDLER_TLS) $(setting OTTO_HANDLER_CA_FILE)" 'true /etc/ottoscaler/handler-ca/ca.crt'
+  equals "$(setting OTTO_HANDLER_SERVER_NAME)" handler.example
+  shows '{name: handler-ca, secret: {secretName: "theirs", items: [{key: ca.crt, path: ca.crt}]}}'
+  refused 'handlerTls: has no effect' --set handlerTls.caSecret=theirs
+  refused handlerTls.enabled --set handlerTls.enabled=true --set handler=none
+  refused /handlerTls/enabled --set-string handlerTls.enabled=yes
 }
 
 notes_warn_of_what_is_open() {

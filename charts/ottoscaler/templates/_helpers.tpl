@@ -44,6 +44,18 @@ whole stands for its end; the longest suffix has 15 characters, a name at most 6
 {{- end }}
 {{- end }}
 
+{{- /* The name in the certificates of the replicas. */ -}}
+{{- define "ottoscaler.replicasName" -}}
+{{ .Release.Name }}-replicas.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{- /* The Secret with the certificate; empty without TLS. */ -}}
+{{- define "ottoscaler.tlsSecret" -}}
+{{- if .Values.tls.secret }}{{ .Values.tls.secret }}
+{{- else if .Values.tls.certManager.enabled }}{{ .Release.Name }}-tls
+{{- end }}
+{{- end }}
+
 {{- /* The settings that have values of their own, or that the rest of the chart rests on. */ -}}
 {{- define "ottoscaler.settings" -}}
 GRPC_PORT: "9090"
@@ -66,8 +78,14 @@ CALLERS: {{ .Values.callers.mode | toJson }}
 CALLERS_FILE: {{ ternary "/etc/ottoscaler/callers/callers" "" (eq .Values.callers.mode "static") | toJson }}
 CALLER_AUDIENCE: {{ .Values.callers.audience | toJson }}
 ALLOW_PLAINTEXT_TOKENS: {{ .Values.callers.allowPlaintextTokens | toString | toJson }}
-REPLICAS_NAME: {{ printf "%s-replicas.%s.svc" .Release.Name .Release.Namespace | toJson }}
-OWN_SECRETS: {{ .Values.callers.secret | toJson }}
+REPLICAS_NAME: {{ include "ottoscaler.replicasName" . | toJson }}
+OWN_SECRETS: {{ list .Values.callers.secret (include "ottoscaler.tlsSecret" .) | compact | join "," | toJson }}
+TLS_CERT_FILE: {{ include "ottoscaler.tlsSecret" . | empty | ternary "" "/etc/ottoscaler/tls/tls.crt" | toJson }}
+TLS_KEY_FILE: {{ include "ottoscaler.tlsSecret" . | empty | ternary "" "/etc/ottoscaler/tls/tls.key" | toJson }}
+TLS_CA_FILE: {{ include "ottoscaler.tlsSecret" . | empty | ternary "" "/etc/ottoscaler/tls/ca.crt" | toJson }}
+OTTO_HANDLER_TLS: {{ .Values.handlerTls.enabled | toString | toJson }}
+OTTO_HANDLER_CA_FILE: {{ ternary "/etc/ottoscaler/handler-ca/ca.crt" "" (and .Values.handlerTls.enabled (ne .Values.handlerTls.caSecret "")) | toJson }}
+OTTO_HANDLER_SERVER_NAME: {{ ternary .Values.handlerTls.serverName "" .Values.handlerTls.enabled | toJson }}
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
 {{- end }}
 
@@ -91,8 +109,17 @@ OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | toJson }}
 {{- if and (eq .Values.callers.mode "static") (not .Values.callers.secret) }}
 {{- fail "callers.secret: is needed with callers.mode static: the Secret whose key `callers` is the file (docs/callers.md)" }}
 {{- end }}
-{{- if and (ne .Values.callers.mode "none") (not .Values.callers.allowPlaintextTokens) }}
-{{- fail (printf "callers.mode: %s takes tokens, which others may read without TLS; callers.allowPlaintextTokens=true takes the risk" .Values.callers.mode) }}
+{{- if and (ne .Values.callers.mode "none") (not .Values.callers.allowPlaintextTokens) (not (include "ottoscaler.tlsSecret" .)) }}
+{{- fail (printf "callers.mode: %s takes tokens, which others may read without TLS; set tls.secret, or take the risk with callers.allowPlaintextTokens=true" .Values.callers.mode) }}
+{{- end }}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuer.name) }}
+{{- fail "tls.certManager.issuer.name: is needed with tls.certManager.enabled: the issuer that signs the certificate" }}
+{{- end }}
+{{- if and .Values.handlerTls.enabled (eq .Values.handler "none") }}
+{{- fail "handlerTls.enabled: there is no otto-handler: handler is none" }}
+{{- end }}
+{{- if and (not .Values.handlerTls.enabled) (or .Values.handlerTls.caSecret .Values.handlerTls.serverName) }}
+{{- fail "handlerTls: has no effect without handlerTls.enabled" }}
 {{- end }}
 {{- $marker := lookup "rbac.authorization.k8s.io/v1" "Role" .Release.Namespace "ottoscaler" }}
 {{- if $marker }}

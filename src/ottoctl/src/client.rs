@@ -10,7 +10,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::token::Token;
+use super::{tls::TlsArgs, token::Token};
 use api::{
     PauseRequest, PauseState, ResumeRequest, ScaleRequest, ScaleResponse, ShowLogsRequest,
     ShownLine, WorkerEvent, WorkerStatusRequest, WorkerStatusResponse,
@@ -55,20 +55,24 @@ impl Client {
         timeout: Duration,
         traceparent: Option<String>,
         token: Token,
+        tls: &TlsArgs,
     ) -> anyhow::Result<Self> {
         // A token that cannot be read is told before any call.
         token.authorization()?;
-        let url = if server.contains("://") {
-            server.to_owned()
-        } else {
-            format!("http://{server}")
-        };
+        let tls = tls.config(server)?;
+        let address = server.split_once("://").map_or(server, |(_, rest)| rest);
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{address}");
         let endpoint =
             Endpoint::from_shared(url).with_context(|| format!("{server:?} is no host:port"))?;
         let has_valid_authority = endpoint.uri().authority().is_some_and(|authority| {
             authority.as_str() == authority.host() || authority.port_u16().is_some()
         });
         anyhow::ensure!(has_valid_authority, "{server:?} is no host:port");
+        let endpoint = match tls {
+            Some(tls) => endpoint.tls_config(tls).context("the TLS options")?,
+            None => endpoint,
+        };
         let channel = endpoint
             .connect_timeout(timeout.min(CONNECT_TIMEOUT))
             .tcp_keepalive(Some(TCP_KEEPALIVE_INTERVAL))
@@ -333,7 +337,15 @@ mod tests {
         let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let client = || {
             let timeout = Duration::from_secs(1);
-            Client::new("127.0.0.1:1", timeout, Some(trace.to_owned()), Token::None).unwrap()
+            let trace = Some(trace.to_owned());
+            Client::new(
+                "127.0.0.1:1",
+                timeout,
+                trace,
+                Token::None,
+                &TlsArgs::default(),
+            )
+            .unwrap()
         };
         let (one, other) = (client().new_request_id(), client().new_request_id());
         assert_ne!(one, other);

@@ -6,6 +6,7 @@
 mod client;
 mod logs;
 mod render;
+mod tls;
 mod token;
 mod watch;
 
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use api::{ScaleRequest, ShowLogsRequest, WorkerStatusRequest};
 
 use client::Client;
+use tls::TlsArgs;
 use token::Token;
 
 /// The longest timeout in seconds, one week. Some longer ones exceed what the system clock can
@@ -52,6 +54,8 @@ struct Args {
     /// taken before --token.
     #[arg(long, global = true, value_name = "PATH")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -210,9 +214,16 @@ async fn execute(args: Args) -> Result<(), CommandError> {
         token,
         token_file,
         command,
+        tls,
     } = args;
     let token = Token::new(token, token_file);
-    let client = Client::new(&server, Duration::from_secs(timeout), traceparent, token)?;
+    let client = Client::new(
+        &server,
+        Duration::from_secs(timeout),
+        traceparent,
+        token,
+        &tls,
+    )?;
     match command {
         Command::ScaleUp {
             task,

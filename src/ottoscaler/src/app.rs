@@ -26,7 +26,9 @@ use crate::{
     listen::{self, ConnectionLimits, Listener},
     logs::{self, LogViewer},
     supervisor::{Signals, Supervisor},
-    telemetry, workers,
+    telemetry,
+    tls::{HandlerTls, ServingFiles},
+    workers,
 };
 
 /// The time that a blocked thread is given to end when all else has ended. Such a thread waits for
@@ -99,6 +101,7 @@ async fn serve_with(
     let Options {
         namespace,
         serve,
+        tls,
         callers,
         replica,
         lease,
@@ -106,6 +109,7 @@ async fn serve_with(
         limits,
         paused,
         handler,
+        handler_tls,
         telemetry: _,
         warnings: _,
     } = options;
@@ -138,10 +142,13 @@ async fn serve_with(
         metrics.clone(),
         Clock::default(),
     )?;
+    let serving = tls.as_ref().map(ServingFiles::open).transpose()?;
+    let handler_tls = handler_tls.as_ref().map(HandlerTls::open).transpose()?;
     let router = Arc::new(Router::new(
         election.leadership(),
         &replica.pod_name,
         &replica.address,
+        serving.as_ref().map(ServingFiles::replicas),
     ));
     let pause = election.pause(paused);
     let health = Health::default();
@@ -181,11 +188,14 @@ async fn serve_with(
     tracing::info!(
         grpc_port = serve.grpc_port,
         health_port = serve.health_port,
+        tls = tls.is_some(),
         namespace,
         replica = replica.pod_name,
         "serving"
     );
-    let handler = handler.host.as_deref().map(HandlerClient::new);
+    let handler_peer = handler_tls.as_ref().map(HandlerTls::peer);
+    let handler = handler.host.as_deref();
+    let handler = handler.map(|host| HandlerClient::new(host, handler_peer));
     let handler = handler.transpose().context("OTTO_HANDLER_HOST")?;
     if handler.is_none() {
         tracing::warn!(
@@ -205,9 +215,26 @@ async fn serve_with(
     };
 
     let until = stop.clone();
+    let served_with = serving.as_ref().map(ServingFiles::tls);
     tasks.essential("grpc server", async move {
-        Ok(server.serve(listener, None, until).await?)
+        Ok(server.serve(listener, served_with, until).await?)
     });
+    if let Some(files) = serving {
+        files.register(&mut registry);
+        let until = stop.clone();
+        tasks.essential("tls files", async move {
+            files.run(until).await;
+            Ok(())
+        });
+    }
+    if let Some(files) = handler_tls {
+        files.register(&mut registry);
+        let until = stop.clone();
+        tasks.essential("tls files of otto-handler", async move {
+            files.run(until).await;
+            Ok(())
+        });
+    }
     let (reporter, until) = (health.clone(), stop.clone());
     tasks.essential("health server", async move {
         Server::serve_health(reporter, health_listener, until).await;

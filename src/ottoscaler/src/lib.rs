@@ -15,6 +15,7 @@ pub mod index;
 mod leader;
 pub mod listen;
 pub mod logs;
+pub mod mounted;
 pub mod supervisor;
 pub mod telemetry;
 pub mod tls;

@@ -20,10 +20,6 @@ pub(super) struct CallerArgs {
     /// Takes tokens over connections without TLS, where others may read them.
     #[arg(long, env, action = ArgAction::Set, default_value = "false")]
     allow_plaintext_tokens: bool,
-    /// Name in the certificates of the replicas, whose word about a caller is believed; without
-    /// effect until the port serves TLS.
-    #[arg(long, env, value_name = "a DNS name")]
-    replicas_name: Option<String>,
 }
 
 /// How callers prove who they are.
@@ -61,18 +57,22 @@ pub struct CallerOptions {
 }
 
 impl CallerArgs {
-    /// `has_tls`: the gRPC port takes connections with TLS only.
-    pub(super) fn options(self, has_tls: bool) -> Result<CallerOptions, Invalid> {
+    /// `has_tls`: the gRPC port takes connections with TLS only. `replicas_name` is the name in the
+    /// certificates of the replicas.
+    pub(super) fn options(
+        self,
+        has_tls: bool,
+        replicas_name: Option<String>,
+    ) -> Result<CallerOptions, Invalid> {
         let Self {
             callers: mode,
             callers_file,
             caller_audience,
             allow_plaintext_tokens,
-            replicas_name,
         } = self;
         if mode != CallerMode::None && !has_tls && !allow_plaintext_tokens {
-            let takes = "safe without TLS, which this version does not serve: others could read the \
-                         tokens. Take the risk with ALLOW_PLAINTEXT_TOKENS=true";
+            let takes = "safe without TLS: others could read the tokens. Set TLS_CERT_FILE and its \
+                         like, or take the risk with ALLOW_PLAINTEXT_TOKENS=true";
             return Err(Invalid::new("CALLERS", mode.name(), takes));
         }
         if mode == CallerMode::Static && callers_file.is_none() {

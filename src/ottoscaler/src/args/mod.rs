@@ -24,6 +24,7 @@ mod setting;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod values;
 mod worker;
 
@@ -40,6 +41,7 @@ pub use parse::{Invocation, parse};
 pub use replica::ReplicaOptions;
 pub use serving::ServingOptions;
 pub use telemetry::{LogFormat, OWN_TARGETS, TelemetryOptions};
+pub use tls::{HandlerTlsOptions, TlsOptions};
 
 /// Runs CI/CD workers as Kubernetes pods for otto-handler.
 ///
@@ -70,6 +72,8 @@ struct Args {
     #[command(flatten)]
     serving: ServingOptions,
     #[command(flatten)]
+    tls: tls::TlsArgs,
+    #[command(flatten)]
     callers: callers::CallerArgs,
     #[command(flatten)]
     replica: replica::ReplicaArgs,
@@ -91,6 +95,8 @@ pub struct Options {
     /// The namespace of the Lease, the WorkerTasks and the pods.
     pub namespace: String,
     pub serve: ServingOptions,
+    /// None: the gRPC port takes no TLS.
+    pub tls: Option<TlsOptions>,
     pub callers: CallerOptions,
     pub replica: ReplicaOptions,
     pub lease: LeaseOptions,
@@ -100,6 +106,8 @@ pub struct Options {
     /// The replica takes work and starts no worker.
     pub paused: bool,
     pub handler: HandlerOptions,
+    /// None: otto-handler is reached without TLS.
+    pub handler_tls: Option<HandlerTlsOptions>,
     pub telemetry: TelemetryOptions,
     /// Settings that have no effect, each with the reason.
     pub warnings: Vec<String>,

@@ -113,6 +113,7 @@ fn checked(
 ) -> Result<Options, Invalid> {
     let Args {
         serving,
+        tls: tls_args,
         callers,
         replica,
         lease,
@@ -122,17 +123,20 @@ fn checked(
         telemetry,
     } = args;
     let handler = logs.options();
+    let tls = tls_args.serving()?;
     warnings.splice(0..0, telemetry.warning());
     Ok(Options {
         namespace: replica.namespace.clone(),
-        callers: callers.options(false)?,
+        callers: callers.options(tls.is_some(), tls_args.replicas_name())?,
         lease: lease.options()?,
         worker: worker.policy(set, replica.service_account.clone(), replica.own_secrets())?,
         replica: replica.options(host, serving.grpc_port),
         serve: serving,
         paused: limits.paused,
         limits: limits.options(handler.host.is_some()),
+        handler_tls: tls_args.handler(handler.host.as_deref(), tls.as_ref())?,
         handler,
+        tls,
         telemetry,
         warnings,
     })

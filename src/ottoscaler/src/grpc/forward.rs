@@ -31,7 +31,10 @@ use super::{
     errors,
 };
 use crate::{
-    election::Leader, proto::ottoscaler_service_client::OttoscalerServiceClient, telemetry,
+    election::Leader,
+    proto::ottoscaler_service_client::OttoscalerServiceClient,
+    telemetry,
+    tls::{Connector, TcpOptions, TlsPeer},
 };
 
 /// The metadata key that marks a forwarded call; its value is the replica that sent it.
@@ -64,6 +67,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct ForwardingClient {
     pod_name: String,
+    connector: Connector,
     /// The connections by address. Calls write and read them.
     connections: Mutex<HashMap<String, SharedConnection>>,
     /// The number of attempts to connect so far.
@@ -85,9 +89,15 @@ struct SharedConnection {
 type ConnectFuture = Shared<BoxFuture<'static, Result<Channel, Arc<str>>>>;
 
 impl ForwardingClient {
-    pub(super) fn new(pod_name: &str) -> Self {
+    /// With `tls` the leader must have the certificate of a replica.
+    pub(super) fn new(pod_name: &str, tls: Option<TlsPeer>) -> Self {
+        let tcp = TcpOptions {
+            keepalive: KEEPALIVE_INTERVAL,
+            retries: 1,
+        };
         Self {
             pod_name: pod_name.to_owned(),
+            connector: Connector::new(tcp, tls),
             connections: Mutex::default(),
             attempts: AtomicU64::new(0),
         }
@@ -195,11 +205,7 @@ impl ForwardingClient {
             })?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_INTERVAL / 2)
-            .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
-            .tcp_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .tcp_keepalive_retries(Some(1))
-            .tcp_nodelay(true);
+            .keep_alive_timeout(KEEPALIVE_INTERVAL / 2);
         loop {
             let (connected, attempt) = self.current_connection(address, &endpoint);
             match connected.await {
@@ -221,10 +227,11 @@ impl ForwardingClient {
         }
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let (endpoint, backoff) = (endpoint.clone(), backoff(connection.failures));
+        let connector = self.connector.clone();
         let connect = async move {
             sleep(backoff).await;
             let connected: Result<Channel, Arc<str>> = endpoint
-                .connect()
+                .connect_with_connector(connector)
                 .await
                 .map_err(|e| format!("{:#}", anyhow::Error::from(e)).into());
             connected

@@ -27,7 +27,7 @@ mod test_tasks;
 mod undelivered;
 mod watch;
 
-pub use callers::{Callers, CallersFileError};
+pub use callers::Callers;
 pub use health::{Health, Probe};
 pub use router::Router;
 pub use server::{ServeError, Server};

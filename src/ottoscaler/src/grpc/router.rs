@@ -19,7 +19,7 @@ use super::{
     errors,
     forward::ForwardingClient,
 };
-use crate::{domain::request::Refusal, election::Leadership, workers::Scale};
+use crate::{domain::request::Refusal, election::Leadership, tls::TlsPeer, workers::Scale};
 
 /// The timeout of a call whose client gives no deadline. It is longer than a change of leader after
 /// a lost node takes, so that such a call survives one.
@@ -52,11 +52,16 @@ enum RouteAttempt {
 }
 
 impl Router {
-    pub fn new(leadership: Leadership, pod_name: &str, address: &str) -> Self {
+    pub fn new(
+        leadership: Leadership,
+        pod_name: &str,
+        address: &str,
+        tls: Option<TlsPeer>,
+    ) -> Self {
         Self {
             local: watch::channel(None).0,
             leadership,
-            forwarding_client: ForwardingClient::new(pod_name),
+            forwarding_client: ForwardingClient::new(pod_name, tls),
             address: address.to_owned(),
         }
     }

@@ -15,8 +15,8 @@ use crate::{
     domain::request::{Outcome, OutcomeKind, ScaleDown, ScaleUp},
     election::{Leader, Pause, PauseSwitch},
     grpc::{Health, Server, call::ScaleMethod, convert},
-    listen::{ConnectionLimits, Listener},
     index::Index,
+    listen::{ConnectionLimits, Listener},
     proto::{
         self, ottoscaler_service_client::OttoscalerServiceClient,
         scale_response::Status as ScaleStatus,
@@ -98,7 +98,10 @@ type Views = watch::Sender<Option<Arc<Leader>>>;
 
 fn router(address: &str) -> (Views, Arc<Router>) {
     let (views, leadership) = Leadership::channel();
-    (views, Arc::new(Router::new(leadership, "me", address)))
+    (
+        views,
+        Arc::new(Router::new(leadership, "me", address, None)),
+    )
 }
 
 fn leader(address: &str, n: i32) -> Option<Arc<Leader>> {
@@ -342,7 +345,7 @@ async fn a_replica_never_dials_itself() {
     let (views, leadership) = Leadership::channel();
     // An old Lease still names this replica, which does not lead.
     views.send_replace(leader(&address, 1));
-    let router = Router::new(leadership, "me", &address);
+    let router = Router::new(leadership, "me", &address, None);
     let status = router
         .route(call(Duration::from_millis(300)))
         .await

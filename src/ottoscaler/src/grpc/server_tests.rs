@@ -48,7 +48,7 @@ async fn replica() -> Replica {
     let nowhere = kube::Client::try_from(nowhere).unwrap();
     let (_, leadership) = Leadership::channel();
     let server = Server {
-        router: Arc::new(Router::new(leadership, "me", "127.0.0.1:1")),
+        router: Arc::new(Router::new(leadership, "me", "127.0.0.1:1", None)),
         index: index.clone(),
         policy: Arc::new(config.worker),
         pause: Pause::channel(false).1,

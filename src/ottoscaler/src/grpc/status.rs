@@ -2,8 +2,7 @@
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    ReplicaService, convert, errors,
-    page_token,
+    ReplicaService, convert, errors, page_token,
     pages::{Page, PageLimits, Position},
     reads::Staleness,
 };

@@ -30,7 +30,11 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-use crate::{proto::LogForwardResponse, telemetry};
+use crate::{
+    proto::LogForwardResponse,
+    telemetry,
+    tls::{Connector, TcpOptions, TlsPeer},
+};
 
 /// The path that the generated client calls. It is called without that client, because the
 /// entries of a stream are encoded in parts.
@@ -62,6 +66,7 @@ pub struct HandlerClient(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     endpoint: Endpoint,
+    connector: Connector,
     /// The connection for notifications; replaced after a call on it was not answered.
     notify: Mutex<Channel>,
     /// Connections, and how many streams each of them carries. Callers add connections and
@@ -69,6 +74,14 @@ struct Inner {
     connections: Mutex<Vec<(Channel, Arc<AtomicUsize>)>>,
     /// How many connections carry a stream of their own.
     apart: Arc<AtomicUsize>,
+}
+
+impl Inner {
+    /// Returns a channel that connects with its first call.
+    fn connect(&self) -> Channel {
+        let connector = self.connector.clone();
+        self.endpoint.connect_with_connector_lazy(connector)
+    }
 }
 
 /// The right to one stream on a connection, given back when it is dropped.
@@ -101,16 +114,24 @@ impl HandlerClient {
     ///
     /// # Errors
     /// Fails if `host` (OTTO_HANDLER_HOST) is no host and port.
-    pub fn new(host: &str) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{host}"))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_keepalive(Some(TCP_KEEPALIVE))
-            .tcp_keepalive_interval(Some(TCP_KEEPALIVE))
-            .tcp_keepalive_retries(Some(TCP_KEEPALIVE_RETRIES))
-            .tcp_nodelay(true);
-        let notify = endpoint.connect_lazy();
+    pub fn new(host: &str, tls: Option<TlsPeer>) -> Result<Self, tonic::transport::Error> {
+        let tcp = TcpOptions {
+            keepalive: TCP_KEEPALIVE,
+            retries: TCP_KEEPALIVE_RETRIES,
+        };
+        let connector = Connector::new(tcp, tls);
+        let mut endpoint =
+            Endpoint::from_shared(format!("http://{host}"))?.connect_timeout(CONNECT_TIMEOUT);
+        // The calls say https, which a proxy before otto-handler may check.
+        if connector.is_secure()
+            && let Ok(origin) = format!("https://{host}").parse()
+        {
+            endpoint = endpoint.origin(origin);
+        }
+        let notify = endpoint.connect_with_connector_lazy(connector.clone());
         Ok(Self(Arc::new(Inner {
             endpoint,
+            connector,
             notify: Mutex::new(notify),
             connections: Mutex::default(),
             apart: Arc::default(),
@@ -165,7 +186,7 @@ impl HandlerClient {
     /// Leaves the connection for notifications, on which a call was not answered.
     pub(super) fn reconnect_notify(&self) {
         let mut notify = self.0.notify.lock().unwrap_or_else(PoisonError::into_inner);
-        *notify = self.0.endpoint.connect_lazy();
+        *notify = self.0.connect();
     }
 
     fn slot_apart(&self) -> Option<StreamSlot> {
@@ -174,7 +195,7 @@ impl HandlerClient {
         streams
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, there_is_room)
             .ok()?;
-        let channel = self.0.endpoint.connect_lazy();
+        let channel = self.0.connect();
         Some(StreamSlot { channel, streams })
     }
 
@@ -190,10 +211,7 @@ impl HandlerClient {
         let (channel, streams) = match free {
             Some((channel, streams)) => (channel.clone(), streams.clone()),
             None => {
-                let new = (
-                    self.0.endpoint.connect_lazy(),
-                    Arc::new(AtomicUsize::new(0)),
-                );
+                let new = (self.0.connect(), Arc::new(AtomicUsize::new(0)));
                 connections.push(new.clone());
                 new
             }

@@ -108,7 +108,7 @@ async fn serve(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
 #[tokio::test(start_paused = true)]
 async fn a_silent_stream_is_pinged_no_more_often_than_grpc_servers_allow() {
     let peer = Peer::start().await;
-    let client = HandlerClient::new(&peer.host).unwrap();
+    let client = HandlerClient::new(&peer.host, None).unwrap();
     let (_entries, mut answers) = client.forward::<WorkerLogEntry>(None, false);
     let began = Instant::now();
     let answered = timeout(Duration::from_secs(3_600), answers.next()).await;
@@ -127,7 +127,7 @@ async fn a_silent_stream_is_pinged_no_more_often_than_grpc_servers_allow() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_leaves_a_call_unanswered_is_not_used_again() {
     let peer = Peer::start().await;
-    let client = HandlerClient::new(&peer.host).unwrap();
+    let client = HandlerClient::new(&peer.host, None).unwrap();
     let opened = async |answers: &mut Answers, calls: u64| {
         while peer.calls() < calls {
             let next = timeout(Duration::from_millis(10), answers.next()).await;

@@ -20,7 +20,9 @@ const MAX_PROBE_STREAMS_PER_CONNECTION: u32 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
     /// HTTP/2 without an upgrade, as gRPC takes it, with a maximum of concurrent streams.
-    Http2 { max_streams: u32 },
+    Http2 {
+        max_streams: u32,
+    },
     Http1,
 }
 

@@ -23,9 +23,6 @@ mod socket;
 mod table;
 mod transport;
 
-
-
-
 pub use limits::{ConnectionLimits, raise_open_files};
 pub use metrics::Metrics;
 pub use peer::{ConnectionHandle, PeerNames};

@@ -15,7 +15,9 @@ impl PeerNames {
     /// Returns the names of a verified certificate.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let parsed = EndEntityCert::try_from(certificate);
-        let names = parsed.iter().flat_map(|certificate| certificate.valid_dns_names());
+        let names = parsed
+            .iter()
+            .flat_map(|certificate| certificate.valid_dns_names());
         Self(names.map(str::to_owned).collect())
     }
 }

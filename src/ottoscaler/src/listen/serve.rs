@@ -30,12 +30,8 @@ pub struct Lifecycle {
 
 /// Serves the connections of a port until `stop` is cancelled, and then until their calls in flight
 /// have ended, for at most [`DRAIN_TIMEOUT`]. With `tls` it takes connections with TLS only.
-pub async fn serve<S, B>(
-    mut listener: Listener,
-    tls: Option<Tls>,
-    service: S,
-    lifecycle: Lifecycle,
-) where
+pub async fn serve<S, B>(mut listener: Listener, tls: Option<Tls>, service: S, lifecycle: Lifecycle)
+where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,

@@ -282,7 +282,11 @@ async fn a_stop_waits_for_no_peer_that_does_not_end() {
     let (unanswered, ()) = tokio::join!(client.call("/never"), async { stop.cancel() });
     assert_eq!(unanswered, None);
     port.serving.join_next().await.unwrap().unwrap();
-    assert!(began.elapsed() <= DRAIN_TIMEOUT * 2, "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() <= DRAIN_TIMEOUT * 2,
+        "{:?}",
+        began.elapsed()
+    );
     assert_eq!(port.metrics.counts("grpc", "").0, 0);
     drop(silent);
 }

@@ -25,7 +25,10 @@ async fn accepted_sockets_have_nagle_off_on_every_port() {
             let _peer = TcpStream::connect((host, port)).await.unwrap();
             let accepted = listener.accept().await;
             assert!(sockopt::tcp_nodelay(&accepted.stream).unwrap(), "{host}");
-            assert!(sockopt::socket_keepalive(&accepted.stream).unwrap(), "{host}");
+            assert!(
+                sockopt::socket_keepalive(&accepted.stream).unwrap(),
+                "{host}"
+            );
         }
     }
 }

@@ -91,6 +91,7 @@ pub(crate) fn config(trusted: &[&Ca], own: &Issued) -> TlsConfig {
         server: Arc::new(server),
         client: client(trusted, Some(own)),
         verifier,
+        expiry: 0,
     }
 }
 

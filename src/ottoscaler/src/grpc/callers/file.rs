@@ -44,7 +44,7 @@ struct Token {
 /// A `FileError` says which line of the file is wrong. It quotes nothing of the line, which may
 /// hold what should not be seen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FileError {
+pub(super) enum FileError {
     #[error("it is not UTF-8 text")]
     NotText,
     #[error("its last line does not end with a newline, so it may be half written")]
@@ -165,11 +165,6 @@ impl StaticCallers {
     /// Returns what requests of a role may ask for, if that is less than what others may.
     pub(super) fn policy(&self, role: Role) -> Option<Arc<Policy>> {
         self.policies.get(&role).cloned()
-    }
-
-    /// Returns the number of callers, to be told.
-    pub(super) fn count(&self) -> usize {
-        self.tokens.len() + self.certificates.len()
     }
 }
 

@@ -30,17 +30,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use self::{
-    reload::CallersFile, review_cache::ReviewCache, reviews::KubeReviews,
-    rights::Right, verdicts::Verdict,
+    reload::CallersFile, review_cache::ReviewCache, reviews::KubeReviews, rights::Right,
+    verdicts::Verdict,
 };
 use crate::{
     args::{CallerMode, CallerOptions},
     domain::template::Policy,
     listen::PeerNames,
+    mounted::MountedFilesError,
 };
 
 pub(super) use caller::Caller;
-pub use reload::CallersFileError;
 
 /// The metadata key in which a replica names the caller of a call that it forwards.
 pub(super) const CALLER: &str = "ottoscaler-caller";
@@ -69,7 +69,7 @@ impl Callers {
         namespace: &str,
         policy: &Arc<Policy>,
         client: &kube::Client,
-    ) -> Result<Self, CallersFileError> {
+    ) -> Result<Self, MountedFilesError> {
         let mode = match &options.mode {
             CallerMode::None => {
                 tracing::warn!(

@@ -1,6 +1,9 @@
 //! The file of the callers changes under a running replica.
 #![expect(clippy::unwrap_used)]
+use std::time::Duration;
+
 use ring::digest::{SHA256, digest};
+use tokio::time::sleep;
 
 use super::*;
 use crate::args::Options;
@@ -24,7 +27,7 @@ async fn a_changed_file_is_taken_and_a_wrong_one_changes_nothing_and_is_told() {
             loop {
                 let callers = file.current();
                 let knows = |token| callers.of_token(token).is_some();
-                if (knows("old"), knows("new"), file.invalid.get()) == wanted {
+                if (knows("old"), knows("new"), file.0.invalid().get()) == wanted {
                     return;
                 }
                 sleep(Duration::from_secs(1)).await;
