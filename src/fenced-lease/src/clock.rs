@@ -102,6 +102,8 @@ mod tests {
         assert!(boot > Duration::ZERO && clock.boot() >= boot);
         let age = Timestamp::now().duration_since(clock.started());
         assert!((0..86_400).contains(&age.as_secs()), "{age:?}");
+        let off = Timestamp::now().duration_since(clock.wall());
+        assert!((0..60).contains(&off.as_secs()), "{off:?}");
     }
 
     #[test]

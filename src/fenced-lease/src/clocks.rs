@@ -130,16 +130,21 @@ impl Clocks {
         let warns = differ || (warned && !settled);
         state.warned = warns;
         drop(state);
-        match (warned, warns) {
-            (false, true) => tracing::warn!(
-                skew_s = skew.as_secs_f64(),
-                "the API server's clock and this replica's differ: set one of them right"
-            ),
-            (true, false) => {
-                tracing::info!("the API server's clock and this replica's agree again")
-            }
-            _ => {}
+        log_change(warned, warns, skew);
+    }
+}
+
+/// Logs once that the clocks differ, and once that they agree again.
+fn log_change(warned: bool, warns: bool, skew: SignedDuration) {
+    match (warned, warns) {
+        (false, true) => tracing::warn!(
+            skew_s = skew.as_secs_f64(),
+            "the API server's clock and this replica's differ: set one of them right"
+        ),
+        (true, false) => {
+            tracing::info!("the API server's clock and this replica's agree again")
         }
+        _ => {}
     }
 }
 

@@ -163,6 +163,28 @@ async fn every_answer_of_a_client_tells_the_api_servers_time() {
     assert_eq!(world.clocks.api_now(), Some(BEGAN + HOUR));
 }
 
+#[test]
+fn an_answer_counts_up_to_the_tolerance() {
+    let mut world = World::new();
+    world.off = HOUR;
+    let tolerance = i64::try_from(TOLERANCE.as_secs()).unwrap();
+    world.answer(tolerance + 1);
+    assert!(!world.warned());
+    world.answer(tolerance);
+    assert!(world.warned());
+}
+
+#[test]
+fn clocks_that_differ_by_the_tolerance_agree() {
+    let mut world = World::new();
+    world.off = i64::try_from(TOLERANCE.as_secs()).unwrap();
+    world.answer(0);
+    assert!(!world.warned());
+    world.off += 1;
+    world.answer(0);
+    assert!(world.warned());
+}
+
 /// A service that has no room yet.
 struct Full;
 

@@ -209,12 +209,8 @@ impl Contender {
                 reason,
             });
             let reason = self.lead(&lock, &term, &work, &mut lease, shutdown).await;
-            if reason == EndReason::HandedOver {
-                tracing::info!(%term, "handed over");
-            } else {
-                tracing::warn!(%term, why = reason.as_str(), "no longer leading");
-            }
             let term = &term;
+            log_end(term, reason);
             self.config.observer.tell(Event::Ended { term, reason });
             self.show(&lease, None);
         }
@@ -241,9 +237,7 @@ impl Contender {
                 Standing::Ours | Standing::HeldUntil(_) => None,
             };
             let pause = match standing {
-                Standing::HeldUntil(until) => until
-                    .saturating_sub(now)
-                    .min(retry_period * MAX_RETRY_PERIODS),
+                Standing::HeldUntil(until) => pause_while_held(until, now, retry_period),
                 Standing::Ours | Standing::Free(_) => match lock.try_acquire_or_renew().await {
                     Ok(LeaseLockResult::Acquired(acquired)) => match term_of(&acquired) {
                         Some(term) => return Some((term, reason)),
@@ -333,6 +327,22 @@ fn term_of(lease: &Lease) -> Option<Term> {
 #[cfg(test)]
 #[path = "contender_tests.rs"]
 mod tests;
+
+/// Returns the time until a Lease that is held may be acquired, as far as it is known.
+fn pause_while_held(until: Duration, now: Duration, retry_period: Duration) -> Duration {
+    until
+        .saturating_sub(now)
+        .min(retry_period * MAX_RETRY_PERIODS)
+}
+
+/// Logs the end of a term. One that nobody wanted is a warning.
+fn log_end(term: &Term, reason: EndReason) {
+    if reason == EndReason::HandedOver {
+        tracing::info!(%term, "handed over");
+    } else {
+        tracing::warn!(%term, why = reason.as_str(), "no longer leading");
+    }
+}
 
 #[cfg(test)]
 #[path = "contest_tests.rs"]

@@ -123,3 +123,11 @@ async fn the_election_looks_alive_with_any_timings_that_are_accepted() {
         );
     }
 }
+
+#[test]
+fn a_held_lease_is_looked_at_again_when_it_may_be_free_and_after_some_retry_periods_anyway() {
+    let s = Duration::from_secs;
+    assert_eq!(pause_while_held(s(103), s(100), s(1)), s(3));
+    assert_eq!(pause_while_held(s(160), s(100), s(1)), s(5));
+    assert_eq!(pause_while_held(s(90), s(100), s(1)), s(0));
+}

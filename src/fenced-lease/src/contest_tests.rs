@@ -272,6 +272,18 @@ async fn a_lease_that_somebody_else_wrote_ends_the_term_at_once() {
     }
 }
 
+/// The work may take its time to end.
+#[tokio::test(start_paused = true)]
+async fn a_lost_term_writes_nothing_while_its_work_ends() {
+    let one = start(&released(), Manner::Deaf);
+    let (_, leader) = one.term_after(0).await;
+    assert!(leader.client.is_valid());
+    one.server.put(held_by(OTHER), json!({}));
+    one.when(&Sight::Lost).await;
+    assert!(!leader.client.is_valid());
+    assert!(one.all(|sight| *sight == Sight::Ended).is_empty());
+}
+
 /// The watch may be late; the renewal's own read is not.
 #[tokio::test(start_paused = true)]
 async fn a_change_of_the_lease_that_no_watch_told_is_seen_by_the_renewal() {
