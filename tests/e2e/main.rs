@@ -2,6 +2,7 @@
 //! without its cluster fails.
 #![expect(clippy::unwrap_used, clippy::panic, unreachable_pub, reason = "tests")]
 
+mod clients;
 mod contenders;
 mod delayed;
 mod fake;

@@ -256,7 +256,12 @@ impl Cell {
 
     /// Starts replica `n`; also anew, with another identity.
     pub fn replica(&self, n: usize) -> Process {
-        let (port, health, metrics) = (free_port(), free_port(), free_port());
+        self.replica_at(n, free_port())
+    }
+
+    /// The same on a port that clients know.
+    pub fn replica_at(&self, n: usize, port: u16) -> Process {
+        let (health, metrics) = (free_port(), free_port());
         let log = std::fs::File::options()
             .create(true)
             .append(true)

@@ -7,7 +7,11 @@ const PROTO_ROOT: &str = "../../proto";
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={PROTO_ROOT}");
     let descriptors = protox::compile(
-        ["ottoscaler/v1/ottoscaler.proto", "ottoscaler/v1/log.proto"],
+        [
+            "ottoscaler/v1/ottoscaler.proto",
+            "ottoscaler/v1/admin.proto",
+            "ottoscaler/v1/log.proto",
+        ],
         [PROTO_ROOT],
     )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -2,7 +2,7 @@
 //! replica shows logs.
 use std::pin::Pin;
 
-use futures::Stream;
+use futures::{Stream, TryStreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -38,7 +38,7 @@ impl Admin {
     /// Pauses with a reason, or ends the pause without one.
     async fn set_pause(&self, reason: Option<&str>) -> Result<Response<PauseState>, Status> {
         let set = self.switch.set(reason).await;
-        set.map_err(|error| Status::unavailable(error.to_string()))?;
+        set.map_err(|error| errors::unavailable("PAUSE_NOT_STORED", error.to_string()))?;
         tracing::info!(paused = reason.is_some(), "pause set");
         let paused = self.pause.configured().or(reason).unwrap_or_default();
         Ok(Response::new(PauseState {
@@ -87,7 +87,8 @@ impl OttoscalerAdminService for Admin {
                 .and_then(|selection| self.index.synced().map(|_| selection))
                 .and_then(|selection| self.show.lines(selection, follow, closing))
         };
-        Ok(Response::new(Box::pin(record_outcome(lines)?)))
+        let lines = record_outcome(lines)?.map_err(errors::from_viewer);
+        Ok(Response::new(Box::pin(lines)))
     }
 
     async fn resume(

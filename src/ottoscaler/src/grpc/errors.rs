@@ -1,21 +1,20 @@
 //! The gRPC statuses of refused calls. Their details say what the client can do.
 //!
-//! INVALID_ARGUMENT carries a BadRequest with each wrong field. UNAVAILABLE carries a RetryInfo,
-//! and so does RESOURCE_EXHAUSTED where a retry can succeed. An ErrorInfo with the reason
-//! NOT_LEADER makes the follower that forwarded the call look for the leader again.
-use std::{collections::HashMap, time::Duration};
+//! INVALID_ARGUMENT carries a BadRequest with each wrong field. UNAVAILABLE and RESOURCE_EXHAUSTED
+//! say when to retry (`retry.rs`). An ErrorInfo with the reason NOT_LEADER makes the follower that
+//! forwarded the call look for the leader again.
+use std::collections::HashMap;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
+use super::retry::{self, BUSY, DRAINING, STORAGE_FULL};
 use crate::domain::{request::Refusal, violation::Violation};
 use crate::proto::MAX_RESPONSE_BYTES_KEY;
 
 const DOMAIN: &str = "ottoscaler.io";
 const NOT_LEADER: &str = "NOT_LEADER";
-/// The delay after which a refused client shall try again. Overload, a start and a change of leader
-/// that is orderly are over by then, and clients that all wait a second are no flood.
-pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
+const NOT_FINISHED: &str = "NOT_FINISHED";
 
 /// Records the status code of a call on its span. The message is not logged, because it quotes
 /// the request.
@@ -50,7 +49,12 @@ pub(super) fn from_refusal(refusal: Refusal) -> Status {
         Refusal::NoSuchTask(_) => Status::not_found(message),
         Refusal::Unavailable(_) => unavailable("UNAVAILABLE", message),
         Refusal::NotLeader => not_leader(message),
-        Refusal::Exhausted(_) => Status::resource_exhausted(message),
+        Refusal::Exhausted(_) => with_reason(
+            Code::ResourceExhausted,
+            STORAGE_FULL,
+            &message,
+            HashMap::new(),
+        ),
         Refusal::Failed(_) => Status::failed_precondition(message),
     }
 }
@@ -64,7 +68,19 @@ pub(super) fn not_leader(message: impl Into<String>) -> Status {
 pub(super) fn is_from_leader(status: &Status) -> bool {
     status
         .get_details_error_info()
-        .is_some_and(|info| info.reason != NOT_LEADER)
+        .is_some_and(|info| info.reason != NOT_LEADER && info.reason != DRAINING)
+}
+
+/// Returns the status of a held call whose replica stops.
+pub(super) fn stopping() -> Status {
+    unavailable(DRAINING, "this replica stops; try again".to_owned())
+}
+
+/// Returns the status of a call whose time passed while a leader worked on it.
+pub(super) fn not_finished_in_time() -> Status {
+    let message = "the leader works on the request and did not finish within the deadline of the \
+                   call; repeat the call with the same request_id and a longer deadline";
+    with_reason(Code::DeadlineExceeded, NOT_FINISHED, message, HashMap::new())
 }
 
 /// Turns a failure of the connection to the leader into a status that the client can retry. A
@@ -94,12 +110,17 @@ pub(super) fn hop_refused(status: &Status) -> Status {
 
 /// Returns the status of a call that this replica cannot answer now.
 pub(super) fn unavailable(reason: &str, message: String) -> Status {
-    with_retry_info(Code::Unavailable, reason, message)
+    with_reason(Code::Unavailable, reason, &message, HashMap::new())
 }
 
 /// Returns the status of a call for which this replica has no room now.
 pub(super) fn resource_exhausted(message: impl Into<String>) -> Status {
-    with_retry_info(Code::ResourceExhausted, "BUSY", message.into())
+    with_reason(
+        Code::ResourceExhausted,
+        BUSY,
+        &message.into(),
+        HashMap::new(),
+    )
 }
 
 /// Returns the status of a call to which no response fits into what its client accepts.
@@ -117,7 +138,7 @@ pub(super) fn worker_too_large(bytes: usize, limit: usize) -> Status {
     )
 }
 
-/// Makes a status with an ErrorInfo.
+/// Makes a status with an ErrorInfo, and says when to retry.
 pub(super) fn with_reason(
     code: Code,
     reason: &str,
@@ -125,7 +146,7 @@ pub(super) fn with_reason(
     metadata: HashMap<String, String>,
 ) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
-    Status::with_error_details(code, message, details)
+    retry::advise(Status::with_error_details(code, message, details))
 }
 
 /// Returns the status of a request with a field whose value is wrong.
@@ -145,14 +166,16 @@ pub(super) fn not_synced() -> Status {
 /// Returns the status that ends a stream when this replica drains.
 pub(super) fn draining() -> Status {
     let message = "this replica stops; open the stream again, and another one takes it";
-    unavailable("DRAINING", message.to_owned())
+    unavailable(DRAINING, message.to_owned())
 }
 
-/// Makes a status that says when to retry: the same call may succeed later.
-fn with_retry_info(code: Code, reason: &str, message: String) -> Status {
-    let mut details = ErrorDetails::with_retry_info(Some(RETRY_DELAY));
-    details.set_error_info(reason, DOMAIN, HashMap::new());
-    Status::with_error_details(code, message, details)
+/// Gives a status of the log viewer, which knows no details, its reason.
+pub(super) fn from_viewer(status: Status) -> Status {
+    match status.code() {
+        Code::Unavailable => unavailable(DRAINING, status.message().to_owned()),
+        Code::ResourceExhausted => resource_exhausted(status.message()),
+        _ => status,
+    }
 }
 
 /// Reports whether an idempotent call that ended with this code may be sent again, to the same

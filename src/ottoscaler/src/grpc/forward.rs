@@ -201,7 +201,7 @@ impl ForwardingClient {
     async fn channel(&self, address: &str) -> Result<(Channel, u64), Status> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|e| {
-                Status::unavailable(format!("the leader's address {address:?} is invalid: {e}"))
+                errors::not_leader(format!("the leader's address {address:?} is invalid: {e}"))
             })?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)

@@ -6,6 +6,7 @@
 //! - A client sends its whole request within [`CallLimits::body_timeout`], or the call ends.
 //! - The calls in flight, streams included, are bounded, and so are the bytes of requests that have
 //!   yet to be answered. A call beyond either bound gets RESOURCE_EXHAUSTED with a RetryInfo.
+//! - A response that refuses a call says when to retry ([`retry`]).
 //! - The [`DeliverySlot`] in the extensions of a response is held until the client has read the
 //!   response or the call has ended.
 use std::{
@@ -32,6 +33,7 @@ use tower::{Layer, Service};
 use super::{
     deadline::{CallDeadline, MAX_UNARY_CALL, deadline_exceeded},
     errors::{self, record_outcome},
+    retry,
     undelivered::DeliverySlot,
 };
 
@@ -187,6 +189,8 @@ where
                 Ok(answer) => answer?,
                 Err(_) => return Ok(refusal_response(deadline_exceeded())),
             };
+            // Most refusals come without a body, in the headers alone.
+            retry::advise_headers(response.headers_mut());
             let slot = response.extensions_mut().remove::<Arc<DeliverySlot>>();
             Ok(response.map(|body| {
                 Body::new(ResponseBody {
@@ -287,7 +291,12 @@ impl http_body::Body for ResponseBody {
             ));
         }
         match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
+            Some(body) => Pin::new(body).poll_frame(cx).map_ok(|mut frame| {
+                if let Some(trailers) = frame.trailers_mut() {
+                    retry::advise_headers(trailers);
+                }
+                frame
+            }),
             None => Poll::Ready(None),
         }
     }

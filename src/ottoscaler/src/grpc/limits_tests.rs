@@ -178,10 +178,30 @@ async fn calls_under_way_are_bounded_and_a_stream_counts_until_it_ends() {
     let refused = status(streams.call(request(None, Body::empty())).await);
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     assert!(refused.get_details_retry_info().is_some());
+    assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
     drop(one);
     assert!(streams.call(request(None, Body::empty())).await.is_ok());
     drop(other);
     assert_eq!(limits.calls.available_permits(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_says_when_to_retry_in_headers_and_in_trailers() {
+    let bare = || Status::unavailable("made by nobody here");
+    let mut at_once = method(&limits(), move || async move { bare().into_http() });
+    let refused = status(at_once.call(request(None, Body::empty())).await);
+    assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
+    let mut at_the_end = method(&limits(), move || async move {
+        let mut trailers = http::HeaderMap::new();
+        bare().add_header(&mut trailers).unwrap();
+        let end = futures::stream::iter([Ok::<_, Infallible>(Frame::trailers(trailers))]);
+        Response::new(Body::new(StreamBody::new(end)))
+    });
+    let response = at_the_end.call(request(None, Body::empty())).await.unwrap();
+    let trailers = response.into_body().collect().await.unwrap();
+    let refused = Status::from_header_map(trailers.trailers().unwrap()).unwrap();
+    assert!(refused.metadata().contains_key("grpc-retry-pushback-ms"));
+    assert!(refused.get_details_retry_info().is_some());
 }
 
 #[tokio::test(start_paused = true)]

@@ -15,9 +15,12 @@ mod limits;
 mod page_token;
 mod pages;
 mod reads;
+mod retry;
 mod router;
 mod scale;
 mod server;
+#[cfg(test)]
+mod service_config_tests;
 mod span;
 mod status;
 mod task_watch;

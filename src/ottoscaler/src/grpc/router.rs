@@ -5,6 +5,8 @@
 //! - A replica never connects to itself.
 //! - A call that finds no leader, or one that steps down, is held and sent again until shortly
 //!   before its deadline. Requests are idempotent.
+//! - A call whose time passes is answered with what a leader said of it; else with
+//!   DEADLINE_EXCEEDED when a leader works on it, and with UNAVAILABLE when none was found.
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
@@ -90,13 +92,21 @@ impl Router {
         loop {
             changes.borrow_and_update();
             local.borrow_and_update();
-            let attempt = timeout_at(call.deadline, self.attempt(&call, &mut changes)).await;
+            let mut leader_works = false;
+            let attempt = self.attempt(&call, &mut changes, &mut leader_works);
+            let attempt = timeout_at(call.deadline, attempt).await;
             let unavailable = match attempt {
                 Ok(RouteAttempt::Answered(answer)) => return Ok(*answer),
                 Ok(RouteAttempt::Refused(status)) => return Err(status),
                 Ok(RouteAttempt::Unavailable(status)) => status,
                 // What a leader answered before is more useful than a report of the timeout.
-                Err(_) => last.take().unwrap_or_else(|| self.no_leader_in_time()),
+                Err(_) => last.take().unwrap_or_else(|| {
+                    if leader_works {
+                        errors::not_finished_in_time()
+                    } else {
+                        self.no_leader_in_time()
+                    }
+                }),
             };
             // A forwarded call is given back: the follower that sent it looks for the leader again.
             if call.target_term.is_some() || call.deadline <= Instant::now() + LEADER_POLL_INTERVAL
@@ -111,19 +121,22 @@ impl Router {
                 }
             });
             if let Ok(Err(_)) = changed.await {
-                return Err(errors::not_leader("this replica stops; try again"));
+                return Err(errors::stopping());
             }
         }
     }
 
+    /// Has a call answered once. It sets `leader_works` when the leader of this process begins.
     async fn attempt(
         &self,
         call: &ScaleCall,
         changes: &mut tokio::sync::watch::Receiver<Option<Arc<crate::election::Leader>>>,
+        leader_works: &mut bool,
     ) -> RouteAttempt {
         if let Some(local) = self.local_leader().await
             && self.is_for_local_term(call)
         {
+            *leader_works = true;
             return self.answer_locally(&*local, call).await;
         }
         if call.target_term.is_some() {

@@ -94,6 +94,21 @@ impl Scale for SaysOnce {
     }
 }
 
+/// A leader that never ends a call.
+#[derive(Debug)]
+struct NeverEnds;
+
+#[tonic::async_trait]
+impl Scale for NeverEnds {
+    async fn scale_up(&self, _: ScaleUp, _: Instant) -> Result<Outcome, Refusal> {
+        std::future::pending().await
+    }
+
+    async fn scale_down(&self, _: ScaleDown) -> Result<Outcome, Refusal> {
+        std::future::pending().await
+    }
+}
+
 type Views = watch::Sender<Option<Arc<Leader>>>;
 
 fn router(address: &str) -> (Views, Arc<Router>) {
@@ -249,6 +264,25 @@ async fn what_waits_is_told_before_the_callers_deadline_also_over_the_hop() {
         let answer = client.scale_up(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), ScaleStatus::PartialSuccess);
         assert!(answer.behind);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_a_leader_does_not_finish_exceeds_its_deadline_also_over_the_hop() {
+    let led = serving(Some(Arc::new(NeverEnds))).await;
+    let follower = replica(None).await;
+    follower.views.send_replace(leader(&led.address, 1));
+    for address in [&led.address, &follower.address] {
+        let url = format!("http://{address}");
+        let mut client = OttoscalerServiceClient::connect(url).await.unwrap();
+        let mut request = tonic::Request::new(call(LONG).request);
+        request.set_timeout(Duration::from_millis(1_500));
+        let status = client.scale_down(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        // The replica says so, and not the client's own clock.
+        let reason = status.get_details_error_info().unwrap().reason;
+        assert_eq!(reason, "NOT_FINISHED");
+        assert!(!status.metadata().contains_key("grpc-retry-pushback-ms"));
     }
 }
 

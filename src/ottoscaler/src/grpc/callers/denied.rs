@@ -6,11 +6,9 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 
 use super::{
-    super::errors::{self, RETRY_DELAY, with_reason},
+    super::errors::{self, with_reason},
     rights::Right,
 };
-
-const RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Returns the status of a call without a token.
 pub(super) fn no_token() -> Status {
@@ -50,11 +48,5 @@ pub(super) fn unknown_method() -> Status {
 /// Returns the status of a call whose caller the API server must be asked about, and cannot.
 pub(super) fn cannot_review() -> Status {
     let message = "the API server cannot be asked about the token now; try again";
-    let mut status = errors::unavailable("CALLER_NOT_REVIEWED", message.to_owned());
-    // grpc-js reads this key and not the RetryInfo.
-    let pushback = u64::try_from(RETRY_DELAY.as_millis()).unwrap_or(u64::MAX);
-    status
-        .metadata_mut()
-        .insert(RETRY_PUSHBACK, pushback.into());
-    status
+    errors::unavailable("CALLER_NOT_REVIEWED", message.to_owned())
 }
