@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The long checks in full: tests/long.sh model, soak (all but the model), or a part of that:
-# leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away.
+# leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away, clients.
 # `make test` runs the same at a reduced count. What was seen goes to tests/results/<check>.txt.
 set -eEuo pipefail
 # Whatever fails says so, also what prints nothing itself.
@@ -8,7 +8,7 @@ trap 'echo "error: \"$BASH_COMMAND\" failed (${BASH_SOURCE[0]##*/}, line $LINENO
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cluster=deploy/local/cluster.sh
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ottoscaler/target}
-check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away}
+check=${1:?which: model, soak, leadership-changes, fence-windows, crashes, tasks, log-kills, log-kills-of-many, log-handovers, log-moments, log-away, clients}
 mkdir -p tests/results
 result=tests/results/$check.txt
 work=$(mktemp -d)
@@ -44,10 +44,14 @@ soak() {
   log-handovers
   log-moments
   log-away
+  clients
 }
 
 # Ten thousand changes of leader.
 leadership-changes() { on_a_fake_cluster contenders::growth::; }
+
+# Stock clients through 20 rolling restarts and 20 leader kills, and 30,000 workers by pages.
+clients() { on_a_fake_cluster clients::; }
 
 # What remains of the fence's windows, and renewals under saturation.
 fence-windows() { on_a_fake_cluster delayed:: saturation:: windows::; }
@@ -111,13 +115,13 @@ on_a_fake_cluster() { # module…
   export OTTO_TEST_FAKE=${OTTO_TEST_FAKE:-$check} OTTO_TEST_FULL=1 OTTO_TEST_SAMPLES_DIR=$PWD/tests/results
   up+=("$OTTO_TEST_FAKE")
   $cluster up "$OTTO_TEST_FAKE" fake
-  keep '^test |SEED|crashes:|kills|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
+  keep '^test |SEED|clients:|crashes:|kills|changes|growth|tasks in|terms|late|refused|outage|took|renewals|test result' \
     cargo test --test e2e -- --test-threads=1 --nocapture "$@"
   $cluster down "$OTTO_TEST_FAKE"
 }
 
 case $check in
-model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills | log-kills-of-many | log-handovers | log-moments | log-away) "$check" ;;
+model | soak | leadership-changes | fence-windows | crashes | tasks | log-kills | log-kills-of-many | log-handovers | log-moments | log-away | clients) "$check" ;;
 *) echo "error: no such check: $check" >&2; exit 1 ;;
 esac
 {

@@ -47,6 +47,7 @@ if [ -n "$why" ]; then
 fi
 
 step "programs and images"
+[ -n "$only" ] || tests/clients/build.sh > /dev/null
 deploy/local/build.sh
 [ -n "$why" ] || make -s image
 
@@ -61,7 +62,7 @@ export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
   [attacks]="contenders:: faults:: janitor:: tasks:: windows::"
   [node]="node::"
-  [rest]="delayed:: fake::"
+  [rest]="clients:: delayed:: fake::"
   # What asks how soon something is done while the processors have all to do.
   [alone]="saturation::"
 )

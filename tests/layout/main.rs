@@ -2,6 +2,7 @@
 //! modules form no circle, files stay short, and each constant says why it has its value.
 #![expect(clippy::unwrap_used)]
 mod constants;
+mod snippets;
 mod source;
 
 use std::{
