@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ring::digest;
+
 use super::{
     faults::{judge, new_holder},
     processes::{Cell, SOON},
@@ -19,21 +21,34 @@ use super::{
 const ENDS: Duration = Duration::from_secs(120);
 /// Of each of the four clients: 20 ScaleUps a second in all, and as many ScaleDowns.
 const RATE: &str = "5";
+const TOKEN: &str = "a-token-of-the-stock-clients";
 /// Between two disturbances: clients use every replica again.
 const CALM: Duration = Duration::from_secs(1);
 
-/// The command lines of the clients by name.
+/// Where the programs of the clients are, and their token.
 struct Clients {
     go: String,
     js: String,
+    files: tempfile::TempDir,
 }
 
 impl Clients {
     fn build() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        std::fs::write(files.path().join("token"), TOKEN).unwrap();
+        let hash = digest::digest(&digest::SHA256, TOKEN.as_bytes());
+        let hash: String = hash.as_ref().iter().map(|b| format!("{b:02x}")).collect();
+        let known = format!("clients admin {hash}\n");
+        std::fs::write(files.path().join("callers"), known).unwrap();
         Self {
+            files,
             go: format!("{}/client", built("tests/clients/build.sh")),
             js: format!("{}/dist/client.js", built("tests/nest/build.sh")),
         }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.files.path().join(name).to_string_lossy().into_owned()
     }
 
     /// Every client, which calls these replicas in this mode; without a task, about one of its
@@ -66,6 +81,7 @@ impl Clients {
             let task = task.map_or_else(|| format!("stock-{name}"), str::to_owned);
             command
                 .args(["--servers", servers, "--task", &task])
+                .args(["--token-file", &self.file("token")])
                 .args(["--rate", RATE, mode])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped());
@@ -112,8 +128,13 @@ fn said<'a>(lines: &'a [String], word: &str) -> Vec<&'a str> {
     said.map(str::trim).collect()
 }
 
-fn start(namespace: &str) -> (Cell, Vec<u16>) {
+/// Three replicas that answer those who have the token of the clients.
+fn start(namespace: &str, clients: &Clients) -> (Cell, Vec<u16>) {
+    let callers = clients.file("callers");
     let settings = [
+        ("CALLERS", "static"),
+        ("CALLERS_FILE", callers.as_str()),
+        ("ALLOW_PLAINTEXT_TOKENS", "true"),
         ("MAX_WORKERS", "100000"),
         ("TASK_TTL", "2h"),
         ("LOG_DRAIN_TIMEOUT", "1s"),
@@ -157,7 +178,7 @@ fn kill_leader(cell: &mut Cell, ports: &[u16]) {
 fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_kills() {
     let times = count_of("OTTO_TEST_CLIENT_CHANGES", if is_full() { 20 } else { 2 });
     let clients = Clients::build();
-    let (mut cell, ports) = start("clients");
+    let (mut cell, ports) = start("clients", &clients);
     let servers = addresses(&cell);
     for (name, command) in clients.commands(&servers, "methods", None) {
         let lines = Running::start(command).end(name);
@@ -213,7 +234,7 @@ fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_
 fn stock_clients_page_through_all_workers_that_the_audit_log_names() {
     let workers = count_of("OTTO_TEST_PAGED_WORKERS", if is_full() { 30_000 } else { 2_100 });
     let clients = Clients::build();
-    let (cell, _) = start("pages");
+    let (cell, _) = start("pages", &clients);
     let (mut left, mut tasks) = (workers, 0);
     while left > 0 {
         let some = left.min(1_000);
@@ -221,7 +242,8 @@ fn stock_clients_page_through_all_workers_that_the_audit_log_names() {
         let args = ["scale-up", &task, "-n", &count, "--repository", "org/repo", "--commit", "abc"];
         let no_node = ["--env", "OTTO_NODE_SELECTOR=kubernetes.io/arch=none"];
         // What is answered in part goes on.
-        cell.ottoctl(tasks % 3, &[&args[..], &no_node].concat());
+        let token = ["--token", TOKEN];
+        cell.ottoctl(tasks % 3, &[&args[..], &no_node, &token].concat());
         (left, tasks) = (left - some, tasks + 1);
     }
     let within = Duration::from_secs(60 + workers as u64 / 20);

@@ -45,9 +45,10 @@ const transport: ChannelCredentials = values.ca
   ? credentials.createSsl(readFileSync(values.ca))
   : credentials.createInsecure();
 
-// The metadata of a call, with the token as it is in its file now.
+// The metadata of a call, with the token as it is in its file now. grpc-js reads
+// waitForReady here and not from the service config.
 function metadata(): Metadata {
-  const metadata = new Metadata();
+  const metadata = new Metadata({ waitForReady: true });
   const file = values['token-file'];
   if (file) metadata.set('authorization', `Bearer ${readFileSync(file, 'utf8').trim()}`);
   return metadata;

@@ -22,7 +22,7 @@ use ottoscaler_partners::proto::{
     WorkerStatusRequest, ottoscaler_admin_service_client::OttoscalerAdminServiceClient as Admin,
     ottoscaler_service_client::OttoscalerServiceClient as Workers, task_event, worker_event,
 };
-use tokio::{io::AsyncReadExt as _, task::JoinSet};
+use tokio::task::{JoinSet, spawn_blocking};
 use tonic::{
     Code, Request, Response, Status,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
@@ -250,9 +250,8 @@ async fn methods(replicas: &Replicas, task: &str) -> anyhow::Result<()> {
 
 /// Scales a task up, and down again, at the rate, until the standard input ends.
 async fn scale_until_end(replicas: Arc<Replicas>, prefix: &str, rate: f64) -> anyhow::Result<()> {
-    let (mut input, mut nothing) = (tokio::io::stdin(), Vec::new());
-    let ended = input.read_to_end(&mut nothing);
-    tokio::pin!(ended);
+    let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    let mut ended = spawn_blocking(read);
     let mut tick = tokio::time::interval(Duration::from_secs_f64(1.0 / rate));
     let mut calls = JoinSet::new();
     for n in 0_u64.. {
