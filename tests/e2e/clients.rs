@@ -19,7 +19,8 @@ use super::{
 
 /// A call may last a minute, and a ScaleDown follows it.
 const ENDS: Duration = Duration::from_secs(120);
-/// Of each of the four clients: 20 ScaleUps a second in all, and as many ScaleDowns.
+/// Of each of the four clients: 20 ScaleUps a second in all, and a ScaleDown of every fourth
+/// task.
 const RATE: &str = "5";
 const TOKEN: &str = "a-token-of-the-stock-clients";
 /// Between two disturbances: clients use every replica again.
@@ -204,7 +205,11 @@ fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_
         println!("clients: {name}: {} tasks accepted", ids.len());
         assert!(!ids.is_empty(), "{name} did nothing");
         accepted.extend(ids.into_iter().map(str::to_owned));
-        failed.extend(said(&lines, "failed ").iter().map(|l| format!("{name}: {l}")));
+        failed.extend(
+            said(&lines, "failed ")
+                .iter()
+                .map(|l| format!("{name}: {l}")),
+        );
     }
     let rate = accepted.len() as f64 / seconds;
     println!(
@@ -219,27 +224,48 @@ fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_
     let ids = stored["items"].as_array().unwrap().iter();
     let ids = ids.map(|task| task["spec"]["taskId"].as_str().unwrap().to_owned());
     // Those of the first part have names without a number.
-    let ids: BTreeSet<String> = ids.filter(|id| id.ends_with(|c: char| c.is_ascii_digit())).collect();
+    let ids: BTreeSet<String> = ids
+        .filter(|id| id.ends_with(|c: char| c.is_ascii_digit()))
+        .collect();
     let (lost, unknown): (Vec<_>, Vec<_>) = (
         accepted.difference(&ids).collect(),
         ids.difference(&accepted).collect(),
     );
-    assert!(lost.is_empty() && unknown.is_empty(), "lost {lost:?}, unknown {unknown:?}");
-    let repeated: BTreeMap<_, _> = judge(&cell, None).creates.into_iter().filter(|(_, n)| *n > 1).collect();
+    assert!(
+        lost.is_empty() && unknown.is_empty(),
+        "lost {lost:?}, unknown {unknown:?}"
+    );
+    let repeated: BTreeMap<_, _> = judge(&cell, None)
+        .creates
+        .into_iter()
+        .filter(|(_, n)| *n > 1)
+        .collect();
     assert!(repeated.is_empty(), "created twice: {repeated:?}");
 }
 
 /// 30,000 workers in the full run, and more than a page in any.
 #[test]
 fn stock_clients_page_through_all_workers_that_the_audit_log_names() {
-    let workers = count_of("OTTO_TEST_PAGED_WORKERS", if is_full() { 30_000 } else { 2_100 });
+    let workers = count_of(
+        "OTTO_TEST_PAGED_WORKERS",
+        if is_full() { 30_000 } else { 2_100 },
+    );
     let clients = Clients::build();
     let (cell, _) = start("pages", &clients);
     let (mut left, mut tasks) = (workers, 0);
     while left > 0 {
         let some = left.min(1_000);
         let (count, task) = (some.to_string(), format!("paged-{tasks}"));
-        let args = ["scale-up", &task, "-n", &count, "--repository", "org/repo", "--commit", "abc"];
+        let args = [
+            "scale-up",
+            &task,
+            "-n",
+            &count,
+            "--repository",
+            "org/repo",
+            "--commit",
+            "abc",
+        ];
         let no_node = ["--env", "OTTO_NODE_SELECTOR=kubernetes.io/arch=none"];
         // What is answered in part goes on.
         let token = ["--token", TOKEN];

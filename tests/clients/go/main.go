@@ -157,7 +157,7 @@ func (c *client) pages() {
 	}
 }
 
-// Scales a task up, and down again, at the rate, until its standard input ends.
+// Scales tasks up at the rate, and every fourth down again, until its standard input ends.
 func (c *client) scale() {
 	ended := make(chan struct{})
 	go func() {
@@ -173,17 +173,20 @@ func (c *client) scale() {
 			fmt.Println("done")
 			return
 		case <-ticks.C:
-			calls.Go(func() { c.upAndDown(fmt.Sprintf("%s-%d", *task, n)) })
+			calls.Go(func() { c.upAndDown(fmt.Sprintf("%s-%d", *task, n), n%4 == 0) })
 		}
 	}
 }
 
-func (c *client) upAndDown(task string) {
+func (c *client) upAndDown(task string, down bool) {
 	if _, err := c.workers.ScaleUp(call(), request(task, 1)); err != nil {
 		fmt.Println("failed ScaleUp", task, err)
 		return
 	}
 	fmt.Println("accepted", task)
+	if !down {
+		return
+	}
 	if _, err := c.workers.ScaleDown(call(), request(task, 0)); err != nil {
 		fmt.Println("failed ScaleDown", task, err)
 	}

@@ -156,24 +156,27 @@ async function pages(calls: Calls, taskId: string) {
   console.log('pages', count);
 }
 
-async function upAndDown(calls: Calls, task: string) {
+async function upAndDown(calls: Calls, task: string, down: boolean) {
   try {
     await calls.unary(workers, 'ScaleUp', scale(task, 1));
   } catch (error) {
     return console.log('failed ScaleUp', task, String(error));
   }
   console.log('accepted', task);
+  if (!down) return;
   await calls
     .unary(workers, 'ScaleDown', scale(task, 0))
     .catch((error) => console.log('failed ScaleDown', task, String(error)));
 }
 
-// Scales a task up, and down again, at the rate, until the standard input ends.
+// Scales tasks up at the rate, and every fourth down again, until the standard input ends.
 async function scaleUntilEnd(calls: Calls, prefix: string) {
   const underWay = new Set<Promise<void>>();
   let n = 0;
   const timer = setInterval(() => {
-    const call = upAndDown(calls, `${prefix}-${n++}`).finally(() => underWay.delete(call));
+    const task = `${prefix}-${n}`;
+    const call = upAndDown(calls, task, n % 4 === 0).finally(() => underWay.delete(call));
+    n += 1;
     underWay.add(call);
   }, 1_000 / Number(values.rate));
   process.stdin.resume();

@@ -80,7 +80,12 @@ pub(super) fn stopping() -> Status {
 pub(super) fn not_finished_in_time() -> Status {
     let message = "the leader works on the request and did not finish within the deadline of the \
                    call; repeat the call with the same request_id and a longer deadline";
-    with_reason(Code::DeadlineExceeded, NOT_FINISHED, message, HashMap::new())
+    with_reason(
+        Code::DeadlineExceeded,
+        NOT_FINISHED,
+        message,
+        HashMap::new(),
+    )
 }
 
 /// Turns a failure of the connection to the leader into a status that the client can retry. A

@@ -1,4 +1,4 @@
-#![expect(clippy::unwrap_used)]
+#![expect(clippy::unwrap_used, clippy::panic)]
 use super::*;
 use crate::{
     domain::{request::Refusal, violation::Violation},
@@ -100,7 +100,9 @@ fn a_status_that_nobody_here_made_says_it_too_and_keeps_the_rest() {
     for code in (0..=16).map(Code::from_i32) {
         let mut headers = HeaderMap::new();
         let mut status = Status::new(code, "a message");
-        status.metadata_mut().insert("other", "kept".parse().unwrap());
+        status
+            .metadata_mut()
+            .insert("other", "kept".parse().unwrap());
         status.add_header(&mut headers).unwrap();
         advise_headers(&mut headers);
         let advised = Status::from_header_map(&headers).unwrap();

@@ -117,8 +117,10 @@ impl Replicas {
         T: Clone,
         F: Future<Output = Result<Response<R>, Status>>,
     {
+        let next = AtomicUsize::new(self.next.fetch_add(1, Ordering::Relaxed));
         let attempt = || async {
-            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            // Each attempt of a call is at another replica than the one before.
+            let next = next.fetch_add(1, Ordering::Relaxed);
             let channel = self.channels[next % self.channels.len()].clone();
             let request = self.request(message.clone(), timeout)?;
             method(channel, request).await.map(Response::into_inner)
@@ -128,7 +130,11 @@ impl Replicas {
             .with_max_delay(Duration::from_secs(3))
             .with_jitter()
             .with_max_times(4);
-        attempt.retry(backoff).when(is_retryable).adjust(pushback).await
+        attempt
+            .retry(backoff)
+            .when(is_retryable)
+            .adjust(pushback)
+            .await
     }
 }
 
@@ -143,7 +149,12 @@ fn pushback(status: &Status, backoff: Option<Duration>) -> Option<Duration> {
     let backoff = backoff?;
     match status.metadata().get("grpc-retry-pushback-ms") {
         None => Some(backoff),
-        Some(millis) => millis.to_str().ok()?.parse().map(Duration::from_millis).ok(),
+        Some(millis) => millis
+            .to_str()
+            .ok()?
+            .parse()
+            .map(Duration::from_millis)
+            .ok(),
     }
 }
 
@@ -185,8 +196,9 @@ async fn pages(replicas: &Replicas, task: &str) -> anyhow::Result<()> {
             page_token,
             ..WorkerStatusRequest::default()
         };
-        let status =
-            |channel, request| async move { Workers::new(channel).get_worker_status(request).await };
+        let status = |channel, request| async move {
+            Workers::new(channel).get_worker_status(request).await
+        };
         let page = replicas.call(asked, READ, status).await?;
         for worker in page.workers {
             println!("pod {}", worker.pod_name);
@@ -207,7 +219,9 @@ async fn methods(replicas: &Replicas, task: &str) -> anyhow::Result<()> {
     pages(replicas, task).await?;
     println!("ok GetWorkerStatus");
     let list = |channel, request| async move { Workers::new(channel).list_tasks(request).await };
-    let listed = replicas.call(ListTasksRequest::default(), READ, list).await?;
+    let listed = replicas
+        .call(ListTasksRequest::default(), READ, list)
+        .await?;
     anyhow::ensure!(!listed.tasks.is_empty(), "ListTasks returned no task");
     println!("ok ListTasks");
     let watch =
@@ -217,12 +231,18 @@ async fn methods(replicas: &Replicas, task: &str) -> anyhow::Result<()> {
         ..WorkerStatusRequest::default()
     };
     let mut workers = replicas.call(selected, None, watch).await?;
-    while workers.message().await?.context("WatchWorkers ended")?.r#type()
+    while workers
+        .message()
+        .await?
+        .context("WatchWorkers ended")?
+        .r#type()
         != worker_event::Type::Synced
     {}
     println!("ok WatchWorkers");
     let watch = |channel, request| async move { Workers::new(channel).watch_tasks(request).await };
-    let mut tasks = replicas.call(ListTasksRequest::default(), None, watch).await?;
+    let mut tasks = replicas
+        .call(ListTasksRequest::default(), None, watch)
+        .await?;
     while tasks.message().await?.context("WatchTasks ended")?.r#type() != task_event::Type::Synced {
     }
     println!("ok WatchTasks");
@@ -248,7 +268,7 @@ async fn methods(replicas: &Replicas, task: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Scales a task up, and down again, at the rate, until the standard input ends.
+/// Scales tasks up at the rate, and every fourth down again, until the standard input ends.
 async fn scale_until_end(replicas: Arc<Replicas>, prefix: &str, rate: f64) -> anyhow::Result<()> {
     let read = || std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
     let mut ended = spawn_blocking(read);
@@ -265,6 +285,9 @@ async fn scale_until_end(replicas: Arc<Replicas>, prefix: &str, rate: f64) -> an
                 return println!("failed ScaleUp {task} {status:?}");
             }
             println!("accepted {task}");
+            if n % 4 > 0 {
+                return;
+            }
             if let Err(status) = scale_down(&replicas, &task).await {
                 println!("failed ScaleDown {task} {status:?}");
             }
