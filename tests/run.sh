@@ -60,9 +60,9 @@ cargo test --quiet --package fenced-lease --doc
 [ -n "$only" ] || tests/cases.sh
 export OTTO_TEST_NODE=t-node
 declare -A tests_of=(
-  [attacks]="contenders:: faults:: janitor:: tasks:: windows::"
+  [attacks]="clients:: contenders:: delayed:: faults:: janitor:: tasks:: windows::"
   [node]="node::"
-  [rest]="clients:: delayed:: fake::"
+  [rest]="fake::"
   # What asks how soon something is done while the processors have all to do.
   [alone]="saturation::"
 )
