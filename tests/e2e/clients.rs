@@ -1,6 +1,9 @@
 //! Stock clients with the published service config: grpc-go, grpc-js, NestJS and tonic, from
 //! the .proto files alone (`tests/clients`). They call every method, page through all workers,
-//! and lose no call while replicas restart and leaders die.
+//! and lose no call while replicas restart and leaders die. All of it is over TLS, with a token.
+mod authority;
+mod rotation;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
@@ -11,6 +14,7 @@ use std::{
 
 use ring::digest;
 
+use self::authority::{Authority, NAME, put_file};
 use super::{
     faults::{judge, new_holder},
     processes::{Cell, SOON},
@@ -26,11 +30,12 @@ const TOKEN: &str = "a-token-of-the-stock-clients";
 /// Between two disturbances: clients use every replica again.
 const CALM: Duration = Duration::from_secs(1);
 
-/// Where the programs of the clients are, and their token.
+/// Where the programs of the clients are, their token, and the certificates.
 struct Clients {
     go: String,
     js: String,
     files: tempfile::TempDir,
+    authority: Authority,
 }
 
 impl Clients {
@@ -41,8 +46,19 @@ impl Clients {
         let hash: String = hash.as_ref().iter().map(|b| format!("{b:02x}")).collect();
         let known = format!("clients admin {hash}\n");
         std::fs::write(files.path().join("callers"), known).unwrap();
+        let authority = Authority::new();
+        let own = authority.issue(NAME, 2089);
+        for (name, text) in [
+            ("ca.crt", &authority.pem()),
+            ("trusted.crt", &authority.pem()),
+            ("tls.crt", &own.certificate),
+            ("tls.key", &own.key),
+        ] {
+            put_file(files.path(), name, text);
+        }
         Self {
             files,
+            authority,
             go: format!("{}/client", built("tests/clients/build.sh")),
             js: format!("{}/dist/client.js", built("tests/nest/build.sh")),
         }
@@ -82,6 +98,7 @@ impl Clients {
             let task = task.map_or_else(|| format!("stock-{name}"), str::to_owned);
             command
                 .args(["--servers", servers, "--task", &task])
+                .args(["--ca", &self.file("trusted.crt"), "--server-name", NAME])
                 .args(["--token-file", &self.file("token")])
                 .args(["--rate", RATE, mode])
                 .stdin(Stdio::piped())
@@ -131,11 +148,15 @@ fn said<'a>(lines: &'a [String], word: &str) -> Vec<&'a str> {
 
 /// Three replicas that answer those who have the token of the clients.
 fn start(namespace: &str, clients: &Clients) -> (Cell, Vec<u16>) {
-    let callers = clients.file("callers");
+    let [callers, certificate, key, authority] =
+        ["callers", "tls.crt", "tls.key", "ca.crt"].map(|name| clients.file(name));
     let settings = [
         ("CALLERS", "static"),
         ("CALLERS_FILE", callers.as_str()),
-        ("ALLOW_PLAINTEXT_TOKENS", "true"),
+        ("TLS_CERT_FILE", certificate.as_str()),
+        ("TLS_KEY_FILE", key.as_str()),
+        ("TLS_CA_FILE", authority.as_str()),
+        ("REPLICAS_NAME", NAME),
         ("MAX_WORKERS", "100000"),
         ("TASK_TTL", "2h"),
         ("LOG_DRAIN_TIMEOUT", "1s"),
@@ -202,19 +223,7 @@ fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_
         drop(client.child.stdin.take());
     }
     let seconds = began.elapsed().as_secs_f64();
-    let (mut accepted, mut failed) = (BTreeSet::new(), vec![]);
-    for (name, client) in running {
-        let lines = client.end(name);
-        let ids = said(&lines, "accepted ");
-        println!("clients: {name}: {} tasks accepted", ids.len());
-        assert!(!ids.is_empty(), "{name} did nothing");
-        accepted.extend(ids.into_iter().map(str::to_owned));
-        failed.extend(
-            said(&lines, "failed ")
-                .iter()
-                .map(|l| format!("{name}: {l}")),
-        );
-    }
+    let (accepted, failed) = accepted_and_failed(running);
     let rate = accepted.len() as f64 / seconds;
     println!(
         "clients: {} tasks in {seconds:.0} s ({rate:.1} a second), {times} rolling restarts, \
@@ -223,28 +232,48 @@ fn stock_clients_call_every_method_and_lose_no_call_through_restarts_and_leader_
         failed.len()
     );
     assert!(failed.is_empty(), "{failed:#?}");
-    let list = ["-n", &cell.namespace, "get", "workertasks"];
-    let stored = cell.cluster.json(&list);
-    let ids = stored["items"].as_array().unwrap().iter();
-    let ids = ids.map(|task| task["spec"]["taskId"].as_str().unwrap().to_owned());
-    // Those of the first part have names without a number.
-    let ids: BTreeSet<String> = ids
-        .filter(|id| id.ends_with(|c: char| c.is_ascii_digit()))
-        .collect();
-    let (lost, unknown): (Vec<_>, Vec<_>) = (
-        accepted.difference(&ids).collect(),
-        ids.difference(&accepted).collect(),
-    );
-    assert!(
-        lost.is_empty() && unknown.is_empty(),
-        "lost {lost:?}, unknown {unknown:?}"
-    );
+    expect_stored(&cell, &accepted);
     let repeated: BTreeMap<_, _> = judge(&cell, None)
         .creates
         .into_iter()
         .filter(|(_, n)| *n > 1)
         .collect();
     assert!(repeated.is_empty(), "created twice: {repeated:?}");
+}
+
+/// Ends the clients, and returns the ids of the accepted tasks and the calls that failed.
+fn accepted_and_failed(running: Vec<(&'static str, Running)>) -> (BTreeSet<String>, Vec<String>) {
+    let (mut accepted, mut failed) = (BTreeSet::new(), vec![]);
+    for (name, client) in running {
+        let lines = client.end(name);
+        let ids = said(&lines, "accepted ");
+        println!("clients: {name}: {} tasks accepted", ids.len());
+        assert!(!ids.is_empty(), "{name} did nothing");
+        accepted.extend(ids.into_iter().map(str::to_owned));
+        let calls = said(&lines, "failed ");
+        failed.extend(calls.iter().map(|call| format!("{name}: {call}")));
+    }
+    (accepted, failed)
+}
+
+/// The stored tasks are those that were accepted. Those of the other modes have names without a
+/// number.
+fn expect_stored(cell: &Cell, accepted: &BTreeSet<String>) {
+    let list = ["-n", &cell.namespace, "get", "workertasks"];
+    let stored = cell.cluster.json(&list);
+    let ids = stored["items"].as_array().unwrap().iter();
+    let ids = ids.map(|task| task["spec"]["taskId"].as_str().unwrap().to_owned());
+    let ids: BTreeSet<String> = ids
+        .filter(|id| id.ends_with(|c: char| c.is_ascii_digit()))
+        .collect();
+    let (lost, unknown): (Vec<_>, Vec<_>) = (
+        accepted.difference(&ids).collect(),
+        ids.difference(accepted).collect(),
+    );
+    assert!(
+        lost.is_empty() && unknown.is_empty(),
+        "lost {lost:?}, unknown {unknown:?}"
+    );
 }
 
 /// 30,000 workers in the full run, and more than a page in any.

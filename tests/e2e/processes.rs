@@ -304,12 +304,27 @@ impl Cell {
     }
 
     fn is_serving(&self, address: &str, service: &str) -> bool {
-        let probe = [
-            "grpc-health-probe",
-            &format!("-addr={address}"),
-            &format!("-service={service}"),
+        let mut probe = vec![
+            "grpc-health-probe".to_owned(),
+            format!("-addr={address}"),
+            format!("-service={service}"),
         ];
+        if let Some((ca, name)) = self.tls() {
+            probe.push("-tls".to_owned());
+            probe.push(format!("-tls-ca-cert={ca}"));
+            probe.push(format!("-tls-server-name={name}"));
+        }
+        let probe: Vec<&str> = probe.iter().map(String::as_str).collect();
         self.cluster.try_run(&probe).status.success()
+    }
+
+    /// The CA file and the name of the replicas, where they serve TLS.
+    fn tls(&self) -> Option<(&str, &str)> {
+        let value = |name| {
+            let (_, value) = self.settings.iter().find(|(n, _)| n == name)?;
+            Some(value.as_str())
+        };
+        Some((value("TLS_CA_FILE")?, value("REPLICAS_NAME")?))
     }
 
     pub fn lease(&self) -> Option<Value> {
@@ -333,8 +348,12 @@ impl Cell {
     }
 
     pub fn ottoctl(&self, replica: usize, args: &[&str]) -> (i32, String, String) {
+        let tls = self
+            .tls()
+            .map(|(ca, name)| ["--ca-file", ca, "--server-name", name]);
         let out = Command::new(program("ottoctl"))
             .args(["--server", &self.replicas[replica].address, "-o", "json"])
+            .args(tls.into_iter().flatten())
             .args(args)
             .output()
             .unwrap();

@@ -168,9 +168,9 @@ pub(super) fn not_synced() -> Status {
     unavailable("NOT_SYNCED", message.to_owned())
 }
 
-/// Returns the status that ends a stream when this replica drains.
+/// Returns the status that ends a stream when this replica drains or its connection closes.
 pub(super) fn draining() -> Status {
-    let message = "this replica stops; open the stream again, and another one takes it";
+    let message = "this replica stops or the connection is too old; open the stream again";
     unavailable(DRAINING, message.to_owned())
 }
 

@@ -12,7 +12,7 @@
 //! - A connection ends in an orderly way: GOAWAY, the calls in flight, and after a grace period
 //!   the rest. That happens at its age, at a change of what the replica trusts, and at the stop.
 //!   Streams learn of it by [`ConnectionHandle::closing_of`].
-//! - Every connection is a task of [`serve`], which returns when all of them have ended.
+//! - Every connection is a task of [`serve()`], which returns when all of them have ended.
 mod backoff;
 mod connection;
 mod limits;
