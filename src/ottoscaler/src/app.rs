@@ -221,40 +221,19 @@ async fn serve_with(
     });
     if let Some(files) = serving {
         files.register(&mut registry);
-        let until = stop.clone();
-        tasks.essential("tls files", async move {
-            files.run(until).await;
-            Ok(())
-        });
+        tasks.essential_loop("tls files", files.run(stop.clone()));
     }
     if let Some(files) = handler_tls {
         files.register(&mut registry);
-        let until = stop.clone();
-        tasks.essential("tls files of otto-handler", async move {
-            files.run(until).await;
-            Ok(())
-        });
+        tasks.essential_loop("tls files of otto-handler", files.run(stop.clone()));
     }
-    let (reporter, until) = (health.clone(), stop.clone());
-    tasks.essential("health server", async move {
-        Server::serve_health(reporter, health_listener, until).await;
-        Ok(())
-    });
+    let serve_health = Server::serve_health(health.clone(), health_listener, stop.clone());
+    tasks.essential_loop("health server", serve_health);
+    tasks.essential_loop("callers", callers.run(stop.clone()));
+    let serve_metrics = telemetry::metrics::serve(registry, metrics_listener, stop.clone());
+    tasks.essential_loop("metrics server", serve_metrics);
     let until = stop.clone();
-    tasks.essential("callers", async move {
-        callers.run(until).await;
-        Ok(())
-    });
-    let until = stop.clone();
-    tasks.essential("metrics server", async move {
-        telemetry::metrics::serve(registry, metrics_listener, until).await;
-        Ok(())
-    });
-    let until = stop.clone();
-    tasks.essential("health", async move {
-        health.run(probe, until).await;
-        Ok(())
-    });
+    tasks.essential_loop("health", async move { health.run(probe, until).await });
     let contended = CancellationToken::new();
     // Also when it panics: the shutdown must not wait for it then.
     let (told, done) = (shutdown.clone(), contended.clone().drop_guard());
@@ -294,16 +273,13 @@ fn watch_into_index(
     let (sink, until) = (PodFeed(index.clone()), stop.clone());
     // All of the namespace: a selector by labels would lose a pod whose label somebody
     // removes, and tell of it as deleted. Those that are not ours leave nothing behind.
-    tasks.essential("watch of pods", async move {
-        watch::run(pods, Select::All, sink, until).await;
-        Ok(())
-    });
+    tasks.essential_loop("watch of pods", watch::run(pods, Select::All, sink, until));
     let worker_tasks: Api<WorkerTask> = Api::namespaced(client.clone(), namespace);
     let (sink, until) = (TaskFeed(index.clone()), stop.clone());
-    tasks.essential("watch of tasks", async move {
-        watch::run(worker_tasks, Select::All, sink, until).await;
-        Ok(())
-    });
+    tasks.essential_loop(
+        "watch of tasks",
+        watch::run(worker_tasks, Select::All, sink, until),
+    );
 }
 
 #[cfg(test)]

@@ -35,6 +35,17 @@ impl Supervisor {
         self.essential_on(&Handle::current(), name, task);
     }
 
+    /// Spawns a task that must run until the shutdown and cannot fail.
+    pub fn essential_loop<F>(&mut self, name: &'static str, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.essential(name, async move {
+            task.await;
+            Ok(())
+        });
+    }
+
     /// Spawns a task that must run until the shutdown, on the given runtime.
     pub fn essential_on<F>(&mut self, runtime: &Handle, name: &'static str, task: F)
     where

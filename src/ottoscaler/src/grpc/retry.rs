@@ -10,10 +10,7 @@
 //! The constructors in `errors.rs` call [`advise`]. [`advise_headers`] does the same for every
 //! response that leaves a port, so that a status made elsewhere, by tonic or by a replica of an
 //! older version, is no exception.
-use std::{
-    hash::{BuildHasher as _, Hasher as _, RandomState},
-    time::Duration,
-};
+use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::{Code, Status, metadata::MetadataValue};
@@ -41,7 +38,7 @@ const DRAINING_DELAY: Duration = Duration::from_millis(200);
 /// workers finish and history is deleted, and the refused call has waited for that already.
 const STORAGE_FULL_DELAY: Duration = Duration::from_secs(10);
 
-/// What a client shall do with a call that was refused.
+/// An `Advice` is what a client shall do with a call that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Advice {
     RetryAfter(Duration),
@@ -90,7 +87,7 @@ pub(super) fn advise(mut status: Status) -> Status {
     }
 }
 
-/// The same for headers or trailers in which a call ends.
+/// Adds the same to the headers or trailers in which a call ends.
 pub(super) fn advise_headers(headers: &mut HeaderMap) {
     let refused = [Code::Unavailable, Code::ResourceExhausted];
     let code = headers.get(Status::GRPC_STATUS);
@@ -108,9 +105,8 @@ pub(super) fn advise_headers(headers: &mut HeaderMap) {
 /// replaces the backoff of the client and its jitter, and clients that were refused together must
 /// not come back together.
 fn with_jitter(delay: Duration) -> Duration {
-    let random = RandomState::new().build_hasher().finish();
     let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-    Duration::from_millis(millis.saturating_add(random % (millis / 2).max(1)))
+    Duration::from_millis(millis.saturating_add(fastrand::u64(..(millis / 2).max(1))))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::{
 
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
+use tonic::{Code, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::*;
@@ -18,7 +18,7 @@ use crate::{
     index::Index,
     listen::{ConnectionLimits, Listener},
     proto::{
-        self, ottoscaler_service_client::OttoscalerServiceClient,
+        self, ScaleRequest, ottoscaler_service_client::OttoscalerServiceClient,
         scale_response::Status as ScaleStatus,
     },
 };
@@ -251,16 +251,27 @@ async fn a_call_crosses_the_hop_to_an_ipv6_address() {
     assert!(follower.route(call(LONG)).await.is_ok());
 }
 
+/// Returns a client of a replica and a request that has little time.
+async fn hurried(
+    address: &str,
+) -> (
+    OttoscalerServiceClient<Channel>,
+    tonic::Request<ScaleRequest>,
+) {
+    let url = format!("http://{address}");
+    let client = OttoscalerServiceClient::connect(url).await.unwrap();
+    let mut request = tonic::Request::new(call(LONG).request);
+    request.set_timeout(Duration::from_millis(1_500));
+    (client, request)
+}
+
 #[tokio::test]
 async fn what_waits_is_told_before_the_callers_deadline_also_over_the_hop() {
     let led = serving(Some(Arc::new(Patient))).await;
     let follower = replica(None).await;
     follower.views.send_replace(leader(&led.address, 1));
     for address in [&led.address, &follower.address] {
-        let url = format!("http://{address}");
-        let mut client = OttoscalerServiceClient::connect(url).await.unwrap();
-        let mut request = tonic::Request::new(call(LONG).request);
-        request.set_timeout(Duration::from_millis(1_500));
+        let (mut client, request) = hurried(address).await;
         let answer = client.scale_up(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), ScaleStatus::PartialSuccess);
         assert!(answer.behind);
@@ -273,10 +284,7 @@ async fn a_call_that_a_leader_does_not_finish_exceeds_its_deadline_also_over_the
     let follower = replica(None).await;
     follower.views.send_replace(leader(&led.address, 1));
     for address in [&led.address, &follower.address] {
-        let url = format!("http://{address}");
-        let mut client = OttoscalerServiceClient::connect(url).await.unwrap();
-        let mut request = tonic::Request::new(call(LONG).request);
-        request.set_timeout(Duration::from_millis(1_500));
+        let (mut client, request) = hurried(address).await;
         let status = client.scale_down(request).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         // The replica says so, and not the client's own clock.

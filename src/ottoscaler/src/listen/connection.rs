@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{either::Either, sync::CancellationToken};
-use tower::{Service, ServiceExt as _};
+use tower::{BoxError, Service, ServiceExt as _};
 
 use super::{
     limits::{ConnectionLimits, Protocol},
@@ -41,7 +41,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// default (RUSTSEC-2024-0003).
 const MAX_LOCAL_ERROR_RESETS: usize = 1_024;
 
-/// What all connections of a port have in common.
+/// A `Port` holds what all connections of a port have in common.
 #[derive(Debug, Clone)]
 pub(super) struct Port {
     pub(super) limits: ConnectionLimits,
@@ -52,9 +52,6 @@ pub(super) struct Port {
     /// Cancelled when the port stops; connections then close in an orderly way.
     pub(super) stop: CancellationToken,
 }
-
-/// Any error of a body or of HTTP.
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serves one connection until it ends.
 pub(super) async fn run<S, B>(accepted: Accepted, port: Port, service: S)
@@ -72,17 +69,17 @@ where
     // Cancelled, too, when the replica drains.
     let closing = port.drain.child_token();
     let mut tls = port.tls.clone();
-    let (stream, certificates) = match &mut tls {
+    let (stream, certificates) = match &tls {
         None => (Either::Left(stream), Vec::new()),
         Some(tls) => {
             let secured = tokio::select! {
                 secured = handshake(stream, tls, opened_by) => secured,
                 () = slot.close.cancelled() => None,
             };
-            match secured {
-                Some(secured) => secured,
-                None => return port.metrics.refused(name, Refusal::Handshake),
-            }
+            let Some(secured) = secured else {
+                return port.metrics.refused(name, Refusal::Handshake);
+            };
+            secured
         }
     };
     let names = certificates.first().map(PeerNames::of);

@@ -6,7 +6,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tower::Service;
+use tower::{BoxError, Service};
 
 use super::{
     connection::{self, Port},
@@ -34,9 +34,9 @@ pub async fn serve<S, B>(mut listener: Listener, tls: Option<Tls>, service: S, l
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    S::Error: Into<BoxError> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + Sync + 'static,
+    B::Error: Into<BoxError> + Send + Sync + 'static,
 {
     let port = Port {
         limits: listener.limits,

@@ -13,7 +13,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
-use tower::Service;
+use tower::{BoxError, Service};
 
 /// A `TlsPeer` is the name that a peer's certificate must have, and the configuration with which it
 /// is verified.
@@ -84,7 +84,7 @@ type Stream = TokioIo<Either<TcpStream, TlsStream<TcpStream>>>;
 
 impl Service<Uri> for Connector {
     type Response = Stream;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Stream, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {

@@ -73,7 +73,7 @@ impl ServingFiles {
     }
 
     /// Takes changes of the files until `stop` is cancelled.
-    pub async fn run(&self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         self.files.run(&stop).await;
     }
 }
@@ -113,18 +113,18 @@ impl HandlerTls {
             options.certificate.clone(),
             options.key.clone(),
         ];
-        let (has_ca, has_identity) = (options.ca.is_some(), options.key.is_some());
+        let has_ca = options.ca.is_some();
         let parse = move |contents: &Contents| {
-            let mut contents = contents.iter();
-            let roots = match contents.next().filter(|_| has_ca) {
-                Some(pem) => roots(pem)?,
-                None => system_roots()?,
+            let (authorities, identity) = contents.split_at(usize::from(has_ca));
+            let roots = match authorities {
+                [pem] => roots(pem)?,
+                _ => system_roots()?,
             };
-            let identity = contents.as_slice();
-            match identity {
-                [certificate, key] if has_identity => client(roots, Some((certificate, key))),
-                _ => client(roots, None),
-            }
+            let identity = match identity {
+                [certificate, key] => Some((chain(certificate)?, private_key(key)?)),
+                _ => None,
+            };
+            client(roots, identity)
         };
         let files = MountedFiles::open(files.into_iter().flatten().collect(), parse)?;
         Ok(Self {
@@ -149,7 +149,7 @@ impl HandlerTls {
     }
 
     /// Takes changes of the files until `stop` is cancelled.
-    pub async fn run(&self, stop: CancellationToken) {
+    pub async fn run(self, stop: CancellationToken) {
         self.files.run(&stop).await;
     }
 }
@@ -165,36 +165,37 @@ fn serving(certificate: &[u8], key: &[u8], authorities: &[u8]) -> Result<TlsConf
         .allow_unauthenticated()
         .build()
         .map_err(|error| format!("the CA file: {error}"))?;
-    let chain = chain(certificate)?;
+    let (chain, key) = (chain(certificate)?, private_key(key)?);
     let expiry = expiry(chain.first())?;
+    let identity = (chain.clone(), key.clone_key());
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_client_cert_verifier(verifier.clone())
-        .with_single_cert(chain, private_key(key)?)
+        .with_single_cert(chain, key)
         .map_err(|error| format!("the certificate and the key: {error}"))?;
     server.alpn_protocols = vec![ALPN.to_vec()];
     Ok(TlsConfig {
         server: Arc::new(server),
-        client: client(Arc::unwrap_or_clone(roots), Some((certificate, key)))?,
+        client: client(Arc::unwrap_or_clone(roots), Some(identity))?,
         verifier,
         expiry,
     })
 }
 
+/// A certificate with its chain, and its key.
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 /// Makes the configuration of a client, which may show a certificate.
-fn client(
-    roots: RootCertStore,
-    identity: Option<(&[u8], &[u8])>,
-) -> Result<Arc<ClientConfig>, String> {
+fn client(roots: RootCertStore, identity: Option<Identity>) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots);
     let mut client = match identity {
         None => builder.with_no_client_auth(),
-        Some((certificate, key)) => builder
-            .with_client_auth_cert(chain(certificate)?, private_key(key)?)
+        Some((chain, key)) => builder
+            .with_client_auth_cert(chain, key)
             .map_err(|error| format!("the certificate and the key: {error}"))?,
     };
     client.alpn_protocols = vec![ALPN.to_vec()];
